@@ -1,0 +1,2 @@
+//! `prunella`: the command line.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Images and boxes: datasets in the three usual forms, letterbox, augmentation and a prefetching loader.

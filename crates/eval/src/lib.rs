@@ -1,0 +1,1 @@
+//! From head outputs to numbers: decoding, non-maximum suppression, COCO and VOC average precision.

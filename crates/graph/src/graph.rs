@@ -1,0 +1,279 @@
+//! The graph itself: nodes in topological order, shape inference and the check every loader must pass.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Head, Op, Result};
+
+/// Index of a node in [`Graph::nodes`].
+pub type NodeId = usize;
+
+/// One operator and where its inputs come from. `name` is unique and prefixes the names of its weights: node
+/// `model.0.conv` owns `model.0.conv.weight`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Node {
+    pub name: String,
+    pub op: Op,
+    pub inputs: Vec<NodeId>,
+}
+
+/// Which family of detectors a graph belongs to; decides loss, defaults and export layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Family {
+    Darknet,
+    Yolov5,
+    Yolov8,
+    Yolo11,
+    Yolox,
+    /// A graph whose family is not known (tests, foreign ONNX).
+    Other,
+}
+
+/// What a detector knows about itself beside its graph.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Meta {
+    pub family: Family,
+    /// Class names in the order of the class channels; as many as the head has classes.
+    pub names: Vec<String>,
+    /// (height, width) in pixels it was trained at.
+    pub imgsz: [usize; 2],
+}
+
+/// A detector: nodes in topological order (inputs come before their readers), exactly one [`Op::Input`] first and, in a
+/// detector, exactly one [`Op::Head`] last.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Graph {
+    pub nodes: Vec<Node>,
+    pub meta: Meta,
+}
+
+/// Shape of one feature map without the batch axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shape {
+    pub c: usize,
+    pub h: usize,
+    pub w: usize,
+}
+
+impl Graph {
+    /// An empty graph with its input node.
+    pub fn new(meta: Meta, channels: usize) -> Self {
+        let input = Node { name: "images".into(), op: Op::Input { channels }, inputs: vec![] };
+        Self { nodes: vec![input], meta }
+    }
+
+    /// Appends a node and returns its id.
+    pub fn push(&mut self, name: impl Into<String>, op: Op, inputs: Vec<NodeId>) -> NodeId {
+        self.nodes.push(Node { name: name.into(), op, inputs });
+        self.nodes.len() - 1
+    }
+
+    /// The head and the nodes whose maps enter it, or an error if the graph is no detector.
+    pub fn head(&self) -> Result<(&Head, &[NodeId])> {
+        match self.nodes.last() {
+            Some(Node { op: Op::Head(head), inputs, .. }) => Ok((head, inputs)),
+            last => Err(Error::node(
+                last.map_or("(empty graph)", |n| n.name.as_str()),
+                "the graph does not end in a detection head",
+            )),
+        }
+    }
+
+    /// The readers of every node, in order of their ids.
+    pub fn consumers(&self) -> Vec<Vec<NodeId>> {
+        let mut readers = vec![Vec::new(); self.nodes.len()];
+        for (id, node) in self.nodes.iter().enumerate() {
+            for &i in &node.inputs {
+                if readers[i].last() != Some(&id) {
+                    readers[i].push(id);
+                }
+            }
+        }
+        readers
+    }
+
+    /// Shape of every node's output for an input of `imgsz` = (H, W) pixels; the head's is (0, 0, 0).
+    ///
+    /// # Errors
+    /// Names the first node that does not fit its inputs or its weights.
+    pub fn shapes(&self, imgsz: [usize; 2]) -> Result<Vec<Shape>> {
+        let mut shapes: Vec<Shape> = Vec::with_capacity(self.nodes.len());
+        for (id, node) in self.nodes.iter().enumerate() {
+            if let Some(&late) = node.inputs.iter().find(|&&i| i >= id) {
+                return Err(Error::node(&node.name, format!("reads node {late}, which comes after it")));
+            }
+            let inputs: Vec<Shape> = node.inputs.iter().map(|&i| shapes[i]).collect();
+            let shape = infer(&node.op, &inputs, imgsz).map_err(|what| Error::node(&node.name, what))?;
+            shapes.push(shape);
+        }
+        Ok(shapes)
+    }
+
+    /// Checks everything a loader or surgery can get wrong: order, unique names, shapes against weights, finite weights,
+    /// class names against the head.
+    ///
+    /// # Errors
+    /// Names the first node that is wrong.
+    pub fn validate(&self) -> Result<()> {
+        let mut names = std::collections::HashSet::new();
+        for (id, node) in self.nodes.iter().enumerate() {
+            if !names.insert(&node.name) {
+                return Err(Error::node(&node.name, "two nodes have this name"));
+            }
+            if (id == 0) != matches!(node.op, Op::Input { .. }) {
+                return Err(Error::node(&node.name, "a graph has one input node, its first"));
+            }
+            for (what, values) in node.op.weights() {
+                if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
+                    return Err(Error::node(&node.name, format!("`{what}` holds {} at index {bad}", values[bad]))
+                        .hint("the file is damaged or training diverged; load an earlier checkpoint"));
+                }
+            }
+        }
+        self.shapes(self.meta.imgsz)?;
+        if let Ok((head, _)) = self.head() {
+            if head.classes() != self.meta.names.len() {
+                return Err(Error::node(
+                    &self.nodes[self.nodes.len() - 1].name,
+                    format!("the head has {} classes, {} names are given", head.classes(), self.meta.names.len()),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Op {
+    /// Every weight vector with its name within the node, in a fixed order.
+    pub fn weights(&self) -> Vec<(&'static str, &[f32])> {
+        match self {
+            Self::Conv(c) => {
+                let mut all = vec![("weight", c.weight.data.as_slice())];
+                all.extend(c.bias.as_deref().map(|b| ("bias", b)));
+                all
+            }
+            Self::BatchNorm(b) => vec![
+                ("weight", b.gamma.as_slice()),
+                ("bias", b.beta.as_slice()),
+                ("running_mean", b.mean.as_slice()),
+                ("running_var", b.var.as_slice()),
+            ],
+            _ => vec![],
+        }
+    }
+
+    /// The same, to be changed: training's and surgery's door to the weights.
+    pub fn weights_mut(&mut self) -> Vec<(&'static str, &mut Vec<f32>)> {
+        match self {
+            Self::Conv(c) => {
+                let mut all = vec![("weight", &mut c.weight.data)];
+                all.extend(c.bias.as_mut().map(|b| ("bias", b)));
+                all
+            }
+            Self::BatchNorm(b) => vec![
+                ("weight", &mut b.gamma),
+                ("bias", &mut b.beta),
+                ("running_mean", &mut b.mean),
+                ("running_var", &mut b.var),
+            ],
+            _ => vec![],
+        }
+    }
+}
+
+fn infer(op: &Op, inputs: &[Shape], imgsz: [usize; 2]) -> Result<Shape, String> {
+    let arity = match op {
+        Op::Input { .. } => 0,
+        Op::Concat | Op::Add => inputs.len().max(1),
+        Op::Head(h) => h.inputs(),
+        _ => 1,
+    };
+    if inputs.len() != arity {
+        return Err(format!("takes {arity} inputs, got {}", inputs.len()));
+    }
+    let one = inputs.first().copied().unwrap_or(Shape { c: 0, h: 0, w: 0 });
+    match op {
+        Op::Input { channels } => Ok(Shape { c: *channels, h: imgsz[0], w: imgsz[1] }),
+        Op::Conv(conv) => {
+            let [o, i, kh, kw] = conv.weight.shape[..] else {
+                return Err(format!("weight has shape {:?}, not (O, I, KH, KW)", conv.weight.shape));
+            };
+            if conv.groups == 0 || o % conv.groups != 0 || conv.stride.contains(&0) {
+                return Err(format!("{o} filters in {} groups with stride {:?}", conv.groups, conv.stride));
+            }
+            if i * conv.groups != one.c {
+                return Err(format!("weight expects {} channels, the input has {}", i * conv.groups, one.c));
+            }
+            if let Some(b) = conv.bias.as_ref().filter(|b| b.len() != o) {
+                return Err(format!("{} biases for {o} filters", b.len()));
+            }
+            let h = window(one.h, kh, conv.stride[0], 2 * conv.pad[0])?;
+            let w = window(one.w, kw, conv.stride[1], 2 * conv.pad[1])?;
+            Ok(Shape { c: o, h, w })
+        }
+        Op::BatchNorm(bn) => {
+            for (name, v) in op.weights() {
+                if v.len() != one.c {
+                    return Err(format!("`{name}` has {} values, the input {} channels", v.len(), one.c));
+                }
+            }
+            if bn.eps <= 0.0 || bn.eps.is_nan() {
+                return Err(format!("eps is {}", bn.eps));
+            }
+            Ok(one)
+        }
+        Op::Act(_) => Ok(one),
+        Op::Concat => {
+            if let Some(odd) = inputs.iter().find(|s| (s.h, s.w) != (one.h, one.w)) {
+                return Err(format!("joins maps of {}x{} and {}x{}", one.h, one.w, odd.h, odd.w));
+            }
+            Ok(Shape { c: inputs.iter().map(|s| s.c).sum(), ..one })
+        }
+        Op::Add => match inputs.iter().find(|s| **s != one) {
+            Some(odd) => Err(format!("adds {one:?} and {odd:?}")),
+            None => Ok(one),
+        },
+        Op::Upsample { factor } => Ok(Shape { c: one.c, h: one.h * factor, w: one.w * factor }),
+        Op::MaxPool(p) => {
+            let pad = p.pad[0] + p.pad[1];
+            if p.stride == 0 || p.pad.iter().any(|&x| x >= p.kernel) {
+                return Err(format!("pools with kernel {}, stride {}, pad {:?}", p.kernel, p.stride, p.pad));
+            }
+            Ok(Shape {
+                c: one.c,
+                h: window(one.h, p.kernel, p.stride, pad)?,
+                w: window(one.w, p.kernel, p.stride, pad)?,
+            })
+        }
+        Op::Slice { start, len } => {
+            if *len == 0 || start + len > one.c {
+                return Err(format!("takes channels {start}..{} of {}", start + len, one.c));
+            }
+            Ok(Shape { c: *len, ..one })
+        }
+        Op::Head(head) => {
+            for (i, s) in inputs.iter().enumerate() {
+                let want = head.input_channels(i);
+                if s.c != want {
+                    return Err(format!("input {i} has {} channels, the head needs {want}", s.c));
+                }
+                let per = inputs.len() / head.strides().len().max(1);
+                let stride = head.strides()[i / per];
+                if s.h * stride != imgsz[0] || s.w * stride != imgsz[1] {
+                    return Err(format!(
+                        "input {i} is {}x{} at stride {stride}, the image {}x{}",
+                        s.h, s.w, imgsz[0], imgsz[1]
+                    ));
+                }
+            }
+            Ok(Shape { c: 0, h: 0, w: 0 })
+        }
+    }
+}
+
+fn window(size: usize, kernel: usize, stride: usize, pad: usize) -> Result<usize, String> {
+    match (size + pad).checked_sub(kernel) {
+        Some(free) if kernel > 0 => Ok(free / stride + 1),
+        _ => Err(format!("a window of {kernel} does not fit {size} pixels with {pad} of padding")),
+    }
+}

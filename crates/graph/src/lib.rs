@@ -1,0 +1,21 @@
+//! What a detector is: one [`Graph`] of nodes with shapes, weights and cost, whatever file it came from.
+//!
+//! ```text
+//! format::load(path) -> Graph -> (train | prune | eval) -> format::save / export
+//! ```
+//!
+//! A graph is a list of [`Node`]s in topological order. Every node has one output, a feature map of shape
+//! (N, C, H, W); the [`Head`] node at the end receives the raw maps a detector is decoded from. Weights live inside
+//! the ops that own them, in PyTorch's layout.
+
+pub mod cost;
+mod error;
+mod graph;
+mod op;
+pub mod reference;
+mod tensor;
+
+pub use error::{Error, Result};
+pub use graph::{Family, Graph, Meta, Node, NodeId, Shape};
+pub use op::{Act, AnchorHead, AnchorLevel, BatchNorm, BoxDecode, Conv, DflHead, Head, MaxPool, Op, YoloxHead};
+pub use tensor::Tensor;

@@ -1,0 +1,268 @@
+//! The operators a detector is made of, with the weights they own.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Tensor;
+
+/// One operator. Weights are skipped by serde: the native file stores them as tensors named after their node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Op {
+    /// The image, (N, channels, H, W), RGB in 0..1 unless [`crate::Meta`] says otherwise.
+    Input {
+        channels: usize,
+    },
+    Conv(Conv),
+    BatchNorm(BatchNorm),
+    Act(Act),
+    /// Joins all inputs along the channel axis, in order.
+    Concat,
+    /// Element-wise sum of two or more inputs of one shape.
+    Add,
+    /// Nearest-neighbour upsampling by a whole factor.
+    Upsample {
+        factor: usize,
+    },
+    MaxPool(MaxPool),
+    /// Channels `start..start + len` of the input.
+    Slice {
+        start: usize,
+        len: usize,
+    },
+    /// The end of the graph: raw maps in, nothing out. Decoding them is the business of `eval`.
+    Head(Head),
+}
+
+/// 2-D convolution, dilation 1, symmetric zero padding.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Conv {
+    /// (O, I / groups, KH, KW).
+    #[serde(skip)]
+    pub weight: Tensor,
+    /// (O).
+    #[serde(skip)]
+    pub bias: Option<Vec<f32>>,
+    pub stride: [usize; 2],
+    pub pad: [usize; 2],
+    pub groups: usize,
+}
+
+impl Conv {
+    /// Output channels O.
+    pub fn out_channels(&self) -> usize {
+        self.weight.shape[0]
+    }
+
+    /// Input channels I (all groups together).
+    pub fn in_channels(&self) -> usize {
+        self.weight.shape[1] * self.groups
+    }
+
+    /// (KH, KW).
+    pub fn kernel(&self) -> [usize; 2] {
+        [self.weight.shape[2], self.weight.shape[3]]
+    }
+
+    /// One filter a channel, as many channels out as in.
+    pub fn is_depthwise(&self) -> bool {
+        self.groups > 1 && self.groups == self.out_channels() && self.weight.shape[1] == 1
+    }
+}
+
+/// Batch normalisation: `y = gamma * (x - mean) / sqrt(var + eps) + beta`, one of each per channel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BatchNorm {
+    #[serde(skip)]
+    pub gamma: Vec<f32>,
+    #[serde(skip)]
+    pub beta: Vec<f32>,
+    /// Running mean.
+    #[serde(skip)]
+    pub mean: Vec<f32>,
+    /// Running variance; unbiased, as PyTorch accumulates it.
+    #[serde(skip)]
+    pub var: Vec<f32>,
+    pub eps: f32,
+    /// PyTorch's convention: `running = (1 - momentum) * running + momentum * batch`.
+    pub momentum: f32,
+}
+
+impl BatchNorm {
+    /// gamma 1, beta 0, mean 0, var 1.
+    pub fn identity(channels: usize, eps: f32, momentum: f32) -> Self {
+        Self {
+            gamma: vec![1.0; channels],
+            beta: vec![0.0; channels],
+            mean: vec![0.0; channels],
+            var: vec![1.0; channels],
+            eps,
+            momentum,
+        }
+    }
+
+    /// The affine map of inference: `y = scale * x + shift`, per channel.
+    pub fn scale_shift(&self) -> (Vec<f32>, Vec<f32>) {
+        let scale: Vec<f32> = self
+            .gamma
+            .iter()
+            .zip(&self.var)
+            .map(|(g, v)| (f64::from(*g) / f64::from(v + self.eps).sqrt()) as f32)
+            .collect();
+        let shift = (0..scale.len()).map(|c| self.beta[c] - self.mean[c] * scale[c]).collect();
+        (scale, shift)
+    }
+}
+
+/// Point-wise non-linearities of the YOLO families.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Act {
+    Identity,
+    /// `x * sigmoid(x)`; Darknet calls it swish.
+    Silu,
+    /// Slope 0.1 below zero.
+    Leaky,
+    /// `x * tanh(ln(1 + e^x))`.
+    Mish,
+    Relu,
+    Relu6,
+    /// Darknet's `logistic`.
+    Sigmoid,
+}
+
+impl Act {
+    /// The value at `x`.
+    pub fn apply(self, x: f32) -> f32 {
+        match self {
+            Self::Identity => x,
+            Self::Silu => x / (1.0 + (-x).exp()),
+            Self::Leaky => {
+                if x > 0.0 {
+                    x
+                } else {
+                    0.1 * x
+                }
+            }
+            // tanh(ln(1+e)) = (n^2 - 1) / (n^2 + 1) with n = 1 + e^x; above 20 it is x to float precision.
+            Self::Mish => {
+                if x > 20.0 {
+                    return x;
+                }
+                let e = x.exp();
+                let n = e * (e + 2.0);
+                x * n / (n + 2.0)
+            }
+            Self::Relu => x.max(0.0),
+            Self::Relu6 => x.clamp(0.0, 6.0),
+            Self::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+        }
+    }
+}
+
+/// Max pooling; positions outside the map never win. `pad` is `[before, after]` on both axes (Darknet pads after only).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MaxPool {
+    pub kernel: usize,
+    pub stride: usize,
+    pub pad: [usize; 2],
+}
+
+/// How the raw maps that enter the head become boxes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Head {
+    Anchor(AnchorHead),
+    Dfl(DflHead),
+    Yolox(YoloxHead),
+}
+
+impl Head {
+    /// Number of classes.
+    pub fn classes(&self) -> usize {
+        match self {
+            Self::Anchor(h) => h.classes,
+            Self::Dfl(h) => h.classes,
+            Self::Yolox(h) => h.classes,
+        }
+    }
+
+    /// Strides of the levels, in the order of the inputs.
+    pub fn strides(&self) -> Vec<usize> {
+        match self {
+            Self::Anchor(h) => h.levels.iter().map(|l| l.stride).collect(),
+            Self::Dfl(h) => h.strides.clone(),
+            Self::Yolox(h) => h.strides.clone(),
+        }
+    }
+
+    /// How many maps enter the head.
+    pub fn inputs(&self) -> usize {
+        match self {
+            Self::Anchor(h) => h.levels.len(),
+            Self::Dfl(h) => 2 * h.strides.len(),
+            Self::Yolox(h) => 3 * h.strides.len(),
+        }
+    }
+
+    /// Channels the head expects of its input number `i`.
+    pub fn input_channels(&self, i: usize) -> usize {
+        match self {
+            Self::Anchor(h) => h.levels[i].anchors.len() * (5 + h.classes),
+            Self::Dfl(h) => {
+                if i % 2 == 0 {
+                    4 * h.reg_max
+                } else {
+                    h.classes
+                }
+            }
+            Self::Yolox(h) => [4, 1, h.classes][i % 3],
+        }
+    }
+}
+
+/// Anchor boxes (YOLOv3, v4, v5, v7): one input a level, channel `a * (5 + classes) + k` with
+/// k = tx, ty, tw, th, objectness, class 0, class 1, ... All raw (before any sigmoid) unless `decode` says otherwise.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AnchorHead {
+    pub classes: usize,
+    pub levels: Vec<AnchorLevel>,
+}
+
+/// One level of an [`AnchorHead`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AnchorLevel {
+    /// Pixels a cell.
+    pub stride: usize,
+    /// (width, height) in pixels of the network input.
+    pub anchors: Vec<[f32; 2]>,
+    pub decode: BoxDecode,
+}
+
+/// The formula from (tx, ty, tw, th) to a box in pixels; s is the sigmoid, c the cell, p the anchor.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "rule", rename_all = "snake_case")]
+pub enum BoxDecode {
+    /// YOLOv5: `xy = (2 s(t) - 0.5 + c) * stride`, `wh = (2 s(t))^2 * p`.
+    V5,
+    /// Darknet: `xy = (s(t) * scale_xy - (scale_xy - 1) / 2 + c) * stride`, `wh = exp(t) * p`.
+    Darknet { scale_xy: f32 },
+    /// Darknet with `new_coords`: the map is already past its sigmoid; `wh = (2 t)^2 * p`.
+    DarknetNew { scale_xy: f32 },
+}
+
+/// Distribution focal loss head (YOLOv8, YOLO11): two inputs a level, box (4 * reg_max: left, top, right, bottom, each a
+/// distribution over 0..reg_max cells) and class logits; inputs ordered box0, class0, box1, class1, ...
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DflHead {
+    pub classes: usize,
+    pub reg_max: usize,
+    pub strides: Vec<usize>,
+}
+
+/// Decoupled anchor-free head of YOLOX: three inputs a level, box (4: `xy = (t + c) * stride`, `wh = exp(t) * stride`),
+/// objectness logit (1), class logits; ordered box0, obj0, class0, box1, ...
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct YoloxHead {
+    pub classes: usize,
+    pub strides: Vec<usize>,
+}

@@ -1,0 +1,1 @@
+//! CPU kernels of the training hot path, NHWC, plain slices in and out, a slow reference beside each.

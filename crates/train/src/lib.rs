@@ -1,0 +1,1 @@
+//! Training: the executor, losses, optimisers, sparse training, healing.
