@@ -1,1 +1,5 @@
 //! CPU kernels of the training hot path, NHWC, plain slices in and out, a slow reference beside each.
+
+mod map;
+
+pub use map::{Layout, View, ViewMut};
