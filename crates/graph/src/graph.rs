@@ -181,6 +181,22 @@ impl Op {
     }
 }
 
+impl Op {
+    /// The weights an optimiser may change, in the order of [`Op::weights`]: all but the running statistics.
+    pub fn trainable_mut(&mut self) -> Vec<(&'static str, &mut Vec<f32>)> {
+        let mut all = self.weights_mut();
+        all.retain(|(name, _)| !name.starts_with("running_"));
+        all
+    }
+
+    /// [`Op::trainable_mut`], to be read.
+    pub fn trainable(&self) -> Vec<(&'static str, &[f32])> {
+        let mut all = self.weights();
+        all.retain(|(name, _)| !name.starts_with("running_"));
+        all
+    }
+}
+
 fn infer(op: &Op, inputs: &[Shape], imgsz: [usize; 2]) -> Result<Shape, String> {
     let arity = match op {
         Op::Input { .. } => 0,

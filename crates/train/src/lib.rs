@@ -1,1 +1,5 @@
 //! Training: the executor, losses, optimisers, sparse training, healing.
+
+mod gradients;
+
+pub use gradients::Gradients;
