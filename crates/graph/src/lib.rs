@@ -10,6 +10,7 @@
 
 pub mod cost;
 mod error;
+pub mod format;
 mod graph;
 mod op;
 pub mod reference;

@@ -1,0 +1,43 @@
+//! Detector files: [`load`] turns any of them into a checked [`Graph`], [`save`] writes the native one.
+
+mod native;
+mod pickle;
+mod torch;
+mod ultralytics;
+
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Graph, Result};
+
+pub use native::{save, write_whole};
+
+/// What [`load`] needs beside the model file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Darknet only: the `.weights` file that belongs to the `.cfg`.
+    pub weights: Option<PathBuf>,
+}
+
+/// Reads a detector, whatever its format, decided by the file's extension. The graph has passed [`Graph::validate`].
+///
+/// # Errors
+/// The file cannot be read, is damaged, holds an operator no graph has, or is of an unknown format; the error names
+/// the file and the place in it.
+pub fn load(path: &Path, options: &LoadOptions) -> Result<Graph> {
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
+    if options.weights.is_some() && extension != "cfg" {
+        return Err(Error::format(path, "a separate weights file was given, this format holds its own weights")
+            .hint("give `--weights` only with a Darknet `.cfg`"));
+    }
+    let graph = match extension.as_str() {
+        "pt" | "pth" => ultralytics::load(path)?,
+        "safetensors" => native::load(path)?,
+        _ => {
+            return Err(Error::format(path, "no detector format has this extension").hint(
+                "known are .pt (YOLOv5, YOLOv8, YOLO11), .cfg with .weights (Darknet), .onnx and .safetensors (Prunella)",
+            ));
+        }
+    };
+    graph.validate()?;
+    Ok(graph)
+}
