@@ -1,0 +1,331 @@
+//! How much is to go: budgets, the sizes they are measured in, and a tracker that prices each removal as it is made.
+
+use graph::{Graph, NodeId, Op, Shape, cost};
+use serde::{Deserialize, Serialize};
+
+use crate::coupling::is_dense;
+use crate::surgery::{BiasHome, bias_home};
+use crate::{ClassId, Coupling, Error, Result};
+
+/// The size of a network in the three units budgets are given in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Size {
+    /// Trainable values, as [`cost::Cost::params`].
+    pub params: u64,
+    /// Multiply-accumulates for one image of the network's own size, as [`cost::Cost::macs`].
+    pub macs: u64,
+    /// Output channels of dense convolutions that may be removed.
+    pub channels: u64,
+}
+
+impl Size {
+    /// Measures a graph for one image of `graph.meta.imgsz`.
+    ///
+    /// # Errors
+    /// The graph's shapes do not fit.
+    pub fn of(graph: &Graph, coupling: &Coupling) -> Result<Self> {
+        let cost = cost::total(graph, graph.meta.imgsz)?;
+        let free = coupling.classes.iter().filter(|c| c.pinned.is_none());
+        let channels = free.map(|c| c.members.len() as u64).sum();
+        Ok(Self { params: cost.params, macs: cost.macs, channels })
+    }
+
+    fn minus(self, other: Self) -> Self {
+        Self {
+            params: self.params.saturating_sub(other.params),
+            macs: self.macs.saturating_sub(other.macs),
+            channels: self.channels.saturating_sub(other.channels),
+        }
+    }
+}
+
+/// What the user asks for, relative to a reference network (usually the dense one). At least one limit must be given;
+/// where several are, all must be met.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Budget {
+    /// Share of the parameters to keep, in (0, 1].
+    pub params: Option<f64>,
+    /// Share of the multiply-accumulates to keep, in (0, 1].
+    pub macs: Option<f64>,
+    /// Share of the prunable channels to remove, in [0, 1): the pruning rate.
+    pub rate: Option<f64>,
+}
+
+impl Budget {
+    /// The budget in absolute numbers.
+    ///
+    /// # Errors
+    /// No limit is given, or one is out of its range.
+    pub fn target(&self, reference: Size) -> Result<Target> {
+        let share = |option, value: Option<f64>, of: u64| match value {
+            Some(v) if !(v > 0.0 && v <= 1.0) => Err(Error::Setting {
+                option,
+                what: format!("is {v}, not a share in (0, 1]"),
+                help: "give the share to keep (`params`, `macs`) or to remove (`rate`), such as 0.5",
+            }),
+            value => Ok(value.map(|v| (v * of as f64).round() as u64)),
+        };
+        let target = Target {
+            params: share("params", self.params, reference.params)?,
+            macs: share("macs", self.macs, reference.macs)?,
+            channels: share("rate", self.rate.map(|r| 1.0 - r), reference.channels)?,
+            reference,
+        };
+        if target.params.or(target.macs).or(target.channels).is_none() {
+            return Err(Error::Setting {
+                option: "budget",
+                what: "names no limit".into(),
+                help: "give at least one of `params`, `macs` and `rate`",
+            });
+        }
+        Ok(target)
+    }
+}
+
+/// A budget in absolute numbers: the size a network must come down to, in each unit that is limited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// The network the limits are shares of; it only weighs the units against each other.
+    pub reference: Size,
+    pub params: Option<u64>,
+    pub macs: Option<u64>,
+    pub channels: Option<u64>,
+}
+
+impl Target {
+    /// True where `size` is within every limit.
+    pub fn met(&self, size: Size) -> bool {
+        self.limits(size).all(|(now, limit, _)| now <= limit)
+    }
+
+    /// What stage 1 has to reach so that stage 2 is left with the share `similarity` (0..=1) of the way from `now`.
+    pub fn before_similarity(&self, now: Size, similarity: f64) -> Self {
+        let part = |now: u64, limit: Option<u64>| {
+            limit.map(|limit| limit + (now.saturating_sub(limit) as f64 * similarity.clamp(0.0, 1.0)).round() as u64)
+        };
+        Self {
+            reference: self.reference,
+            params: part(now.params, self.params),
+            macs: part(now.macs, self.macs),
+            channels: part(now.channels, self.channels),
+        }
+    }
+
+    /// How far `saved` gets a network of size `now` towards the limits it still exceeds: the sum of the shares of the
+    /// reference that it saves.
+    pub(crate) fn progress(&self, saved: Size, now: Size) -> f64 {
+        let saved = self.limits(saved).map(|(saved, _, reference)| saved as f64 / reference.max(1) as f64);
+        self.limits(now).zip(saved).filter(|((now, limit, _), _)| now > limit).map(|(_, saved)| saved).sum()
+    }
+
+    /// (value in `size`, limit, reference) of every unit that is limited.
+    fn limits(&self, size: Size) -> impl Iterator<Item = (u64, u64, u64)> {
+        let all = [
+            (size.params, self.params, self.reference.params),
+            (size.macs, self.macs, self.reference.macs),
+            (size.channels, self.channels, self.reference.channels),
+        ];
+        all.into_iter().filter_map(|(value, limit, reference)| limit.map(|limit| (value, limit, reference)))
+    }
+}
+
+/// What every layer keeps whatever the scores say. The rules apply to each [`crate::Set`]: a whole layer, as a rule, or the
+/// half of it that a slice takes. No set is ever emptied.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Channels a set keeps at least (all, if it has fewer). Eight is one vector register of f32 on today's CPUs: going
+    /// below saves next to nothing and often cuts the path.
+    pub min_channels: usize,
+    /// Share of its channels a set keeps at least, in [0, 1]. A tenth guards against a layer that is wiped out only because
+    /// its scores are on another scale than its neighbours'.
+    pub floor: f64,
+    /// What is kept is a multiple of this wherever something is removed.
+    pub multiple: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { min_channels: 8, floor: 0.1, multiple: 1 }
+    }
+}
+
+impl Limits {
+    /// # Errors
+    /// A value is out of its range.
+    pub fn check(&self) -> Result<()> {
+        if self.multiple == 0 {
+            let help = "1 allows every count";
+            return Err(Error::Setting { option: "multiple", what: "is 0".into(), help });
+        }
+        if !(0.0..=1.0).contains(&self.floor) {
+            let what = format!("is {}, not a share in [0, 1]", self.floor);
+            return Err(Error::Setting { option: "floor", what, help: "0.1 keeps a tenth of every layer" });
+        }
+        Ok(())
+    }
+
+    /// The fewest channels a set of `size` may keep.
+    pub fn least(&self, size: usize) -> usize {
+        let share = (self.floor * size as f64).ceil() as usize;
+        self.min_channels.max(share).max(1).next_multiple_of(self.multiple).min(size)
+    }
+
+    /// The next smaller count a set of `size` of which `kept` are left may come down to, if there is one.
+    pub fn next_down(&self, size: usize, kept: usize) -> Option<usize> {
+        let next = (kept.max(1) - 1) / self.multiple * self.multiple;
+        (next >= self.least(size)).then_some(next)
+    }
+}
+
+/// The size of a graph as classes are removed from it, kept up to date layer by layer.
+pub(crate) struct Tracker<'a> {
+    graph: &'a Graph,
+    coupling: &'a Coupling,
+    shapes: Vec<Shape>,
+    /// Channels left of every node's output.
+    count: Vec<usize>,
+    /// Classes left of every set.
+    kept: Vec<usize>,
+    removed: Vec<bool>,
+    /// The convolutions and BatchNorms of every set whose cost depends on it.
+    touched: Vec<Vec<NodeId>>,
+    /// Dense convolutions that would be given a bias to hold what is folded into them.
+    gains_bias: Vec<bool>,
+    size: Size,
+}
+
+impl<'a> Tracker<'a> {
+    pub(crate) fn new(graph: &'a Graph, coupling: &'a Coupling) -> Result<Self> {
+        let shapes = graph.shapes(graph.meta.imgsz)?;
+        let gains_bias = (0..graph.nodes.len())
+            .map(|id| is_dense(&graph.nodes[id].op) && bias_home(graph, coupling, id) == BiasHome::New)
+            .collect();
+        let touched = coupling.sets.iter().map(|set| {
+            let near = set.carried.iter().flat_map(|&(n, _)| std::iter::once(n).chain(coupling.readers(n).iter().copied()));
+            let mut nodes: Vec<NodeId> =
+                near.filter(|&n| matches!(graph.nodes[n].op, Op::Conv(_) | Op::BatchNorm(_))).collect();
+            nodes.sort_unstable();
+            nodes.dedup();
+            nodes
+        });
+        Ok(Self {
+            count: shapes.iter().map(|s| s.c).collect(),
+            kept: coupling.sets.iter().map(|s| s.classes.len()).collect(),
+            removed: vec![false; coupling.classes.len()],
+            touched: touched.collect(),
+            size: Size::of(graph, coupling)?,
+            graph,
+            coupling,
+            shapes,
+            gains_bias,
+        })
+    }
+
+    pub(crate) fn size(&self) -> Size {
+        self.size
+    }
+
+    /// Which classes are gone.
+    pub(crate) fn removed(&self) -> &[bool] {
+        &self.removed
+    }
+
+    /// Classes left in a set.
+    pub(crate) fn kept(&self, set: usize) -> usize {
+        self.kept[set]
+    }
+
+    /// What removing `classes` more classes of a set would save now.
+    pub(crate) fn saving(&mut self, set: usize, classes: usize) -> Size {
+        let before = self.cost_of(set);
+        self.shift(set, |count, times| count - times * classes);
+        let after = self.cost_of(set);
+        self.shift(set, |count, times| count + times * classes);
+        let members = &self.coupling.classes[self.coupling.sets[set].classes[0]].members;
+        Size { channels: (members.len() * classes) as u64, ..before.minus(after) }
+    }
+
+    pub(crate) fn remove(&mut self, class: ClassId) {
+        let set = self.coupling.classes[class].set;
+        let saved = self.saving(set, 1);
+        self.shift(set, |count, times| count - times);
+        self.size = self.size.minus(saved);
+        self.kept[set] -= 1;
+        self.removed[class] = true;
+    }
+
+    fn shift(&mut self, set: usize, change: impl Fn(usize, usize) -> usize) {
+        for &(node, times) in &self.coupling.sets[set].carried {
+            self.count[node] = change(self.count[node], times);
+        }
+    }
+
+    fn cost_of(&self, set: usize) -> Size {
+        let mut sum = Size::default();
+        for &node in &self.touched[set] {
+            let out = self.count[node];
+            match &self.graph.nodes[node].op {
+                Op::Conv(conv) => {
+                    let input = self.graph.nodes[node].inputs[0];
+                    let (inputs, before) = (self.count[input], self.shapes[input].c);
+                    let per_filter = if conv.is_depthwise() { 1 } else { inputs / conv.groups };
+                    let [kh, kw] = conv.kernel();
+                    let weights = out * per_filter * kh * kw;
+                    let bias = conv.bias.is_some() || (self.gains_bias[node] && inputs < before);
+                    sum.params += (weights + if bias { out } else { 0 }) as u64;
+                    sum.macs += (weights * self.shapes[node].h * self.shapes[node].w) as u64;
+                }
+                Op::BatchNorm(_) => sum.params += 2 * out as u64,
+                _ => {}
+            }
+        }
+        sum
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_becomes_absolute_numbers() {
+        let reference = Size { params: 1000, macs: 500, channels: 40 };
+        let target = Budget { params: Some(0.5), rate: Some(0.25), ..Budget::default() }.target(reference).unwrap();
+        assert_eq!((target.params, target.macs, target.channels), (Some(500), None, Some(30)));
+        assert!(target.met(Size { params: 500, macs: 500, channels: 30 }));
+        assert!(!target.met(Size { params: 500, macs: 0, channels: 31 }));
+    }
+
+    #[test]
+    fn impossible_budgets_are_refused() {
+        for (budget, named) in [
+            (Budget::default(), "budget"),
+            (Budget { params: Some(0.0), ..Budget::default() }, "params"),
+            (Budget { macs: Some(f64::NAN), ..Budget::default() }, "macs"),
+            (Budget { rate: Some(1.0), ..Budget::default() }, "rate"),
+        ] {
+            let error = budget.target(Size::default()).unwrap_err().to_string();
+            assert!(error.contains(named), "{budget:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn stage_one_leaves_a_share_to_stage_two() {
+        let now = Size { params: 1000, macs: 0, channels: 0 };
+        let target = Budget { params: Some(0.4), ..Budget::default() }.target(now).unwrap();
+        assert_eq!(target.before_similarity(now, 0.25).params, Some(550));
+        assert_eq!(target.before_similarity(now, 0.0), target);
+    }
+
+    #[test]
+    fn limits_say_how_far_down_a_set_may_go() {
+        let limits = Limits { min_channels: 8, floor: 0.5, multiple: 8 };
+        assert_eq!(limits.least(40), 24);
+        assert_eq!(limits.least(6), 6, "a small set stays whole");
+        assert_eq!(limits.next_down(40, 40), Some(32));
+        assert_eq!(limits.next_down(40, 24), None);
+        assert_eq!(limits.next_down(42, 42), Some(40), "a set that is no multiple comes down to one");
+    }
+}

@@ -1,0 +1,300 @@
+//! Which channels live or die together: one forward pass that carries channel ids along every edge (METHOD.md, 0).
+//!
+//! Every dense convolution gives its output channels fresh ids. BatchNorm, activation, pooling, upsampling and depthwise
+//! convolution pass the list of ids on, concat appends lists, slice takes a part, add unites the ids it sums. What
+//! union-find has united at the end is a [`Class`]: remove one of its channels and all must go. There are no rules per
+//! architecture. A new operator has to be given its rule here before this crate compiles.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+
+use graph::{Graph, NodeId, Op};
+
+use crate::Result;
+
+/// Index of a class in [`Coupling::classes`].
+pub type ClassId = usize;
+
+/// One channel at one node. Whether it is an output or an input channel of the node is said where it is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Site {
+    pub node: NodeId,
+    pub channel: usize,
+}
+
+/// Why a class may not be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pin {
+    /// It is a channel of the image.
+    Image,
+    /// It enters the detection head.
+    Head(NodeId),
+    /// Nothing reads this node, so it is an output of the network.
+    Output(NodeId),
+    /// It enters or leaves a convolution with groups that is not depthwise: its groups must stay of one size, and a channel
+    /// is read by one group only, so neither removal nor compensation follows the rules of a dense convolution.
+    Grouped(NodeId),
+}
+
+/// Channels that can only be removed together.
+#[derive(Clone, Debug, Default)]
+pub struct Class {
+    /// Output channels of the dense convolutions that produce it.
+    pub members: Vec<Site>,
+    /// Channels of the depthwise convolutions it passes through.
+    pub depthwise: Vec<Site>,
+    /// Channels of the BatchNorms it passes through.
+    pub norms: Vec<Site>,
+    /// Input channels of the dense convolutions that read it.
+    pub consumers: Vec<Site>,
+    /// Why it must stay, if it must. Every class that is not pinned ends in dense convolutions only, where its loss can be
+    /// compensated: it is eligible for both stages.
+    pub pinned: Option<Pin>,
+    /// Index in [`Coupling::sets`].
+    pub set: usize,
+}
+
+/// Classes carried by exactly the same tensors. Every tensor's channel count is a sum over whole sets, so a rule that
+/// holds for each set (never empty, a multiple of 8) holds for every tensor; and removing any class of a set saves the same.
+#[derive(Clone, Debug, Default)]
+pub struct Set {
+    pub classes: Vec<ClassId>,
+    /// The tensors that carry it, by the node that writes them, and how many channels each class has there.
+    pub carried: Vec<(NodeId, usize)>,
+}
+
+/// The coupled classes of a graph.
+#[derive(Clone, Debug)]
+pub struct Coupling {
+    /// In order of the node and channel that first produce them.
+    pub classes: Vec<Class>,
+    /// In order of their first class.
+    pub sets: Vec<Set>,
+    channels: Vec<Vec<ClassId>>,
+    readers: Vec<Vec<NodeId>>,
+}
+
+impl Coupling {
+    /// Finds the classes of `graph`.
+    ///
+    /// # Errors
+    /// The graph's shapes do not fit (see [`Graph::shapes`]).
+    pub fn of(graph: &Graph) -> Result<Self> {
+        graph.shapes(graph.meta.imgsz)?;
+        let readers = graph.consumers();
+        let (ids, mut union, pins) = propagate(graph, &readers);
+        let (channels, classes) = classes(graph, &ids, &mut union, &pins);
+        let mut coupling = Self { classes, sets: vec![], channels, readers };
+        coupling.find_sets();
+        Ok(coupling)
+    }
+
+    /// The class of every output channel of a node.
+    pub fn channels(&self, node: NodeId) -> &[ClassId] {
+        &self.channels[node]
+    }
+
+    /// The nodes that read a node.
+    pub fn readers(&self, node: NodeId) -> &[NodeId] {
+        &self.readers[node]
+    }
+
+    /// The BatchNorm that is the only reader of `node`, if there is one.
+    pub fn norm_after(&self, graph: &Graph, node: NodeId) -> Option<NodeId> {
+        match self.readers[node][..] {
+            [only] if matches!(graph.nodes[only].op, Op::BatchNorm(_)) => Some(only),
+            _ => None,
+        }
+    }
+
+    /// The sets that make up a node's output, in order of first appearance: the layer's "groups".
+    pub fn sets_of(&self, node: NodeId) -> Vec<usize> {
+        let mut sets = Vec::new();
+        for &class in &self.channels[node] {
+            let set = self.classes[class].set;
+            if !sets.contains(&set) {
+                sets.push(set);
+            }
+        }
+        sets
+    }
+
+    /// Positions in the output of `node` of the classes for which `belongs` holds.
+    pub(crate) fn positions(&self, node: NodeId, mut belongs: impl FnMut(ClassId) -> bool) -> Vec<usize> {
+        let all = self.channels[node].iter().enumerate();
+        all.filter(|&(_, &class)| belongs(class)).map(|(position, _)| position).collect()
+    }
+
+    /// A listing for people: every set, the layers it ties together, who reads it and why it is pinned.
+    pub fn details(&self, graph: &Graph) -> String {
+        let mut text = String::new();
+        for (id, set) in self.sets.iter().enumerate() {
+            let class = &self.classes[set.classes[0]];
+            let names = |sites: &[Site]| {
+                let mut nodes: Vec<NodeId> = sites.iter().map(|s| s.node).collect();
+                nodes.dedup();
+                nodes.iter().map(|&n| graph.nodes[n].name.as_str()).collect::<Vec<_>>().join(", ")
+            };
+            let _ = write!(text, "group {id}: {} channels of ", set.classes.len());
+            text += &if class.members.is_empty() { "the image".into() } else { names(&class.members) };
+            if !class.depthwise.is_empty() {
+                let _ = write!(text, "; through {}", names(&class.depthwise));
+            }
+            if !class.consumers.is_empty() {
+                let _ = write!(text, "; read by {}", names(&class.consumers));
+            }
+            if let Some(pin) = class.pinned {
+                let _ = write!(text, "; pinned: {}", pin.reason(graph));
+            }
+            text.push('\n');
+        }
+        text
+    }
+
+    fn find_sets(&mut self) {
+        let mut carried: Vec<Vec<(NodeId, usize)>> = vec![Vec::new(); self.classes.len()];
+        for (node, channels) in self.channels.iter().enumerate() {
+            for &class in channels {
+                match carried[class].last_mut() {
+                    Some((last, times)) if *last == node => *times += 1,
+                    _ => carried[class].push((node, 1)),
+                }
+            }
+        }
+        let mut by_tensors: HashMap<Vec<(NodeId, usize)>, usize> = HashMap::new();
+        for (id, carried) in carried.into_iter().enumerate() {
+            let set = *by_tensors.entry(carried.clone()).or_insert_with(|| {
+                self.sets.push(Set { classes: vec![], carried });
+                self.sets.len() - 1
+            });
+            self.sets[set].classes.push(id);
+            self.classes[id].set = set;
+        }
+    }
+}
+
+impl Pin {
+    /// The reason in words.
+    pub fn reason(self, graph: &Graph) -> String {
+        match self {
+            Self::Image => "a channel of the image".into(),
+            Self::Head(node) => format!("enters the head `{}`", graph.nodes[node].name),
+            Self::Output(node) => format!("`{}` is an output", graph.nodes[node].name),
+            Self::Grouped(node) => format!("meets the grouped convolution `{}`", graph.nodes[node].name),
+        }
+    }
+}
+
+/// The forward pass: ids of every node's channels, what was united, and the pinned ids.
+fn propagate(graph: &Graph, readers: &[Vec<NodeId>]) -> (Vec<Vec<usize>>, UnionFind, Vec<(usize, Pin)>) {
+    let mut union = UnionFind::default();
+    let mut pins = Vec::new();
+    let mut ids: Vec<Vec<usize>> = Vec::with_capacity(graph.nodes.len());
+    for (id, node) in graph.nodes.iter().enumerate() {
+        let first = || ids[node.inputs[0]].clone();
+        let out = match &node.op {
+            Op::Input { channels } => {
+                let fresh = union.fresh(*channels);
+                pins.extend(fresh.iter().map(|&c| (c, Pin::Image)));
+                fresh
+            }
+            Op::Conv(conv) if conv.is_depthwise() => first(),
+            Op::Conv(conv) => {
+                let fresh = union.fresh(conv.out_channels());
+                if conv.groups > 1 {
+                    pins.extend(first().iter().chain(&fresh).map(|&c| (c, Pin::Grouped(id))));
+                }
+                fresh
+            }
+            Op::BatchNorm(_) | Op::Act(_) | Op::Upsample { .. } | Op::MaxPool(_) => first(),
+            Op::Concat => node.inputs.iter().flat_map(|&i| ids[i].iter().copied()).collect(),
+            Op::Add => {
+                for &other in &node.inputs[1..] {
+                    for (&a, &b) in ids[node.inputs[0]].iter().zip(&ids[other]) {
+                        union.unite(a, b);
+                    }
+                }
+                first()
+            }
+            Op::Slice { start, len } => ids[node.inputs[0]][*start..start + len].to_vec(),
+            Op::Head(_) => {
+                pins.extend(node.inputs.iter().flat_map(|&i| ids[i].iter().map(|&c| (c, Pin::Head(id)))));
+                vec![]
+            }
+        };
+        if readers[id].is_empty() {
+            pins.extend(out.iter().map(|&c| (c, Pin::Output(id))));
+        }
+        ids.push(out);
+    }
+    (ids, union, pins)
+}
+
+/// Numbers the united ids and collects where each class lives.
+fn classes(
+    graph: &Graph,
+    ids: &[Vec<usize>],
+    union: &mut UnionFind,
+    pins: &[(usize, Pin)],
+) -> (Vec<Vec<ClassId>>, Vec<Class>) {
+    let mut number: HashMap<usize, ClassId> = HashMap::new();
+    for id in 0..union.parent.len() {
+        let next = number.len();
+        number.entry(union.find(id)).or_insert(next);
+    }
+    let channels: Vec<Vec<ClassId>> =
+        ids.iter().map(|list| list.iter().map(|&id| number[&union.find(id)]).collect()).collect();
+    let mut classes = vec![Class::default(); number.len()];
+    for (id, node) in graph.nodes.iter().enumerate() {
+        for (channel, &class) in channels[id].iter().enumerate() {
+            let site = Site { node: id, channel };
+            match &node.op {
+                Op::Conv(conv) if conv.is_depthwise() => classes[class].depthwise.push(site),
+                Op::Conv(_) => classes[class].members.push(site),
+                Op::BatchNorm(_) => classes[class].norms.push(site),
+                _ => {}
+            }
+        }
+        if is_dense(&node.op) {
+            for (channel, &class) in channels[node.inputs[0]].iter().enumerate() {
+                classes[class].consumers.push(Site { node: id, channel });
+            }
+        }
+    }
+    for &(id, pin) in pins {
+        classes[number[&union.find(id)]].pinned.get_or_insert(pin);
+    }
+    (channels, classes)
+}
+
+/// A convolution every output of which reads every input: the one place where a removed channel can be compensated.
+pub(crate) fn is_dense(op: &Op) -> bool {
+    matches!(op, Op::Conv(conv) if conv.groups == 1)
+}
+
+#[derive(Default)]
+struct UnionFind {
+    parent: Vec<usize>,
+}
+
+impl UnionFind {
+    fn fresh(&mut self, count: usize) -> Vec<usize> {
+        let first = self.parent.len();
+        self.parent.extend(first..first + count);
+        (first..first + count).collect()
+    }
+
+    fn find(&mut self, mut id: usize) -> usize {
+        while self.parent[id] != id {
+            self.parent[id] = self.parent[self.parent[id]];
+            id = self.parent[id];
+        }
+        id
+    }
+
+    /// The smaller root wins, so that classes are numbered by their first producer.
+    fn unite(&mut self, a: usize, b: usize) {
+        let (a, b) = (self.find(a), self.find(b));
+        self.parent[a.max(b)] = a.min(b);
+    }
+}

@@ -1,0 +1,277 @@
+//! Stage 1: rank coupled classes by importance, remove from the bottom, put a constant in place of each (METHOD.md, 2).
+
+use graph::{Conv, Graph, NodeId, Op, Shape};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::budget::Tracker;
+use crate::constant::{self, dense_readers};
+use crate::coupling::Site;
+use crate::{ClassId, Compensation, Coupling, Limits, Plan, Result, Row, Stop, Target};
+
+/// The settings of stage 1.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Importance {
+    pub criterion: Criterion,
+    pub aggregate: Aggregate,
+    pub limits: Limits,
+    /// Fold a removed channel's constant into its readers. Off only to measure what folding is worth.
+    pub fold_constants: bool,
+}
+
+impl Default for Importance {
+    fn default() -> Self {
+        Self {
+            criterion: Criterion::default(),
+            aggregate: Aggregate::default(),
+            limits: Limits::default(),
+            fold_constants: true,
+        }
+    }
+}
+
+/// What a channel's importance is read from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Criterion {
+    /// |gamma| of its BatchNorm (Liu 2017), which sparse training has driven to zero where it could. A convolution without
+    /// one scores by the L2 norm of its filter: like |gamma|, the standard deviation of its output if its inputs have unit
+    /// variance.
+    #[default]
+    BnScale,
+    /// What removal is predicted to cost without any data: the variance a constant cannot replace (see [`crate`]'s
+    /// constants), weighed by how strongly each reader listens, as a share of what that reader hears in all. |gamma| alone
+    /// misses that a reader can scale a small channel up again.
+    OutputError,
+    /// L1 norm of its filter (Li 2017), relative to the mean of its layer so that layers compare.
+    L1Filter,
+    /// Sum of the distances of its filter to the layer's other filters (FPGM, He 2019), relative to the layer's mean: the
+    /// filter nearest the geometric median is the most replaceable.
+    Fpgm,
+    /// A seeded coin: the least a criterion has to beat.
+    Random { seed: u64 },
+}
+
+/// How a class's score comes from its members'.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Aggregate {
+    /// A class goes only if every member is negligible.
+    #[default]
+    Max,
+    Mean,
+    Sum,
+}
+
+/// Plans the removal of the least important classes until `target` is met.
+///
+/// Classes go in one global order. Where [`Limits::multiple`] ties several classes of a set into one step, the step goes
+/// when its most important class would. The plan's [`Stop`] says whether the target was met.
+///
+/// # Errors
+/// Bad settings, or a graph whose shapes do not fit.
+pub fn plan(graph: &Graph, coupling: &Coupling, settings: &Importance, target: &Target) -> Result<Plan> {
+    settings.limits.check()?;
+    let scores = scores(graph, coupling, settings)?;
+    let mut tracker = Tracker::new(graph, coupling)?;
+    let before = tracker.size();
+    let mut removed: Vec<(ClassId, f64)> = Vec::new();
+    for step in steps(coupling, &scores, &settings.limits) {
+        if target.met(tracker.size()) {
+            break;
+        }
+        for class in step {
+            tracker.remove(class);
+            removed.push((class, scores[class]));
+        }
+    }
+    let mut plan = Plan::assemble(graph, coupling, &tracker, &removed, before);
+    plan.compensations = constants(graph, coupling, tracker.removed(), settings.fold_constants)?;
+    plan.stop = if target.met(tracker.size()) { Stop::Met } else { Stop::Limits };
+    plan.method = format!("stage 1, importance: {:?}, {:?} over coupled channels", settings.criterion, settings.aggregate);
+    let without = convs_without_norm(graph, coupling);
+    if settings.criterion == Criterion::BnScale && !without.is_empty() {
+        plan.notes.push(format!("scored by filter norm for want of a BatchNorm: {}", without.join(", ")));
+    }
+    Ok(plan)
+}
+
+/// The score of every class, infinite where it is pinned. The lower, the sooner it goes.
+///
+/// # Errors
+/// The graph's shapes do not fit.
+pub fn scores(graph: &Graph, coupling: &Coupling, settings: &Importance) -> Result<Vec<f64>> {
+    let mut members: Vec<Vec<f64>> = vec![Vec::new(); coupling.classes.len()];
+    match settings.criterion {
+        Criterion::Random { seed } => {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            members.iter_mut().for_each(|scores| scores.push(rng.random::<f64>()));
+        }
+        Criterion::OutputError => {
+            for (class, error) in output_errors(graph, coupling)?.into_iter().enumerate() {
+                members[class].push(error);
+            }
+        }
+        Criterion::BnScale | Criterion::L1Filter | Criterion::Fpgm => {
+            for id in 0..graph.nodes.len() {
+                let scores = layer_scores(graph, coupling, settings.criterion, id);
+                for (&class, score) in coupling.channels(id).iter().zip(scores) {
+                    members[class].push(score);
+                }
+            }
+        }
+    }
+    let score = |(class, scores): (&crate::Class, &Vec<f64>)| match settings.aggregate {
+        _ if class.pinned.is_some() => f64::INFINITY,
+        Aggregate::Max => scores.iter().copied().fold(0.0, f64::max),
+        Aggregate::Sum => scores.iter().sum(),
+        Aggregate::Mean => scores.iter().sum::<f64>() / scores.len().max(1) as f64,
+    };
+    Ok(coupling.classes.iter().zip(&members).map(score).collect())
+}
+
+/// Sets cut into steps that keep to the limits, in the order they are to be taken.
+fn steps(coupling: &Coupling, scores: &[f64], limits: &Limits) -> Vec<Vec<ClassId>> {
+    let mut steps: Vec<(f64, Vec<ClassId>)> = Vec::new();
+    for set in &coupling.sets {
+        let mut order = set.classes.clone();
+        order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]).then(a.cmp(&b)));
+        let (size, mut kept) = (order.len(), order.len());
+        while let Some(next) = limits.next_down(size, kept) {
+            let step = order[size - kept..size - next].to_vec();
+            let score = scores[step[step.len() - 1]];
+            if score.is_infinite() {
+                break;
+            }
+            steps.push((score, step));
+            kept = next;
+        }
+    }
+    steps.sort_by(|(a, x), (b, y)| a.total_cmp(b).then(x[0].cmp(&y[0])));
+    steps.into_iter().map(|(_, step)| step).collect()
+}
+
+/// The rows that put a constant in place of every removed channel, for every tensor a dense convolution reads.
+fn constants(graph: &Graph, coupling: &Coupling, removed: &[bool], fold: bool) -> Result<Vec<Compensation>> {
+    let shapes = graph.shapes(graph.meta.imgsz)?;
+    let values = constant::values(graph, coupling, &shapes, |class| removed[class]);
+    let mut compensations = Vec::new();
+    for (tensor, values) in values.iter().enumerate() {
+        let consumers: Vec<String> =
+            dense_readers(graph, coupling, tensor).map(|(id, _)| graph.nodes[id].name.clone()).collect();
+        let rows: Vec<Row> = coupling
+            .positions(tensor, |class| removed[class])
+            .into_iter()
+            .map(|channel| {
+                let constant = values[channel].as_ref().filter(|_| fold).map_or(0.0, constant::Value::mean);
+                Row { channel, stand_ins: vec![], constant: constant as f32 }
+            })
+            .collect();
+        if !consumers.is_empty() && !rows.is_empty() {
+            compensations.push(Compensation { tensor: graph.nodes[tensor].name.clone(), consumers, rows });
+        }
+    }
+    Ok(compensations)
+}
+
+/// Scores of one node's output channels by a criterion that looks at one layer at a time; empty where the node has none.
+fn layer_scores(graph: &Graph, coupling: &Coupling, criterion: Criterion, id: NodeId) -> Vec<f64> {
+    match (&graph.nodes[id].op, criterion) {
+        (Op::BatchNorm(bn), Criterion::BnScale) => bn.gamma.iter().map(|&g| f64::from(g).abs()).collect(),
+        // A depthwise convolution without BatchNorm only passes on what its producer, scored already, gives it.
+        (Op::Conv(conv), Criterion::BnScale) if conv.is_depthwise() || coupling.norm_after(graph, id).is_some() => vec![],
+        (Op::Conv(conv), Criterion::BnScale) => filters(conv).map(|f| f.map(|w| w * w).sum::<f64>().sqrt()).collect(),
+        (Op::Conv(conv), Criterion::L1Filter) => relative(filters(conv).map(|f| f.map(f64::abs).sum()).collect()),
+        (Op::Conv(conv), Criterion::Fpgm) => relative(distances(conv)),
+        _ => vec![],
+    }
+}
+
+fn filters(conv: &Conv) -> impl Iterator<Item = impl Iterator<Item = f64>> {
+    (0..conv.out_channels()).map(|o| conv.weight.outer(o).iter().map(|&w| f64::from(w)))
+}
+
+/// Sum of the Euclidean distances of every filter to all others.
+fn distances(conv: &Conv) -> Vec<f64> {
+    let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| (x - y) * (x - y)).sum::<f32>().sqrt();
+    let count = conv.out_channels();
+    let mut sums = vec![0.0; count];
+    for a in 0..count {
+        for b in 0..a {
+            let d = f64::from(distance(conv.weight.outer(a), conv.weight.outer(b)));
+            sums[a] += d;
+            sums[b] += d;
+        }
+    }
+    sums
+}
+
+/// Scores as shares of the layer's mean.
+fn relative(scores: Vec<f64>) -> Vec<f64> {
+    let mean = scores.iter().sum::<f64>() / scores.len().max(1) as f64;
+    if mean > 0.0 { scores.iter().map(|s| s / mean).collect() } else { scores }
+}
+
+/// [`Criterion::OutputError`] of every class: summed over its readers, `Var(x_i) |W[:, i]|^2 / sum_j Var(x_j) |W[:, j]|^2`
+/// with `W` as the BatchNorm after the reader scales it. Channels whose variance the weights do not tell (no BatchNorm, the
+/// image) count with variance 1.
+fn output_errors(graph: &Graph, coupling: &Coupling) -> Result<Vec<f64>> {
+    let shapes: Vec<Shape> = graph.shapes(graph.meta.imgsz)?;
+    let values = constant::values(graph, coupling, &shapes, |_| true);
+    let mut errors = vec![0.0; coupling.classes.len()];
+    for (tensor, values) in values.iter().enumerate() {
+        for (reader, _) in dense_readers(graph, coupling, tensor) {
+            let energy = input_energy(graph, coupling, reader);
+            let heard: Vec<f64> = values
+                .iter()
+                .zip(energy)
+                .map(|(v, e)| e * v.as_ref().and_then(constant::Value::variance).unwrap_or(1.0))
+                .collect();
+            let all = heard.iter().sum::<f64>().max(f64::MIN_POSITIVE);
+            for (&class, heard) in coupling.channels(tensor).iter().zip(&heard) {
+                errors[class] += heard / all;
+            }
+        }
+    }
+    Ok(errors)
+}
+
+/// `|W[:, i]|^2` of every input channel of a dense convolution, each filter scaled as the BatchNorm after it scales it.
+fn input_energy(graph: &Graph, coupling: &Coupling, id: NodeId) -> Vec<f64> {
+    let Op::Conv(conv) = &graph.nodes[id].op else { return vec![] };
+    let scale = output_scale(graph, coupling, id);
+    let [kh, kw] = conv.kernel();
+    let mut energy = vec![0.0; conv.in_channels()];
+    for (o, scale) in scale.iter().enumerate() {
+        for (sum, taps) in energy.iter_mut().zip(conv.weight.outer(o).chunks(kh * kw)) {
+            *sum += scale * scale * taps.iter().map(|&w| f64::from(w) * f64::from(w)).sum::<f64>();
+        }
+    }
+    energy
+}
+
+/// The factor by which the BatchNorm after a convolution scales each of its outputs; 1 where there is none.
+///
+/// Loss at a reader is measured behind its BatchNorm: the scale of the weights before it is arbitrary.
+pub(crate) fn output_scale(graph: &Graph, coupling: &Coupling, conv: NodeId) -> Vec<f64> {
+    match coupling.norm_after(graph, conv).map(|norm| &graph.nodes[norm].op) {
+        Some(Op::BatchNorm(bn)) => bn.scale_shift().0.into_iter().map(f64::from).collect(),
+        _ => vec![1.0; coupling.channels(conv).len()],
+    }
+}
+
+/// Names of the convolutions with prunable channels that no BatchNorm follows.
+fn convs_without_norm(graph: &Graph, coupling: &Coupling) -> Vec<String> {
+    let free = |s: &&Site| coupling.norm_after(graph, s.node).is_none();
+    let mut nodes: Vec<NodeId> = coupling
+        .classes
+        .iter()
+        .filter(|class| class.pinned.is_none())
+        .flat_map(|class| class.members.iter().filter(free).map(|s| s.node))
+        .collect();
+    nodes.sort_unstable();
+    nodes.dedup();
+    nodes.into_iter().map(|id| graph.nodes[id].name.clone()).collect()
+}
