@@ -203,7 +203,8 @@ impl<'a> Tracker<'a> {
             .map(|id| is_dense(&graph.nodes[id].op) && bias_home(graph, coupling, id) == BiasHome::New)
             .collect();
         let touched = coupling.sets.iter().map(|set| {
-            let near = set.carried.iter().flat_map(|&(n, _)| std::iter::once(n).chain(coupling.readers(n).iter().copied()));
+            let near =
+                set.carried.iter().flat_map(|&(n, _)| std::iter::once(n).chain(coupling.readers(n).iter().copied()));
             let mut nodes: Vec<NodeId> =
                 near.filter(|&n| matches!(graph.nodes[n].op, Op::Conv(_) | Op::BatchNorm(_))).collect();
             nodes.sort_unstable();

@@ -96,7 +96,8 @@ pub(crate) fn values(
 /// of a constant channel gets through zero padding on average.
 pub(crate) fn tap_shares(conv: &Conv, input: Shape, output: Shape) -> Vec<f64> {
     let axis = |k: usize, stride: usize, pad: usize, size: usize, out: usize| -> Vec<f64> {
-        let inside = |tap: usize| (0..out).filter(|o| (o * stride + tap).checked_sub(pad).is_some_and(|i| i < size)).count();
+        let inside =
+            |tap: usize| (0..out).filter(|o| (o * stride + tap).checked_sub(pad).is_some_and(|i| i < size)).count();
         (0..k).map(|tap| inside(tap) as f64 / out as f64).collect()
     };
     let [kh, kw] = conv.kernel();
@@ -236,13 +237,8 @@ mod tests {
 
     #[test]
     fn padding_lets_a_share_of_each_tap_through() {
-        let conv = Conv {
-            weight: graph::Tensor::zeros([1, 1, 3, 3]),
-            bias: None,
-            stride: [2, 1],
-            pad: [1, 1],
-            groups: 1,
-        };
+        let conv =
+            Conv { weight: graph::Tensor::zeros([1, 1, 3, 3]), bias: None, stride: [2, 1], pad: [1, 1], groups: 1 };
         let shares = tap_shares(&conv, Shape { c: 1, h: 4, w: 2 }, Shape { c: 1, h: 2, w: 2 });
         // Rows 0, 2 read -1..=1 and 1..=3; columns read -1..=1 and 0..=2 of two.
         assert_eq!(shares, [0.25, 0.5, 0.25, 0.5, 1.0, 0.5, 0.5, 1.0, 0.5]);

@@ -90,7 +90,8 @@ pub fn plan(graph: &Graph, coupling: &Coupling, settings: &Importance, target: &
     let mut plan = Plan::assemble(graph, coupling, &tracker, &removed, before);
     plan.compensations = constants(graph, coupling, tracker.removed(), settings.fold_constants)?;
     plan.stop = if target.met(tracker.size()) { Stop::Met } else { Stop::Limits };
-    plan.method = format!("stage 1, importance: {:?}, {:?} over coupled channels", settings.criterion, settings.aggregate);
+    plan.method =
+        format!("stage 1, importance: {:?}, {:?} over coupled channels", settings.criterion, settings.aggregate);
     let without = convs_without_norm(graph, coupling);
     if settings.criterion == Criterion::BnScale && !without.is_empty() {
         plan.notes.push(format!("scored by filter norm for want of a BatchNorm: {}", without.join(", ")));
@@ -181,7 +182,9 @@ fn layer_scores(graph: &Graph, coupling: &Coupling, criterion: Criterion, id: No
     match (&graph.nodes[id].op, criterion) {
         (Op::BatchNorm(bn), Criterion::BnScale) => bn.gamma.iter().map(|&g| f64::from(g).abs()).collect(),
         // A depthwise convolution without BatchNorm only passes on what its producer, scored already, gives it.
-        (Op::Conv(conv), Criterion::BnScale) if conv.is_depthwise() || coupling.norm_after(graph, id).is_some() => vec![],
+        (Op::Conv(conv), Criterion::BnScale) if conv.is_depthwise() || coupling.norm_after(graph, id).is_some() => {
+            vec![]
+        }
         (Op::Conv(conv), Criterion::BnScale) => filters(conv).map(|f| f.map(|w| w * w).sum::<f64>().sqrt()).collect(),
         (Op::Conv(conv), Criterion::L1Filter) => relative(filters(conv).map(|f| f.map(f64::abs).sum()).collect()),
         (Op::Conv(conv), Criterion::Fpgm) => relative(distances(conv)),

@@ -29,6 +29,6 @@ pub use coupling::{Class, ClassId, Coupling, Pin, Set, Site};
 pub use error::{Error, Result};
 pub use importance::{Aggregate, Criterion, Importance};
 pub use plan::{Compensation, Layer, Plan, Removal, Row, Stop};
-//pub use similarity::{Mode, Similarity};
+pub use similarity::{Mode, Similarity};
 pub use sparsity::prunable_gammas;
-//pub use statistics::{ChannelStats, Statistics, observed};
+pub use statistics::{ChannelStats, Statistics, observed};

@@ -1,0 +1,90 @@
+//! The little linear algebra stage 2 needs: Cholesky factors of covariance matrices, in f64.
+
+/// Lower triangular factor L of a symmetric positive definite matrix: `A = L L^T`. Row-major, size n x n.
+pub(crate) struct Cholesky {
+    n: usize,
+    l: Vec<f64>,
+}
+
+impl Cholesky {
+    /// Factors `a`, of which only the lower triangle is read; `None` where it is not positive definite.
+    pub(crate) fn new(n: usize, mut a: Vec<f64>) -> Option<Self> {
+        for i in 0..n {
+            let (above, rest) = a.split_at_mut(i * n);
+            let row = &mut rest[..n];
+            for j in 0..i {
+                let other = &above[j * n..][..=j];
+                row[j] = (row[j] - dot(&row[..j], &other[..j])) / other[j];
+            }
+            let pivot = row[i] - dot(&row[..i], &row[..i]);
+            if pivot.is_nan() || pivot <= 0.0 {
+                return None;
+            }
+            row[i] = pivot.sqrt();
+            row[i + 1..].fill(0.0);
+        }
+        Some(Self { n, l: a })
+    }
+
+    /// Solves `A x = b` in place.
+    pub(crate) fn solve(&self, b: &mut [f64]) {
+        let row = |i: usize| &self.l[i * self.n..][..=i];
+        for i in 0..self.n {
+            let r = row(i);
+            b[i] = (b[i] - dot(&r[..i], &b[..i])) / r[i];
+        }
+        for i in (0..self.n).rev() {
+            let r = row(i);
+            b[i] /= r[i];
+            let x = b[i];
+            b[..i].iter_mut().zip(r).for_each(|(b, l)| *b -= l * x);
+        }
+    }
+
+    /// `A^-1`, row-major. It is symmetric: column by column is row by row.
+    pub(crate) fn inverse(&self) -> Vec<f64> {
+        let mut inverse = vec![0.0; self.n * self.n];
+        for (i, row) in inverse.chunks_mut(self.n.max(1)).enumerate() {
+            row[i] = 1.0;
+            self.solve(row);
+        }
+        inverse
+    }
+}
+
+/// Sum of products, in four strands so that the compiler can use vector registers.
+pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let mut strands = [0.0; 4];
+    let (a4, b4) = (a.chunks_exact(4), b.chunks_exact(4));
+    let tail: f64 = a4.remainder().iter().zip(b4.remainder()).map(|(x, y)| x * y).sum();
+    for (x, y) in a4.zip(b4) {
+        for k in 0..4 {
+            strands[k] += x[k] * y[k];
+        }
+    }
+    strands.iter().sum::<f64>() + tail
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inverse_times_matrix_is_one() {
+        let n = 7;
+        let at = |i: usize, j: usize| 1.0 / (1.0 + i.abs_diff(j) as f64) + if i == j { 0.5 } else { 0.0 };
+        let a: Vec<f64> = (0..n * n).map(|k| at(k / n, k % n)).collect();
+        let inverse = Cholesky::new(n, a.clone()).unwrap().inverse();
+        for i in 0..n {
+            for j in 0..n {
+                let product: f64 = (0..n).map(|k| a[i * n + k] * inverse[k * n + j]).sum();
+                assert!((product - f64::from(i == j)).abs() < 1e-12, "({i}, {j}): {product}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_indefinite_matrix_is_refused() {
+        assert!(Cholesky::new(2, vec![1.0, 2.0, 2.0, 1.0]).is_none());
+    }
+}

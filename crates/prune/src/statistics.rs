@@ -1,0 +1,74 @@
+//! Mean and covariance of the channels that dense convolutions read: all that stage 2 needs to know of the data.
+
+use std::collections::BTreeMap;
+
+use graph::{Graph, NodeId};
+
+use crate::constant::dense_readers;
+use crate::{Coupling, Error, Result};
+
+/// Statistics of the tensors of one graph, by the node that writes them. [`observed`] lists the nodes stage 2 needs.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Statistics {
+    pub by_node: BTreeMap<NodeId, ChannelStats>,
+}
+
+/// First and second moments of the C channels of one tensor over all images and positions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChannelStats {
+    /// (C).
+    pub mean: Vec<f64>,
+    /// (C, C), row-major, symmetric.
+    pub cov: Vec<f64>,
+    /// Samples seen: images * H * W.
+    pub count: u64,
+}
+
+impl ChannelStats {
+    /// From running sums over `count` samples: `sums[i] = sum x_i`, `products[i * C + j] = sum x_i x_j`.
+    /// Accumulate them in f64: the variance of a channel is the small difference of two large numbers.
+    pub fn from_sums(count: u64, sums: &[f64], products: &[f64]) -> Self {
+        let (c, n) = (sums.len(), count.max(1) as f64);
+        let mean: Vec<f64> = sums.iter().map(|s| s / n).collect();
+        let mut cov: Vec<f64> = (0..c * c).map(|k| products[k] / n - mean[k / c] * mean[k % c]).collect();
+        // Rounding may leave the variance of a constant channel just below zero.
+        (0..c).for_each(|i| cov[i * c + i] = cov[i * c + i].max(0.0));
+        Self { mean, cov, count }
+    }
+
+    /// Number of channels.
+    pub fn channels(&self) -> usize {
+        self.mean.len()
+    }
+
+    pub(crate) fn at(&self, i: usize, j: usize) -> f64 {
+        self.cov[i * self.mean.len() + j]
+    }
+}
+
+impl Statistics {
+    /// The statistics of a node's output, checked against its shape.
+    pub(crate) fn of(&self, graph: &Graph, coupling: &Coupling, node: NodeId) -> Result<&ChannelStats> {
+        let fail = |what: String| Error::Statistics { node: graph.nodes[node].name.clone(), what };
+        let stats = self.by_node.get(&node).ok_or_else(|| fail("there are none".into()))?;
+        let c = coupling.channels(node).len();
+        if stats.mean.len() != c || stats.cov.len() != c * c {
+            let (mean, cov) = (stats.mean.len(), stats.cov.len());
+            return Err(fail(format!("{mean} means and {cov} covariances for {c} channels")));
+        }
+        if stats.count == 0 {
+            return Err(fail("no sample was seen".into()));
+        }
+        if stats.mean.iter().chain(&stats.cov).any(|v| !v.is_finite()) {
+            return Err(fail("a value is not finite".into()));
+        }
+        Ok(stats)
+    }
+}
+
+/// The nodes whose output statistics stage 2 needs: those a dense convolution reads and of which a channel may go.
+pub fn observed(graph: &Graph, coupling: &Coupling) -> Vec<NodeId> {
+    let free = |node: NodeId| coupling.channels(node).iter().any(|&class| coupling.classes[class].pinned.is_none());
+    let read = |node: NodeId| dense_readers(graph, coupling, node).next().is_some();
+    (0..graph.nodes.len()).filter(|&node| read(node) && free(node)).collect()
+}

@@ -6,7 +6,7 @@ use common::{Builder, LOOSE, difference, outputs, recipes, silence, target};
 use graph::reference::forward;
 use graph::{Act, Graph, MaxPool, NodeId, Op, cost};
 use proptest::prelude::*;
-use prune::{Aggregate, Coupling, Criterion, Importance, Plan, Stop, importance, surgery};
+use prune::{Coupling, Criterion, Importance, Plan, importance, surgery};
 
 fn random(seed: u64) -> Importance {
     Importance { criterion: Criterion::Random { seed }, limits: LOOSE, ..Importance::default() }

@@ -3,10 +3,11 @@
 
 use graph::reference::{Map, forward};
 use graph::{
-    Act, AnchorHead, AnchorLevel, BatchNorm, BoxDecode, Conv, Family, Graph, Head, MaxPool, Meta, NodeId, Op, Shape, Tensor,
+    Act, AnchorHead, AnchorLevel, BatchNorm, BoxDecode, Conv, Family, Graph, Head, MaxPool, Meta, NodeId, Op, Shape,
+    Tensor,
 };
 use proptest::prelude::*;
-use prune::{Budget, Coupling, Limits, Size, Target};
+use prune::{Budget, ChannelStats, ClassId, Coupling, Limits, Size, Statistics, Target, observed};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -41,7 +42,15 @@ impl Builder {
         self.graph.push(name, op, inputs)
     }
 
-    pub fn conv(&mut self, from: NodeId, out: usize, kernel: usize, stride: usize, groups: usize, bias: bool) -> NodeId {
+    pub fn conv(
+        &mut self,
+        from: NodeId,
+        out: usize,
+        kernel: usize,
+        stride: usize,
+        groups: usize,
+        bias: bool,
+    ) -> NodeId {
         let inputs = self.shape(from).c / groups;
         let reach = 1.0 / ((inputs * kernel * kernel) as f32).sqrt();
         let weight = self.floats(out * inputs * kernel * kernel, -reach, 1.5 * reach);
@@ -206,4 +215,40 @@ pub fn difference(a: &[Map], b: &[Map]) -> f64 {
         a.data.iter().zip(&b.data)
     });
     pairs.map(|(x, y)| (x - y).abs()).fold(0.0, f64::max)
+}
+
+/// Statistics of every observed node over `images`, from the reference executor.
+pub fn calibrate(graph: &Graph, coupling: &Coupling, images: &[Map]) -> Statistics {
+    let runs: Vec<Vec<Map>> = images.iter().map(|image| forward(graph, image).expect("runs")).collect();
+    let mut statistics = Statistics::default();
+    for node in observed(graph, coupling) {
+        let c = runs[0][node].shape.c;
+        let (mut count, mut sums, mut products) = (0, vec![0.0; c], vec![0.0; c * c]);
+        for map in runs.iter().map(|run| &run[node]) {
+            count += (map.shape.h * map.shape.w) as u64;
+            for i in 0..c {
+                sums[i] += map.channel(i).iter().sum::<f64>();
+                for j in 0..c {
+                    products[i * c + j] += map.channel(i).iter().zip(map.channel(j)).map(|(x, y)| x * y).sum::<f64>();
+                }
+            }
+        }
+        statistics.by_node.insert(node, ChannelStats::from_sums(count, &sums, &products));
+    }
+    statistics
+}
+
+/// Makes class `copy` compute exactly what class `original` of the same set computes.
+pub fn duplicate(graph: &mut Graph, coupling: &Coupling, original: ClassId, copy: ClassId) {
+    let sites = |class: ClassId| {
+        let class = &coupling.classes[class];
+        class.members.iter().chain(&class.depthwise).chain(&class.norms).copied().collect::<Vec<_>>()
+    };
+    for (from, to) in sites(original).into_iter().zip(sites(copy)) {
+        assert_eq!(from.node, to.node, "classes of one set live in the same tensors");
+        for (_, values) in graph.nodes[from.node].op.weights_mut() {
+            let step = values.len() / coupling.channels(from.node).len();
+            values.copy_within(from.channel * step..(from.channel + 1) * step, to.channel * step);
+        }
+    }
 }

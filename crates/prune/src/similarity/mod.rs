@@ -1,0 +1,333 @@
+//! Stage 2: remove channels that others can stand in for, and let the readers rewire themselves (METHOD.md, 3).
+//!
+//! The loss of a removal is measured where it is felt: at every dense convolution that reads the class, as the share of
+//! that convolution's output variance (behind its BatchNorm, kernel taps taken as uncorrelated) that can no longer be
+//! reproduced. A share, because the scale of weights and activations between two BatchNorms is arbitrary and losses of
+//! different layers must compare. Classes go greedily across the whole graph, by loss per unit of budget saved.
+//!
+//! [`Mode::Pairwise`] is the reading of the paper's abstract: one channel stands in for another. [`Mode::Span`] is ours: all
+//! that stay stand in together. Selection and compensation are separate: what is written into the plan is computed afresh
+//! from the statistics once the set of removed classes is known.
+
+mod pairwise;
+mod span;
+
+use graph::{Conv, Graph, NodeId};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::budget::Tracker;
+use crate::constant::dense_readers;
+use crate::importance::output_scale;
+use crate::statistics::{ChannelStats, Statistics, observed};
+use crate::{ClassId, Compensation, Coupling, Error, Limits, Plan, Result, Row, Size, Stop, Target};
+
+/// The settings of stage 2.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Similarity {
+    pub mode: Mode,
+    /// Least rho^2 between a removed channel and its stand-in, in every tensor where it is read ([`Mode::Pairwise`] only).
+    pub threshold: f64,
+    /// Added to the diagonal of the covariance as a share of each channel's own variance ([`Mode::Span`] only): keeps
+    /// coefficients small where channels are nearly collinear.
+    pub ridge: f64,
+    pub limits: Limits,
+}
+
+impl Default for Similarity {
+    fn default() -> Self {
+        Self { mode: Mode::default(), threshold: 0.8, ridge: 1e-6, limits: Limits::default() }
+    }
+}
+
+/// Who stands in for a removed channel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// The one kept channel it correlates with most.
+    Pairwise,
+    /// All kept channels, by least squares.
+    #[default]
+    Span,
+}
+
+impl Similarity {
+    fn check(&self) -> Result<()> {
+        self.limits.check()?;
+        if !(0.0..=1.0).contains(&self.threshold) {
+            let what = format!("is {}, not a squared correlation in [0, 1]", self.threshold);
+            return Err(Error::Setting { option: "threshold", what, help: "0.8 asks for channels that are close kin" });
+        }
+        if !(self.ridge > 0.0 && self.ridge < 1.0) {
+            let what = format!("is {}, not a share in (0, 1)", self.ridge);
+            return Err(Error::Setting { option: "ridge", what, help: "1e-6 leaves every fit that matters alone" });
+        }
+        Ok(())
+    }
+}
+
+/// Plans the removal of the most replaceable classes until `target` is met. The plan's [`Stop`] says whether it was.
+///
+/// # Errors
+/// Bad settings; statistics that do not cover [`observed`]; a graph whose shapes do not fit.
+pub fn plan(
+    graph: &Graph,
+    coupling: &Coupling,
+    statistics: &Statistics,
+    settings: &Similarity,
+    target: &Target,
+) -> Result<Plan> {
+    let mut search = Search::new(graph, coupling, statistics, settings)?;
+    let stop = loop {
+        if target.met(search.tracker.size()) {
+            break Stop::Met;
+        }
+        match search.cheapest_set(target) {
+            Ok((set, step)) => (0..step).for_each(|_| {
+                let class = search.cheapest_class(set);
+                search.remove(class);
+            }),
+            Err(stop) => break stop,
+        }
+    };
+    search.finish(stop)
+}
+
+/// Plans the removal of exactly `classes`, compensated by the settings' mode.
+///
+/// # Errors
+/// As [`plan`]; and where a class is pinned or does not exist.
+pub fn replace(
+    graph: &Graph,
+    coupling: &Coupling,
+    statistics: &Statistics,
+    settings: &Similarity,
+    classes: &[ClassId],
+) -> Result<Plan> {
+    let mut search = Search::new(graph, coupling, statistics, settings)?;
+    for &id in classes {
+        let class = coupling.classes.get(id).ok_or_else(|| Error::plan(format!("there is no class {id}")))?;
+        if let Some(pin) = class.pinned {
+            return Err(Error::plan(format!("class {id} has to stay: {}", pin.reason(graph))));
+        }
+        if !search.tracker.removed()[id] {
+            search.remove(id);
+        }
+    }
+    search.finish(Stop::Given)
+}
+
+/// A tensor as the dense convolutions that read it hear it, while channels of it go. Positions are channels of the tensor.
+trait Port: Send {
+    /// What removing these channels, on top of what is gone, would cost.
+    fn price(&self, positions: &[usize]) -> Price;
+    /// Takes them out.
+    fn remove(&mut self, positions: &[usize]);
+}
+
+/// The cost of a removal: the share of the readers' output variance that is lost, summed over readers.
+#[derive(Clone, Copy, Debug)]
+struct Price {
+    loss: f64,
+    /// False where what is lost is more than the mode permits.
+    allowed: bool,
+}
+
+/// The state of the greedy search.
+struct Search<'a> {
+    graph: &'a Graph,
+    coupling: &'a Coupling,
+    statistics: &'a Statistics,
+    settings: &'a Similarity,
+    before: Size,
+    tracker: Tracker<'a>,
+    removed: Vec<(ClassId, f64)>,
+    ports: Vec<Box<dyn Port>>,
+    /// The node of every port.
+    nodes: Vec<NodeId>,
+    /// (port, positions there) of every class.
+    places: Vec<Vec<(usize, Vec<usize>)>>,
+    /// Of every class; current for those not removed and not pinned.
+    prices: Vec<Price>,
+}
+
+impl<'a> Search<'a> {
+    fn new(
+        graph: &'a Graph,
+        coupling: &'a Coupling,
+        statistics: &'a Statistics,
+        settings: &'a Similarity,
+    ) -> Result<Self> {
+        settings.check()?;
+        let nodes = observed(graph, coupling);
+        let open = |&node: &NodeId| -> Result<Box<dyn Port>> {
+            let stats = statistics.of(graph, coupling, node)?;
+            let gram = gram(graph, coupling, node, stats);
+            Ok(match settings.mode {
+                Mode::Pairwise => Box::new(pairwise::Pairs::new(stats, gram, settings.threshold)),
+                Mode::Span => Box::new(span::Span::new(graph, node, stats, gram, settings.ridge)?),
+            })
+        };
+        let ports = nodes.par_iter().map(open).collect::<Result<Vec<_>>>()?;
+        let mut places: Vec<Vec<(usize, Vec<usize>)>> = vec![Vec::new(); coupling.classes.len()];
+        for (port, &node) in nodes.iter().enumerate() {
+            for (position, &class) in coupling.channels(node).iter().enumerate() {
+                match places[class].last_mut() {
+                    Some((last, positions)) if *last == port => positions.push(position),
+                    _ => places[class].push((port, vec![position])),
+                }
+            }
+        }
+        let tracker = Tracker::new(graph, coupling)?;
+        let prices = vec![Price { loss: f64::INFINITY, allowed: false }; places.len()];
+        let before = tracker.size();
+        let removed = Vec::new();
+        let mut search =
+            Self { graph, coupling, statistics, settings, before, tracker, removed, ports, nodes, places, prices };
+        (0..search.prices.len()).for_each(|class| search.reprice(class));
+        Ok(search)
+    }
+
+    fn reprice(&mut self, class: ClassId) {
+        if self.coupling.classes[class].pinned.is_some() || self.tracker.removed()[class] {
+            return;
+        }
+        let mut sum = Price { loss: 0.0, allowed: true };
+        for (port, positions) in &self.places[class] {
+            let price = self.ports[*port].price(positions);
+            sum.loss += price.loss;
+            sum.allowed &= price.allowed;
+        }
+        self.prices[class] = sum;
+    }
+
+    /// Classes of a set that are still there and may go.
+    fn candidates(&self, set: usize) -> impl Iterator<Item = ClassId> {
+        let there = |&class: &ClassId| !self.tracker.removed()[class] && self.coupling.classes[class].pinned.is_none();
+        self.coupling.sets[set].classes.iter().copied().filter(there)
+    }
+
+    /// The set to take the next step in, and how many classes that step takes: the least loss per unit of budget saved.
+    fn cheapest_set(&mut self, target: &Target) -> Result<(usize, usize), Stop> {
+        let mut best: Option<(f64, usize, usize)> = None;
+        let mut stop = Stop::Limits;
+        for (id, set) in self.coupling.sets.iter().enumerate() {
+            let kept = self.tracker.kept(id);
+            let Some(next) = self.settings.limits.next_down(set.classes.len(), kept) else { continue };
+            let step = kept - next;
+            let prices = self.candidates(id).map(|class| self.prices[class]);
+            let mut losses: Vec<f64> = prices.filter(|p| p.allowed).map(|p| p.loss).collect();
+            if losses.len() < step {
+                if self.candidates(id).count() >= step {
+                    stop = Stop::Threshold;
+                }
+                continue;
+            }
+            losses.select_nth_unstable_by(step - 1, f64::total_cmp);
+            let now = self.tracker.size();
+            let progress = target.progress(self.tracker.saving(id, step), now);
+            let rate = losses[..step].iter().sum::<f64>() / progress;
+            if progress > 0.0 && best.is_none_or(|(least, ..)| rate < least) {
+                best = Some((rate, id, step));
+            }
+        }
+        best.map(|(_, set, step)| (set, step)).ok_or(stop)
+    }
+
+    /// The cheapest class of a set. Within a step of several, one that is not allowed any more comes last.
+    fn cheapest_class(&self, set: usize) -> ClassId {
+        let order = |&a: &ClassId, &b: &ClassId| {
+            let (x, y) = (self.prices[a], self.prices[b]);
+            y.allowed.cmp(&x.allowed).then(x.loss.total_cmp(&y.loss))
+        };
+        self.candidates(set).min_by(order).expect("a step is no longer than its set")
+    }
+
+    fn remove(&mut self, class: ClassId) {
+        self.removed.push((class, self.prices[class].loss));
+        self.tracker.remove(class);
+        let places = std::mem::take(&mut self.places[class]);
+        let mut dirty: Vec<ClassId> = Vec::new();
+        for (port, positions) in &places {
+            self.ports[*port].remove(positions);
+            dirty.extend(self.coupling.channels(self.nodes[*port]));
+        }
+        dirty.sort_unstable();
+        dirty.dedup();
+        dirty.into_iter().for_each(|class| self.reprice(class));
+    }
+
+    fn finish(self, stop: Stop) -> Result<Plan> {
+        let mut plan = Plan::assemble(self.graph, self.coupling, &self.tracker, &self.removed, self.before);
+        plan.compensations = self.compensations()?;
+        plan.stop = stop;
+        plan.method = match self.settings.mode {
+            Mode::Pairwise => {
+                format!("stage 2, similarity: one stand-in a channel, rho^2 >= {}", self.settings.threshold)
+            }
+            Mode::Span => "stage 2, similarity: all kept channels stand in together".into(),
+        };
+        Ok(plan)
+    }
+
+    /// How the readers of every tensor that loses channels make up for them.
+    fn compensations(&self) -> Result<Vec<Compensation>> {
+        let removed = self.tracker.removed();
+        let rows = |&node: &NodeId| -> Result<Compensation> {
+            let stats = self.statistics.of(self.graph, self.coupling, node)?;
+            let gone = self.coupling.positions(node, |class| removed[class]);
+            let kept = self.coupling.positions(node, |class| !removed[class]);
+            let rows = match self.settings.mode {
+                _ if gone.is_empty() => vec![],
+                Mode::Pairwise => pairwise::rows(stats, &gone, &kept),
+                Mode::Span => span::rows(self.graph, node, stats, &gone, &kept, self.settings.ridge)?,
+            };
+            let consumers = dense_readers(self.graph, self.coupling, node);
+            let consumers = consumers.map(|(id, _)| self.graph.nodes[id].name.clone()).collect();
+            Ok(Compensation { tensor: self.graph.nodes[node].name.clone(), consumers, rows })
+        };
+        let mut all = self.nodes.par_iter().map(rows).collect::<Result<Vec<_>>>()?;
+        all.retain(|compensation| !compensation.rows.is_empty());
+        Ok(all)
+    }
+}
+
+/// The row that puts `sum of coefficient * stand-in` in place of `channel`: the constant makes the means agree.
+fn row(stats: &ChannelStats, channel: usize, stand_ins: Vec<(usize, f32)>) -> Row {
+    let explained: f64 = stand_ins.iter().map(|&(j, a)| f64::from(a) * stats.mean[j]).sum();
+    Row { channel, stand_ins, constant: (stats.mean[channel] - explained) as f32 }
+}
+
+/// How strongly the dense readers of a tensor listen to each pair of its channels: (C, C), row-major, the sum over readers
+/// of `sum_o,tap s_o^2 W[o,i,tap] W[o,j,tap]` divided by that reader's output variance `trace(S G)`, where `s_o` is the scale
+/// of the BatchNorm behind output o.
+fn gram(graph: &Graph, coupling: &Coupling, node: NodeId, stats: &ChannelStats) -> Vec<f64> {
+    let c = stats.channels();
+    let mut sum = vec![0.0; c * c];
+    for (id, conv) in dense_readers(graph, coupling, node) {
+        let own = reader_gram(conv, &output_scale(graph, coupling, id), c);
+        let variance: f64 = own.iter().zip(&stats.cov).map(|(g, s)| g * s).sum();
+        if variance > 0.0 {
+            sum.iter_mut().zip(&own).for_each(|(sum, g)| *sum += g / variance);
+        }
+    }
+    sum
+}
+
+fn reader_gram(conv: &Conv, scale: &[f64], c: usize) -> Vec<f64> {
+    let taps = conv.weight.shape[2] * conv.weight.shape[3];
+    let mut gram = vec![0.0; c * c];
+    let mut w = vec![0.0; c];
+    for (o, scale) in scale.iter().enumerate() {
+        let filter = conv.weight.outer(o);
+        for tap in 0..taps {
+            w.iter_mut().enumerate().for_each(|(i, w)| *w = scale * f64::from(filter[i * taps + tap]));
+            for (i, row) in gram.chunks_mut(c).enumerate() {
+                let wi = w[i];
+                row.iter_mut().zip(&w).for_each(|(g, wj)| *g += wi * wj);
+            }
+        }
+    }
+    gram
+}

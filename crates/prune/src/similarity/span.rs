@@ -1,0 +1,121 @@
+//! All kept channels stand in together: `x_P ~ B x_K + c` by least squares on the covariance (METHOD.md, 3).
+//!
+//! The search keeps, for each tensor, the precision `Q = S_KK^-1` of what is kept and the Gram matrix G of the readers'
+//! weights as compensated so far. The residual variance of i given the other kept channels is `1 / Q_ii`, so removing it next
+//! adds `G_ii / Q_ii` to the lost variance: exactly, because each step projects onto a smaller span of the last one's. This is
+//! the saliency of the optimal brain surgeon (Hassibi and Stork 1993) with channels in place of weights. Eliminating i
+//! updates both matrices in O(C^2): a Schur complement of Q, and G as the weights of i move to the stand-ins.
+
+use graph::{Graph, NodeId};
+
+use super::{Port, Price, row};
+use crate::linalg::Cholesky;
+use crate::{ChannelStats, Error, Result, Row};
+
+/// Coefficients that move less than this share of the removed channel's standard deviation are left out of the plan.
+const NEGLIGIBLE: f64 = 1e-6;
+
+/// Relative accuracy expected of covariances.
+const ROUNDING: f64 = 1e-12;
+
+/// The search state of one tensor: (C, C) matrices, zero in the rows and columns of what is gone.
+pub(super) struct Span {
+    c: usize,
+    precision: Vec<f64>,
+    gram: Vec<f64>,
+}
+
+impl Span {
+    pub(super) fn new(graph: &Graph, node: NodeId, stats: &ChannelStats, gram: Vec<f64>, ridge: f64) -> Result<Self> {
+        let all: Vec<usize> = (0..stats.channels()).collect();
+        let precision = factor(graph, node, stats, &all, ridge)?.inverse();
+        Ok(Self { c: stats.channels(), precision, gram })
+    }
+
+    /// With `b` the coefficients of i on the kept channels: `Q += b q_i` and `G += b g_i + g_i b + b b G_ii` (outer products).
+    fn eliminate(&mut self, i: usize) {
+        let c = self.c;
+        let q_i = self.precision[i * c..][..c].to_vec();
+        let g_i = self.gram[i * c..][..c].to_vec();
+        let b: Vec<f64> = q_i.iter().map(|q| -q / q_i[i]).collect();
+        let rows = self.precision.chunks_mut(c).zip(self.gram.chunks_mut(c)).enumerate();
+        for (j, (precision, gram)) in rows {
+            if j == i {
+                precision.fill(0.0);
+                gram.fill(0.0);
+                continue;
+            }
+            let (b_j, g_ij) = (b[j], g_i[j] + b[j] * g_i[i]);
+            for k in 0..c {
+                precision[k] += b_j * q_i[k];
+                gram[k] += b_j * g_i[k] + g_ij * b[k];
+            }
+            precision[i] = 0.0;
+            gram[i] = 0.0;
+        }
+    }
+}
+
+impl Port for Span {
+    /// `trace(G_bb Q_bb^-1)` of the block b of positions.
+    fn price(&self, positions: &[usize]) -> Price {
+        let at = |m: &[f64], i: usize, j: usize| m[i * self.c + j];
+        let loss = match positions {
+            &[i] => at(&self.gram, i, i) / at(&self.precision, i, i),
+            block => {
+                let n = block.len();
+                let take = |m: &[f64]| (0..n * n).map(|k| at(m, block[k / n], block[k % n])).collect::<Vec<f64>>();
+                Cholesky::new(n, take(&self.precision))
+                    .map_or(f64::INFINITY, |q| q.inverse().iter().zip(take(&self.gram)).map(|(r, g)| r * g).sum())
+            }
+        };
+        Price { loss: loss.max(0.0), allowed: true }
+    }
+
+    fn remove(&mut self, positions: &[usize]) {
+        positions.iter().for_each(|&i| self.eliminate(i));
+    }
+}
+
+/// The compensation of the `gone` channels by the `kept` ones.
+pub(super) fn rows(
+    graph: &Graph,
+    node: NodeId,
+    stats: &ChannelStats,
+    gone: &[usize],
+    kept: &[usize],
+    ridge: f64,
+) -> Result<Vec<Row>> {
+    let factor = factor(graph, node, stats, kept, ridge)?;
+    let regress = |&i: &usize| {
+        let mut b: Vec<f64> = kept.iter().map(|&j| stats.at(i, j)).collect();
+        factor.solve(&mut b);
+        let moves = |j: usize, b: f64| b * b * stats.at(j, j) > NEGLIGIBLE * NEGLIGIBLE * stats.at(i, i);
+        let stand_ins = kept.iter().zip(&b).filter(|&(&j, &b)| moves(j, b)).map(|(&j, &b)| (j, b as f32)).collect();
+        row(stats, i, stand_ins)
+    };
+    Ok(gone.iter().map(regress).collect())
+}
+
+/// Factors the covariance of the `kept` channels with the ridge on its diagonal.
+///
+/// Covariances come from sums over millions of samples and are only as good as their rounding, which grows with the square of
+/// a channel's mean: a trace of that is added to the diagonal. So a channel that (almost) never varies explains nothing and
+/// costs nothing. Where the matrix is still not positive definite the ridge is raised until it is.
+fn factor(graph: &Graph, node: NodeId, stats: &ChannelStats, kept: &[usize], ridge: f64) -> Result<Cholesky> {
+    let n = kept.len();
+    let largest = (0..stats.channels()).map(|i| stats.at(i, i)).fold(1e-30, f64::max);
+    let mut ridge = ridge;
+    while ridge < 1.0 {
+        let mut a: Vec<f64> = (0..n * n).map(|k| stats.at(kept[k / n], kept[k % n])).collect();
+        for (i, &channel) in kept.iter().enumerate() {
+            a[i * n + i] += ridge * a[i * n + i] + ROUNDING * (largest + stats.mean[channel].powi(2));
+        }
+        match Cholesky::new(n, a) {
+            Some(factor) => return Ok(factor),
+            None => ridge *= 10.0,
+        }
+    }
+    let what = "the covariance is not positive semidefinite".into();
+    Err(Error::Statistics { node: graph.nodes[node].name.clone(), what })
+}

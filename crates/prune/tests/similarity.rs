@@ -1,0 +1,302 @@
+//! What must hold of stage 2 (METHOD.md, 5).
+
+mod common;
+
+use common::{Builder, LOOSE, calibrate, difference, duplicate, outputs, recipes, target};
+use graph::reference::{Map, forward};
+use graph::{Act, BatchNorm, Graph, NodeId, Op, cost};
+use proptest::prelude::*;
+use prune::{Compensation, Coupling, Limits, Mode, Plan, Similarity, Statistics, Stop, similarity, surgery};
+
+const BOTH: [Mode; 2] = [Mode::Pairwise, Mode::Span];
+
+fn settings(mode: Mode) -> Similarity {
+    Similarity { mode, threshold: 0.0, limits: LOOSE, ..Similarity::default() }
+}
+
+fn images(b: &mut Builder, count: usize) -> Vec<Map> {
+    (0..count).map(|_| b.image()).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(150) })]
+
+    #[test]
+    fn surgery_equals_masking_at_the_predicted_cost(recipe in recipes(12), rate in 0.05..0.9_f64, span: bool) {
+        let mut b = recipe.build();
+        let coupling = Coupling::of(&b.graph).unwrap();
+        let images = images(&mut b, 4);
+        let statistics = calibrate(&b.graph, &coupling, &images);
+        let target = target(&b.graph, &coupling, rate);
+        let settings = settings(BOTH[usize::from(span)]);
+        let plan = similarity::plan(&b.graph, &coupling, &statistics, &settings, &target).unwrap();
+        let slim = surgery::apply(&b.graph, &plan).unwrap();
+        let masked = surgery::mask(&b.graph, &plan).unwrap();
+        let image = b.image();
+        let error = difference(&outputs(&slim, &image), &outputs(&masked, &image));
+        prop_assert!(error < 1e-9, "outputs differ by {error}");
+        let counted = cost::total(&slim, slim.meta.imgsz).unwrap();
+        prop_assert_eq!((plan.after.params, plan.after.macs), (counted.params, counted.macs));
+    }
+
+    /// One class is made a copy of another of its set: stage 2 finds it, and no output moves.
+    #[test]
+    fn a_duplicate_goes_without_a_trace(recipe in recipes(10), span: bool) {
+        let mut b = recipe.build();
+        let coupling = Coupling::of(&b.graph).unwrap();
+        let twins = coupling.sets.iter().find_map(|set| {
+            let mut free = set.classes.iter().filter(|&&class| coupling.classes[class].pinned.is_none());
+            Some((*free.next()?, *free.next()?))
+        });
+        let Some((original, copy)) = twins else { return Ok(()) };
+        duplicate(&mut b.graph, &coupling, original, copy);
+        let images = images(&mut b, 4);
+        let statistics = calibrate(&b.graph, &coupling, &images);
+        if !alike(&coupling, &statistics, original, copy) {
+            return Ok(());
+        }
+        let target = one_less(&b.graph, &coupling);
+        let settings = Similarity { threshold: 0.99, ridge: 1e-9, ..settings(BOTH[usize::from(span)]) };
+        let plan = similarity::plan(&b.graph, &coupling, &statistics, &settings, &target).unwrap();
+        prop_assert_eq!(plan.removals.len(), 1);
+        prop_assert!(plan.removals[0].score < 1e-4, "loss {}", plan.removals[0].score);
+        // Which class goes is the search's choice (there may be other redundant ones); the twin must fold as well.
+        let twin = similarity::replace(&b.graph, &coupling, &statistics, &settings, &[copy]).unwrap();
+        let image = b.image();
+        let slim = surgery::apply(&b.graph, &twin).unwrap();
+        let error = difference(&outputs(&slim, &image), &outputs(&b.graph, &image));
+        prop_assert!(error < 1e-4, "outputs moved by {error}");
+    }
+
+    #[test]
+    fn span_never_reconstructs_worse_than_pairwise(recipe in recipes(10), pick in any::<prop::sample::Index>(), many in 1..6_usize) {
+        let mut b = recipe.build();
+        let coupling = Coupling::of(&b.graph).unwrap();
+        let images = images(&mut b, 4);
+        let statistics = calibrate(&b.graph, &coupling, &images);
+        let free: Vec<usize> = coupling.sets.iter().flat_map(|set| set.classes.iter().skip(1).copied())
+            .filter(|&class| coupling.classes[class].pinned.is_none()).collect();
+        if free.is_empty() {
+            return Ok(());
+        }
+        let removed: Vec<usize> = (0..many).map(|k| free[(pick.index(free.len()) + 3 * k) % free.len()]).collect();
+        let plans = BOTH.map(|mode| similarity::replace(&b.graph, &coupling, &statistics, &settings(mode), &removed).unwrap());
+        for (pair, span) in plans[0].compensations.iter().zip(&plans[1].compensations) {
+            let (pair, span) = (residuals(&b.graph, &images, pair), residuals(&b.graph, &images, span));
+            for ((pair, span), variance) in pair.iter().zip(&span).map(|(p, s)| ((p.0, s.0), p.1)) {
+                prop_assert!(span <= pair + 1e-4 * variance, "span leaves {span}, pairwise {pair} of {variance}");
+            }
+        }
+    }
+}
+
+/// True where two classes carry the same values in every tensor. A slice across a concat may show one part of one class
+/// and another part of the other.
+fn alike(coupling: &Coupling, statistics: &Statistics, a: usize, b: usize) -> bool {
+    statistics.by_node.iter().all(|(&node, stats)| {
+        let places =
+            |class| coupling.channels(node).iter().enumerate().filter(move |&(_, &c)| c == class).map(|(i, _)| i);
+        let at = |i: usize, j: usize| stats.cov[i * stats.mean.len() + j];
+        places(a).zip(places(b)).all(|(i, j)| at(i, i) == at(j, j) && at(i, i) == at(i, j))
+    })
+}
+
+/// (mean squared error, variance) of every row of a compensation, measured on the maps themselves.
+fn residuals(graph: &Graph, images: &[Map], compensation: &Compensation) -> Vec<(f64, f64)> {
+    let node = graph.nodes.iter().position(|n| n.name == compensation.tensor).unwrap();
+    let runs: Vec<Map> = images.iter().map(|image| forward(graph, image).unwrap().swap_remove(node)).collect();
+    let rows = compensation.rows.iter().map(|row| {
+        let (mut count, mut error, mut sum, mut squares) = (0.0, 0.0, 0.0, 0.0);
+        for map in &runs {
+            for (place, &x) in map.channel(row.channel).iter().enumerate() {
+                let explained: f64 = row.stand_ins.iter().map(|&(j, a)| f64::from(a) * map.channel(j)[place]).sum();
+                error += (x - explained - f64::from(row.constant)).powi(2);
+                (count, sum, squares) = (count + 1.0, sum + x, squares + x * x);
+            }
+        }
+        (error / count, squares / count - (sum / count).powi(2))
+    });
+    rows.collect()
+}
+
+/// A block of eight channels behind an identity activation, of which channel 5 is `a x_2 + b`, read by one convolution.
+fn affine_twin(a: f32, b: f32, kernel: usize, pad: usize) -> (Builder, NodeId) {
+    let mut builder = Builder::new(3);
+    let conv = builder.conv(0, 8, 3, 1, 1, false);
+    let norm = builder.norm(conv);
+    let block = builder.act(norm, Act::Identity);
+    let reader = builder.conv(block, 4, kernel, 1, 1, false);
+    if let Op::Conv(conv) = &mut builder.graph.nodes[reader].op {
+        conv.pad = [pad; 2];
+    }
+    let end = builder.norm(reader);
+    builder.act(end, Act::Silu);
+    builder.finish(false);
+    if let Op::Conv(conv) = &mut builder.graph.nodes[conv].op {
+        conv.weight.data.copy_within(2 * 27..3 * 27, 5 * 27);
+    }
+    if let Op::BatchNorm(BatchNorm { gamma, beta, mean, var, .. }) = &mut builder.graph.nodes[norm].op {
+        (mean[5], var[5]) = (mean[2], var[2]);
+        (gamma[5], beta[5]) = (a * gamma[2], a * beta[2] + b);
+    }
+    (builder, end)
+}
+
+fn one_less(graph: &Graph, coupling: &Coupling) -> prune::Target {
+    let mut target = target(graph, coupling, 0.5);
+    target.channels = Some(target.reference.channels - 1);
+    target
+}
+
+#[test]
+fn an_affine_twin_is_found_and_folded() {
+    for mode in BOTH {
+        for (a, b, kernel, pad) in [(-1.7, 0.4, 1, 0), (0.6, -0.3, 3, 0), (2.0, 0.5, 3, 1)] {
+            let case = format!("{mode:?}, {a} x + {b}, kernel {kernel}, pad {pad}");
+            let (mut builder, end) = affine_twin(a, b, kernel, pad);
+            let images = images(&mut builder, 4);
+            let graph = &builder.graph;
+            let coupling = Coupling::of(graph).unwrap();
+            let statistics = calibrate(graph, &coupling, &images);
+            let settings = Similarity { threshold: 0.999, ..settings(mode) };
+            let plan = similarity::plan(graph, &coupling, &statistics, &settings, &one_less(graph, &coupling)).unwrap();
+            assert!(plan.removals.len() == 1 && [2, 5].contains(&plan.removals[0].members[0].1), "{case}: {plan}");
+            let run = |graph: &Graph| forward(graph, &images[0]).unwrap().swap_remove(end);
+            let (before, after) = (run(graph), run(&surgery::apply(graph, &plan).unwrap()));
+            for c in 0..before.shape.c {
+                let moved: Vec<f64> = before.channel(c).iter().zip(after.channel(c)).map(|(x, y)| y - x).collect();
+                let mean = moved.iter().sum::<f64>() / moved.len() as f64;
+                assert!(mean.abs() < 1e-4, "{case}: channel {c} moved by {mean} on average");
+                let most = moved.iter().map(|v| v.abs()).fold(0.0, f64::max);
+                assert!(pad == 1 || most < 1e-4, "{case}: channel {c} moved by {most}");
+            }
+        }
+    }
+}
+
+/// The search's bookkeeping is exact: the losses it adds up are the share of the reader's output variance that surgery
+/// really loses, for a 1x1 reader on the calibration images.
+#[test]
+fn summed_losses_are_the_measured_loss() {
+    for mode in BOTH {
+        let mut b = Builder::new(5);
+        let block = b.block(0, 12, 3);
+        let reader = b.conv(block, 7, 1, 1, 1, false);
+        let end = b.norm(reader);
+        b.act(end, Act::Silu);
+        b.finish(false);
+        let images = images(&mut b, 6);
+        let coupling = Coupling::of(&b.graph).unwrap();
+        let statistics = calibrate(&b.graph, &coupling, &images);
+        let channels: Vec<usize> = [3, 8, 0, 5].iter().map(|&c| coupling.channels(block)[c]).collect();
+        let channels = if mode == Mode::Span { &channels[..] } else { &channels[..1] };
+        let plan = similarity::replace(&b.graph, &coupling, &statistics, &settings(mode), channels).unwrap();
+        let predicted: f64 = plan.removals.iter().map(|r| f64::from(r.score)).sum();
+        let slim = surgery::apply(&b.graph, &plan).unwrap();
+        let measured = lost_share(&b.graph, &slim, end, &images);
+        let tolerance = if mode == Mode::Span { 0.01 } else { 1.0 };
+        assert!(
+            (predicted - measured).abs() < tolerance * measured,
+            "{mode:?}: predicted {predicted}, measured {measured}"
+        );
+    }
+}
+
+/// Squared difference of a node's output in two graphs, as a share of its variance in the first.
+fn lost_share(dense: &Graph, slim: &Graph, node: NodeId, images: &[Map]) -> f64 {
+    let (mut error, mut variance) = (0.0, 0.0);
+    let run = |graph: &Graph, image: &Map| forward(graph, image).unwrap().swap_remove(node);
+    let pairs: Vec<(Map, Map)> = images.iter().map(|image| (run(dense, image), run(slim, image))).collect();
+    for c in 0..pairs[0].0.shape.c {
+        let values: Vec<f64> = pairs.iter().flat_map(|(x, _)| x.channel(c).iter().copied()).collect();
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        variance += values.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
+        error += pairs
+            .iter()
+            .flat_map(|(x, y)| x.channel(c).iter().zip(y.channel(c)))
+            .map(|(x, y)| (x - y).powi(2))
+            .sum::<f64>();
+    }
+    error / variance
+}
+
+fn small_detector() -> (Graph, Coupling, Statistics) {
+    let mut b = Builder::new(21);
+    let stem = b.block(0, 16, 3);
+    let inner = b.block(stem, 16, 3);
+    let add = b.push("add", Op::Add, vec![stem, inner]);
+    let cat = b.push("concat", Op::Concat, vec![add, inner]);
+    b.block(cat, 24, 1);
+    b.finish(true);
+    let images = images(&mut b, 6);
+    let coupling = Coupling::of(&b.graph).unwrap();
+    let statistics = calibrate(&b.graph, &coupling, &images);
+    (b.graph, coupling, statistics)
+}
+
+#[test]
+fn pairwise_keeps_to_its_threshold() {
+    let (graph, coupling, statistics) = small_detector();
+    let target = target(&graph, &coupling, 0.9);
+    let mut before = usize::MAX;
+    for threshold in [0.2, 0.5, 0.8, 1.0] {
+        let settings = Similarity { threshold, ..settings(Mode::Pairwise) };
+        let plan = similarity::plan(&graph, &coupling, &statistics, &settings, &target).unwrap();
+        assert!(plan.removals.len() <= before, "a higher threshold removed more");
+        before = plan.removals.len();
+        for compensation in &plan.compensations {
+            let node = graph.nodes.iter().position(|n| n.name == compensation.tensor).unwrap();
+            let stats = &statistics.by_node[&node];
+            let at = |i: usize, j: usize| stats.cov[i * stats.mean.len() + j];
+            for row in &compensation.rows {
+                let (j, _) = row.stand_ins[0];
+                let rho2 = at(row.channel, j).powi(2) / (at(row.channel, row.channel) * at(j, j));
+                assert!(rho2 >= threshold, "rho^2 {rho2} under {threshold}");
+            }
+        }
+    }
+    assert_eq!(before, 0, "nothing is exactly similar in a random network");
+}
+
+#[test]
+fn running_out_of_similar_channels_is_said() {
+    let (graph, coupling, statistics) = small_detector();
+    let target = target(&graph, &coupling, 0.9);
+    let stop =
+        |settings: &Similarity| similarity::plan(&graph, &coupling, &statistics, settings, &target).unwrap().stop;
+    assert_eq!(stop(&Similarity { threshold: 1.0, ..settings(Mode::Pairwise) }), Stop::Threshold);
+    assert_eq!(stop(&Similarity { limits: Limits { min_channels: 8, ..LOOSE }, ..settings(Mode::Span) }), Stop::Limits);
+    assert_eq!(stop(&settings(Mode::Span)), Stop::Met);
+}
+
+#[test]
+fn channel_multiples_hold_in_stage_two() {
+    let (graph, coupling, statistics) = small_detector();
+    let limits = Limits { multiple: 4, ..LOOSE };
+    for (mode, threshold) in [(Mode::Pairwise, 0.0), (Mode::Pairwise, 0.3), (Mode::Span, 0.0)] {
+        let settings = Similarity { threshold, limits, ..settings(mode) };
+        let target = target(&graph, &coupling, 0.4);
+        let plan = similarity::plan(&graph, &coupling, &statistics, &settings, &target).unwrap();
+        assert!(plan.layers.iter().all(|layer| layer.after % 4 == 0), "{plan}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_an_error() {
+    let (graph, coupling, statistics) = small_detector();
+    let target = target(&graph, &coupling, 0.3);
+    let plan = |statistics: &Statistics, settings: &Similarity| -> Result<Plan, String> {
+        similarity::plan(&graph, &coupling, statistics, settings, &target).map_err(|e| e.to_string())
+    };
+    let good = settings(Mode::Span);
+    let missing = plan(&Statistics::default(), &good).unwrap_err();
+    assert!(missing.contains("there are none"), "{missing}");
+    let mut damaged = statistics.clone();
+    damaged.by_node.values_mut().next().unwrap().cov[0] = f64::NAN;
+    let damaged = plan(&damaged, &good).unwrap_err();
+    assert!(damaged.contains("not finite"), "{damaged}");
+    let bad = plan(&statistics, &Similarity { threshold: 1.5, ..good }).unwrap_err();
+    assert!(bad.contains("threshold"), "{bad}");
+    let pinned = similarity::replace(&graph, &coupling, &statistics, &good, &[0]).unwrap_err().to_string();
+    assert!(pinned.contains("image"), "{pinned}");
+}
