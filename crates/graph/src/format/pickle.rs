@@ -1,1 +1,0 @@
-//! Placeholder while the reader is being written.

@@ -1,0 +1,144 @@
+//! The layers of `torch.nn` a detector is made of.
+
+use super::Build;
+use crate::format::pickle::Ref;
+use crate::{Act, BatchNorm, Conv, MaxPool, NodeId, Op, Result, Tensor};
+
+impl<'a> Build<'a> {
+    /// `Conv2d`: weight (O, I / groups, KH, KW), bias (O) or none.
+    pub(super) fn conv2d(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
+        let conv = self.conv_op(module, path)?;
+        Ok(self.graph.push(path, Op::Conv(conv), vec![x]))
+    }
+
+    /// The operator of a `Conv2d`.
+    pub(super) fn conv_op(&mut self, module: Ref<'a>, path: &str) -> Result<Conv> {
+        self.own(module, path)?;
+        let weight = self.parameter(module, path, "weight")?;
+        let weight = weight.ok_or_else(|| self.error(path, "has no weight"))?;
+        if weight.shape.len() != 4 || weight.shape.contains(&0) {
+            return Err(self.error(path, format!("weight has shape {:?}, not (O, I, KH, KW)", weight.shape)));
+        }
+        let zeros = module.attr("padding_mode").is_none_or(|m| m.str() == Some("zeros"));
+        let transposed = module.attr("transposed").is_some_and(|t| t.bool() != Some(false));
+        if self.pair(module, path, "dilation")? != [1, 1] || !zeros || transposed {
+            return Err(
+                self.error(path, "is dilated, transposed or not padded with zeros: the graph has no such convolution")
+            );
+        }
+        let groups = self.attr(module, path, "groups", Ref::index)?;
+        let bias = self.parameter(module, path, "bias")?.map(|b| b.data);
+        let (stride, pad) = (self.pair(module, path, "stride")?, self.pair(module, path, "padding")?);
+        Ok(Conv { weight, bias, stride, pad, groups })
+    }
+
+    /// `BatchNorm2d` with its affine pair and running statistics.
+    pub(super) fn batch_norm(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
+        self.own(module, path)?;
+        let vector = |name: &str| {
+            let found = self.parameter(module, path, name)?;
+            Ok(found.ok_or_else(|| self.error(path, format!("has no `{name}`")))?.data)
+        };
+        let (gamma, beta) = (vector("weight")?, vector("bias")?);
+        let (mean, var) = (vector("running_mean")?, vector("running_var")?);
+        let eps = self.attr(module, path, "eps", Ref::float)? as f32;
+        let momentum = self.attr(module, path, "momentum", Ref::float)? as f32;
+        let op = Op::BatchNorm(BatchNorm { gamma, beta, mean, var, eps, momentum });
+        Ok(self.graph.push(path, op, vec![x]))
+    }
+
+    /// `MaxPool2d`, square.
+    pub(super) fn max_pool(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
+        let pool = self.pool_op(module, path)?;
+        Ok(self.graph.push(path, Op::MaxPool(pool), vec![x]))
+    }
+
+    /// The operator of a `MaxPool2d`.
+    pub(super) fn pool_op(&self, module: Ref<'a>, path: &str) -> Result<MaxPool> {
+        let [kernel, stride, pad] = ["kernel_size", "stride", "padding"].map(|name| self.pair(module, path, name));
+        let (kernel, stride, pad) = (kernel?, stride?, pad?);
+        let square = [kernel, stride, pad].iter().all(|[a, b]| a == b);
+        let ceil = module.attr("ceil_mode").is_some_and(|c| c.bool() != Some(false));
+        if !square || ceil || self.pair(module, path, "dilation")? != [1, 1] {
+            return Err(self.error(path, "is a max pool that is not square, is dilated or rounds up"));
+        }
+        Ok(MaxPool { kernel: kernel[0], stride: stride[0], pad })
+    }
+
+    /// `Upsample` by a whole factor, nearest neighbour.
+    pub(super) fn upsample(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
+        let scale = module.attr("scale_factor");
+        let factor = scale.and_then(|s| match s.array::<2>() {
+            Some([h, w]) if h.float() == w.float() => h.float(),
+            _ => s.float(),
+        });
+        let nearest = module.attr("mode").and_then(Ref::str) == Some("nearest");
+        match factor {
+            Some(f) if nearest && f.fract() == 0.0 && (1.0..=64.0).contains(&f) => {
+                Ok(self.graph.push(path, Op::Upsample { factor: f as usize }, vec![x]))
+            }
+            _ => Err(self.error(path, "upsamples by something other than a whole factor, nearest neighbour")),
+        }
+    }
+
+    /// The activation a class is; `None` where it is no activation.
+    pub(super) fn activation(&self, module: Ref<'a>, class: &str, path: &str) -> Result<Option<Act>> {
+        Ok(Some(match class {
+            "SiLU" => Act::Silu,
+            "ReLU" => Act::Relu,
+            "ReLU6" => Act::Relu6,
+            "Mish" => Act::Mish,
+            "Sigmoid" => Act::Sigmoid,
+            "LeakyReLU" => {
+                let slope = self.attr(module, path, "negative_slope", Ref::float)?;
+                if (slope - 0.1).abs() > 1e-6 {
+                    return Err(self.error(path, format!("leaks with slope {slope}, the graph's leaky ReLU has 0.1")));
+                }
+                Act::Leaky
+            }
+            _ => return Ok(None),
+        }))
+    }
+
+    /// A parameter or buffer; `None` where it is missing or Python's `None`.
+    pub(super) fn parameter(&self, module: Ref<'a>, path: &str, name: &str) -> Result<Option<Tensor>> {
+        let held = |kind: &str| module.attr(kind)?.key(name).filter(|p| !p.is_none());
+        let found = held("_parameters").or_else(|| held("_buffers"));
+        found.map(|value| self.file.tensor(value, &format!("{path}.{name}"))).transpose()
+    }
+
+    /// An attribute that must be there and of the right kind.
+    pub(super) fn attr<T>(
+        &self,
+        module: Ref<'a>,
+        path: &str,
+        name: &str,
+        read: impl Fn(Ref<'a>) -> Option<T>,
+    ) -> Result<T> {
+        module
+            .attr(name)
+            .and_then(read)
+            .ok_or_else(|| self.error(path, format!("`{name}` is missing or no such number")))
+    }
+
+    /// A size given as (height, width) or as one number for both.
+    fn pair(&self, module: Ref<'a>, path: &str, name: &str) -> Result<[usize; 2]> {
+        self.attr(module, path, name, |value| {
+            let pair = match value.array::<2>() {
+                Some([h, w]) => [h.index()?, w.index()?],
+                None => [value.index()?; 2],
+            };
+            pair.iter().all(|&n| n <= 1 << 16).then_some(pair)
+        })
+    }
+
+    /// Notes that a module's weights belong to `path`.
+    fn own(&mut self, module: Ref<'a>, path: &str) -> Result<()> {
+        match self.owners.insert(module.id, path.to_owned()) {
+            None => Ok(()),
+            Some(first) => {
+                Err(self.error(path, format!("shares its weights with `{first}`, which a graph cannot express")))
+            }
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! YOLOv5, YOLOv8 and YOLO11 checkpoints: the module tree a `.pt` file records, turned into a graph.
+//!
+//! Everything is read from the modules themselves (weights, strides, routes), nothing from a table of model sizes, so a
+//! pruned or customised checkpoint loads like any other. Nodes are named after the modules' paths; what a block computes
+//! between its modules is named within it: `model.2.cat`, `model.2.m.0.add`.
+
+mod blocks;
+mod head;
+mod layers;
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use super::pickle::{Id, Ref, Value};
+use super::torch::Checkpoint;
+use crate::{Error, Family, Graph, Meta, NodeId, Op, Result};
+
+/// Deepest nesting of modules; real detectors stay below ten.
+const MAX_DEPTH: usize = 64;
+/// Most modules entered; the largest real detectors have under a thousand.
+const MAX_MODULES: usize = 100_000;
+/// Image size where a checkpoint names none.
+const IMGSZ: usize = 640;
+
+/// Reads a checkpoint.
+///
+/// # Errors
+/// See [`Checkpoint::open`]; a module the graph has no operators for; a tensor that does not fit its module.
+pub(super) fn load(path: &Path) -> Result<Graph> {
+    graph(&Checkpoint::open(path)?)
+}
+
+/// The graph of an opened checkpoint; not validated yet.
+pub(super) fn graph(file: &Checkpoint) -> Result<Graph> {
+    let model = model(file)?;
+    let layers = model
+        .attr("_modules")
+        .and_then(|m| m.key("model"))
+        .and_then(children)
+        .filter(|layers| !layers.is_empty())
+        .ok_or_else(|| file.error("model", "has no list of layers, so it is no YOLO model"))?;
+
+    let meta = Meta { family: Family::Other, names: vec![], imgsz: [IMGSZ, IMGSZ] };
+    let mut build = Build {
+        file,
+        model,
+        graph: Graph::new(meta, 3),
+        owners: HashMap::new(),
+        entered: 0,
+        depth: 0,
+        met_c3k2: false,
+    };
+    let mut outputs: Vec<NodeId> = Vec::with_capacity(layers.len());
+    let last = layers.len() - 1;
+    for (i, (key, layer)) in layers.into_iter().enumerate() {
+        let path = format!("model.{key}");
+        let inputs = route(file, layer, &path, &outputs)?;
+        if i == last {
+            build.head(layer, &path, &inputs)?;
+        } else {
+            outputs.push(build.module(layer, &path, &inputs)?);
+        }
+    }
+    let mut graph = build.graph;
+    graph.meta.names = names(model, graph.head()?.0.classes());
+    graph.meta.imgsz = imgsz(file, model, &graph.head()?.0.strides());
+    graph.nodes[0].op = Op::Input { channels: input_channels(&graph) };
+    Ok(graph)
+}
+
+/// The module to load: the averaged weights (EMA) where there are any, as inference uses them.
+fn model(file: &Checkpoint) -> Result<Ref<'_>> {
+    let root = file.root();
+    let found = ["ema", "model"].iter().filter_map(|k| root.key(k)).find(|m| !m.is_none()).unwrap_or(root);
+    match found.value() {
+        Value::Object { .. } => Ok(found),
+        Value::Dict(_) => Err(file
+            .error("model", "holds weights by name (a state dict), not the modules they belong to")
+            .hint("give the checkpoint the training wrote (best.pt, last.pt), which holds the whole model")),
+        _ => Err(file.error("model", "is no module").hint("give a detector's training checkpoint")),
+    }
+}
+
+/// Submodules of a module with their names, in order.
+fn children(module: Ref<'_>) -> Option<Vec<(String, Ref<'_>)>> {
+    let name = |k: Ref<'_>| k.str().map(str::to_owned).or_else(|| k.int().map(|i| i.to_string()));
+    module.attr("_modules")?.pairs()?.filter(|(_, m)| !m.is_none()).map(|(k, m)| Some((name(k)?, m))).collect()
+}
+
+/// Nodes a top-level layer reads, from its `f`: one index or a list, -1 the layer before, other negatives counted from
+/// the layer itself.
+fn route(file: &Checkpoint, layer: Ref<'_>, path: &str, outputs: &[NodeId]) -> Result<Vec<NodeId>> {
+    let from = match layer.attr("f") {
+        None => vec![Some(-1)],
+        Some(f) => f.items().map_or_else(|| vec![f.int()], |list| list.map(Ref::int).collect()),
+    };
+    let resolve = |j: Option<i64>| {
+        let absolute = match j? {
+            -1 if outputs.is_empty() => return Some(0),
+            j if j < 0 => outputs.len().checked_sub(usize::try_from(j.checked_neg()?).ok()?)?,
+            j => usize::try_from(j).ok()?,
+        };
+        outputs.get(absolute).copied()
+    };
+    from.iter()
+        .map(|&j| {
+            let told = j.map_or("something that is no number".into(), |j| format!("layer {j}"));
+            resolve(j).ok_or_else(|| file.error(path, format!("reads {told}, {} layers come before it", outputs.len())))
+        })
+        .collect()
+}
+
+/// Class names from `names`, a list or a dict by index; `class 0`, ... for any that is missing.
+fn names(model: Ref<'_>, classes: usize) -> Vec<String> {
+    let mut names: Vec<String> = (0..classes).map(|i| format!("class {i}")).collect();
+    let Some(given) = model.attr("names") else { return names };
+    let mut set = |i: Option<usize>, name: Ref<'_>| {
+        if let (Some(slot), Some(name)) = (i.and_then(|i| names.get_mut(i)), name.str()) {
+            *slot = name.to_owned();
+        }
+    };
+    if let Some(list) = given.items() {
+        list.enumerate().for_each(|(i, name)| set(Some(i), name));
+    } else if let Some(pairs) = given.pairs() {
+        pairs.for_each(|(i, name)| set(i.index(), name));
+    }
+    names
+}
+
+/// Image size (H, W) of the training arguments, rounded up to whole cells of the coarsest level as training does.
+fn imgsz(file: &Checkpoint, model: Ref<'_>, strides: &[usize]) -> [usize; 2] {
+    let root = file.root();
+    let places = [model.attr("args"), root.key("train_args"), root.key("opt"), model.attr("hyp")];
+    let look = |place: Ref<'_>| {
+        let given = place.key("imgsz").or_else(|| place.attr("imgsz"))?;
+        let size = match given.array::<2>() {
+            Some([h, w]) => [h.index()?, w.index()?],
+            None => [given.index()?; 2],
+        };
+        size.iter().all(|s| (1..=1 << 14).contains(s)).then_some(size)
+    };
+    let size = places.into_iter().flatten().find_map(look).unwrap_or([IMGSZ, IMGSZ]);
+    let cell = strides.iter().copied().max().unwrap_or(1);
+    size.map(|s| s.next_multiple_of(cell))
+}
+
+/// Channels of the image: what the first convolution that reads it expects.
+fn input_channels(graph: &Graph) -> usize {
+    let reader = graph.nodes.iter().find_map(|n| match &n.op {
+        Op::Conv(conv) if n.inputs == [0] => Some(conv.in_channels()),
+        _ => None,
+    });
+    reader.unwrap_or(3)
+}
+
+/// A graph being built from the modules of one checkpoint.
+struct Build<'a> {
+    file: &'a Checkpoint,
+    model: Ref<'a>,
+    graph: Graph,
+    /// Path under which each module with weights was first met: a second meeting would untie shared weights.
+    owners: HashMap<Id, String>,
+    entered: usize,
+    depth: usize,
+    /// The block YOLO11 is told from YOLOv8 by.
+    met_c3k2: bool,
+}
+
+impl<'a> Build<'a> {
+    fn error(&self, path: &str, what: impl Into<String>) -> Error {
+        self.file.error(path, what)
+    }
+
+    /// Adds what a module computes from `inputs` and returns the node of its output.
+    fn module(&mut self, module: Ref<'a>, path: &str, inputs: &[NodeId]) -> Result<NodeId> {
+        self.entered += 1;
+        if self.depth == MAX_DEPTH || self.entered > MAX_MODULES {
+            return Err(self.error(path, "modules are nested deeper, or are more, than in any detector"));
+        }
+        self.depth += 1;
+        let (_, class) = self.class(module, path)?;
+        let node =
+            if class == "Concat" { self.concat(module, path, inputs) } else { self.single(module, path, inputs) };
+        self.depth -= 1;
+        node
+    }
+
+    /// A module of one input.
+    fn single(&mut self, module: Ref<'a>, path: &str, inputs: &[NodeId]) -> Result<NodeId> {
+        let &[x] = inputs else {
+            return Err(self.error(path, format!("reads {} layers, it can take one", inputs.len())));
+        };
+        let (home, class) = self.class(module, path)?;
+        match class {
+            "Conv" | "DWConv" => self.conv_block(module, path, x),
+            "Bottleneck" | "CrossConv" => self.bottleneck(module, path, x),
+            "C3" | "C3x" | "C3k" | "C3SPP" => self.c3(module, path, x),
+            "C2f" | "C3k2" => {
+                self.met_c3k2 |= class == "C3k2";
+                self.c2f(module, path, x)
+            }
+            "SPP" => self.spp(module, path, x),
+            "SPPF" => self.sppf(module, path, x),
+            "Focus" => self.focus(module, path, x),
+            "Sequential" => self.chain(module, path, x),
+            "Conv2d" => self.conv2d(module, path, x),
+            "BatchNorm2d" => self.batch_norm(module, path, x),
+            "MaxPool2d" => self.max_pool(module, path, x),
+            "Upsample" => self.upsample(module, path, x),
+            // Dropout does nothing once training is over.
+            "Identity" | "Dropout" | "Dropout2d" => Ok(x),
+            _ => match self.activation(module, class, path)? {
+                Some(act) => Ok(self.graph.push(path, Op::Act(act), vec![x])),
+                None => Err(self.error(path, format!("is a `{home}.{class}`, which the graph has no operators for")).hint(
+                    "known are Conv, DWConv, Bottleneck, C3, C3k, C3x, C2f, C3k2, SPP, SPPF, Focus, Concat, Upsample, \
+                     MaxPool2d and plain activations",
+                )),
+            },
+        }
+    }
+
+    /// (module, name) of a module's class.
+    fn class(&self, module: Ref<'a>, path: &str) -> Result<(&'a str, &'a str)> {
+        module.class().ok_or_else(|| self.error(path, "is no module"))
+    }
+
+    /// A submodule that must be there.
+    fn child(&self, module: Ref<'a>, path: &str, name: &str) -> Result<Ref<'a>> {
+        self.optional(module, name).ok_or_else(|| self.error(path, format!("has no submodule `{name}`")))
+    }
+
+    /// A submodule, where there is one.
+    fn optional(&self, module: Ref<'a>, name: &str) -> Option<Ref<'a>> {
+        module.attr("_modules")?.key(name).filter(|m| !m.is_none())
+    }
+
+    /// Submodules of a list or sequence.
+    fn children(&self, module: Ref<'a>, path: &str) -> Result<Vec<(String, Ref<'a>)>> {
+        children(module).ok_or_else(|| self.error(path, "has no list of submodules"))
+    }
+
+    /// Runs submodule `name` on one input.
+    fn sub(&mut self, module: Ref<'a>, path: &str, name: &str, x: NodeId) -> Result<NodeId> {
+        let child = self.child(module, path, name)?;
+        self.module(child, &format!("{path}.{name}"), &[x])
+    }
+}
