@@ -143,3 +143,23 @@ fn serialises_for_the_command_line() {
     assert_eq!(json["per_class"][1]["ap50"], serde_json::Value::Null);
     assert!(json["map50_95"].is_number() && json["map50"].is_number());
 }
+
+/// Equal scores, equal overlaps, crowds, more than 100 detections: see `data/coco_ties.py`.
+#[test]
+fn breaks_ties_as_pycocotools() {
+    let case: serde_json::Value = serde_json::from_str(include_str!("data/coco_ties.json")).unwrap();
+    let truth = GroundTruth::from_json(case["truth"].to_string().as_bytes(), "truth").unwrap();
+    let detections = detections_from_json(case["detections"].to_string().as_bytes(), "detections").unwrap();
+    let result = evaluate(&truth, &detections).unwrap();
+    let stats: Vec<f64> = case["stats"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+    assert_stats("ties", &result, &stats);
+    for (class, expected) in result.per_class.iter().zip(case["per_class"].as_array().unwrap()) {
+        for (name, value) in [("ap50_95", class.ap50_95), ("ap50", class.ap50)] {
+            let equal = match (value, expected[name].as_f64()) {
+                (Some(value), Some(expected)) => (value - expected).abs() < 1e-9,
+                (value, expected) => value == expected,
+            };
+            assert!(equal, "{} of {}: {value:?}, expected {}", name, class.name, expected[name]);
+        }
+    }
+}

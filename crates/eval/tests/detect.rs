@@ -28,8 +28,11 @@ fn raw() -> impl Strategy<Value = f32> {
     prop_oneof![8 => -6.0f32..6.0, 2 => Just(0.0), 2 => 0.0f32..1.0, 1 => Just(40.0), 1 => Just(f32::NAN)]
 }
 
+/// Height, width, channels and values of a map for two images.
+type OwnedMap = (usize, usize, usize, Vec<f32>);
+
 /// A head with maps for two images of 32x48 pixels.
-fn case() -> impl Strategy<Value = (Head, Vec<(usize, usize, usize, Vec<f32>)>)> {
+fn case() -> impl Strategy<Value = (Head, Vec<OwnedMap>)> {
     heads().prop_flat_map(|head| {
         let strides = head.strides();
         let per_level = head.inputs() / strides.len();
