@@ -142,6 +142,11 @@ impl Plan {
     /// The plan was made for another graph: a node or channel is missing, a class would be torn apart, is pinned, or a
     /// tensor would be left without channels.
     pub(crate) fn resolve(&self, graph: &Graph, coupling: &Coupling) -> Result<Vec<bool>> {
+        let size = Size::of(graph, coupling)?;
+        if (size.params, size.channels) != (self.before.params, self.before.channels) {
+            let (now, then) = (size.params, self.before.params);
+            return Err(Error::plan(format!("it has {now} parameters, the graph of the plan had {then}")));
+        }
         let ids: HashMap<&str, NodeId> = graph.nodes.iter().enumerate().map(|(id, n)| (n.name.as_str(), id)).collect();
         let mut removed = vec![false; coupling.classes.len()];
         for removal in &self.removals {

@@ -158,7 +158,7 @@ fn an_affine_twin_is_found_and_folded() {
             let graph = &builder.graph;
             let coupling = Coupling::of(graph).unwrap();
             let statistics = calibrate(graph, &coupling, &images);
-            let settings = Similarity { threshold: 0.999, ..settings(mode) };
+            let settings = Similarity { threshold: 0.999, ridge: 1e-9, ..settings(mode) };
             let plan = similarity::plan(graph, &coupling, &statistics, &settings, &one_less(graph, &coupling)).unwrap();
             assert!(plan.removals.len() == 1 && [2, 5].contains(&plan.removals[0].members[0].1), "{case}: {plan}");
             let run = |graph: &Graph| forward(graph, &images[0]).unwrap().swap_remove(end);

@@ -37,7 +37,7 @@ pub struct Similarity {
 
 impl Default for Similarity {
     fn default() -> Self {
-        Self { mode: Mode::default(), threshold: 0.8, ridge: 1e-6, limits: Limits::default() }
+        Self { mode: Mode::default(), threshold: 0.8, ridge: 1e-5, limits: Limits::default() }
     }
 }
 
@@ -61,7 +61,7 @@ impl Similarity {
         }
         if !(self.ridge > 0.0 && self.ridge < 1.0) {
             let what = format!("is {}, not a share in (0, 1)", self.ridge);
-            return Err(Error::Setting { option: "ridge", what, help: "1e-6 leaves every fit that matters alone" });
+            return Err(Error::Setting { option: "ridge", what, help: "1e-5 leaves every fit that matters alone" });
         }
         Ok(())
     }

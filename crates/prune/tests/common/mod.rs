@@ -141,12 +141,12 @@ fn step(b: &mut Builder, tensors: &[NodeId], from: NodeId, op: u8, x: usize, y: 
     Some(match op {
         0 | 1 => b.block(from, 3 + x % 5, 1 + 2 * (y % 2)),
         2 => {
-            let conv = b.conv(from, 3 + x % 5, 3, 1 + usize::from(shape.h > 3), 1, y % 2 == 0);
+            let conv = b.conv(from, 3 + x % 5, 3, 1 + usize::from(shape.h > 3), 1, y.is_multiple_of(2));
             let norm = b.norm(conv);
             b.act(norm, act)
         }
         3 => {
-            let conv = b.conv(from, 3 + x % 5, 1 + 2 * (y % 2), 1, 1, x % 2 == 0);
+            let conv = b.conv(from, 3 + x % 5, 1 + 2 * (y % 2), 1, 1, x.is_multiple_of(2));
             b.act(conv, act)
         }
         4 | 5 => {
@@ -167,16 +167,16 @@ fn step(b: &mut Builder, tensors: &[NodeId], from: NodeId, op: u8, x: usize, y: 
             b.push("slice", Op::Slice { start, len }, vec![from])
         }
         9 => {
-            let conv = b.conv(from, shape.c, 3, 1 + y % 2 * usize::from(shape.h > 3), shape.c, x % 2 == 0);
-            let norm = if x % 3 == 0 { conv } else { b.norm(conv) };
+            let conv = b.conv(from, shape.c, 3, 1 + y % 2 * usize::from(shape.h > 3), shape.c, x.is_multiple_of(2));
+            let norm = if x.is_multiple_of(3) { conv } else { b.norm(conv) };
             b.act(norm, act)
         }
-        10 if shape.h > 3 && y % 2 == 0 => {
+        10 if shape.h > 3 && y.is_multiple_of(2) => {
             b.push("pool", Op::MaxPool(MaxPool { kernel: 2, stride: 2, pad: [0, 0] }), vec![from])
         }
         10 => b.push("pool", Op::MaxPool(MaxPool { kernel: 3, stride: 1, pad: [1, 1] }), vec![from]),
         _ if shape.h <= 3 => b.push("up", Op::Upsample { factor: 2 }, vec![from]),
-        _ if shape.c % 2 == 0 && shape.c > 2 => b.conv(from, shape.c, 3, 1, 2, true),
+        _ if shape.c.is_multiple_of(2) && shape.c > 2 => b.conv(from, shape.c, 3, 1, 2, true),
         _ => return None,
     })
 }

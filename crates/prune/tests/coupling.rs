@@ -1,0 +1,169 @@
+//! One small network per kind of coupling: what is tied to what, and what is pinned.
+
+mod common;
+
+use common::{Builder, IMGSZ};
+use graph::{Act, Graph, MaxPool, NodeId, Op};
+use prune::{Class, Coupling, Pin, prunable_gammas};
+
+/// (nodes of the members, nodes of the consumers) of the class of a channel.
+fn ties(coupling: &Coupling, node: NodeId, channel: usize) -> (Vec<NodeId>, Vec<NodeId>) {
+    let class = class(coupling, node, channel);
+    (class.members.iter().map(|s| s.node).collect(), class.consumers.iter().map(|s| s.node).collect())
+}
+
+fn class(coupling: &Coupling, node: NodeId, channel: usize) -> &Class {
+    &coupling.classes[coupling.channels(node)[channel]]
+}
+
+fn of(b: &Builder) -> Coupling {
+    Coupling::of(&b.graph).unwrap()
+}
+
+#[test]
+fn a_chain_ties_nothing() {
+    let mut b = Builder::new(1);
+    let first = b.conv(0, 4, 3, 1, 1, false);
+    let norm = b.norm(first);
+    let act = b.act(norm, Act::Silu);
+    let second = b.conv(act, 5, 1, 1, 1, true);
+    let coupling = of(&b);
+    assert_eq!(ties(&coupling, act, 2), (vec![first], vec![second]));
+    assert_eq!(class(&coupling, act, 2).norms, [prune::Site { node: norm, channel: 2 }]);
+    assert_eq!(class(&coupling, 0, 0).pinned, Some(Pin::Image));
+    assert_eq!(class(&coupling, second, 0).pinned, Some(Pin::Output(second)));
+    assert_eq!(coupling.sets.len(), 3);
+    assert_eq!(prunable_gammas(&coupling).len(), 4);
+}
+
+#[test]
+fn an_addition_ties_both_sides() {
+    let mut b = Builder::new(1);
+    let first = b.conv(0, 4, 3, 1, 1, false);
+    let second = b.conv(first, 4, 3, 1, 1, false);
+    let third = b.conv(second, 4, 3, 1, 1, false);
+    let one = b.push("add", Op::Add, vec![first, second]);
+    let two = b.push("add", Op::Add, vec![one, third]);
+    let reader = b.conv(two, 2, 1, 1, 1, false);
+    let (members, consumers) = ties(&of(&b), two, 3);
+    assert_eq!(members, [first, second, third]);
+    assert_eq!(consumers, [second, third, reader]);
+}
+
+#[test]
+fn a_concat_keeps_channels_apart_and_moves_them() {
+    let mut b = Builder::new(1);
+    let first = b.conv(0, 4, 3, 1, 1, false);
+    let second = b.conv(0, 3, 3, 1, 1, false);
+    let inner = b.push("concat", Op::Concat, vec![second, first]);
+    let outer = b.push("concat", Op::Concat, vec![inner, second]);
+    let reader = b.conv(outer, 2, 1, 1, 1, false);
+    let coupling = of(&b);
+    assert_eq!(ties(&coupling, first, 1), (vec![first], vec![reader]));
+    let places: Vec<usize> = class(&coupling, second, 2).consumers.iter().map(|s| s.channel).collect();
+    assert_eq!(places, [2, 9], "a channel that is concatenated twice is read twice");
+}
+
+#[test]
+fn a_slice_takes_its_part() {
+    // The split of YOLOv8's C2f: the second half goes through a residual block.
+    let mut b = Builder::new(1);
+    let stem = b.conv(0, 6, 1, 1, 1, false);
+    let left = b.push("slice", Op::Slice { start: 0, len: 3 }, vec![stem]);
+    let right = b.push("slice", Op::Slice { start: 3, len: 3 }, vec![stem]);
+    let block = b.conv(right, 3, 3, 1, 1, false);
+    let sum = b.push("add", Op::Add, vec![right, block]);
+    let all = b.push("concat", Op::Concat, vec![left, right, sum]);
+    let reader = b.conv(all, 2, 1, 1, 1, false);
+    let coupling = of(&b);
+    assert_eq!(ties(&coupling, stem, 1), (vec![stem], vec![reader]));
+    assert_eq!(ties(&coupling, stem, 4), (vec![stem, block], vec![block, reader, reader]));
+    assert_eq!(coupling.sets_of(stem).len(), 2, "the halves are counted apart");
+}
+
+#[test]
+fn a_depthwise_convolution_passes_channels_on() {
+    let mut b = Builder::new(1);
+    let first = b.conv(0, 4, 3, 1, 1, false);
+    let depthwise = b.conv(first, 4, 3, 2, 4, false);
+    let norm = b.norm(depthwise);
+    let reader = b.conv(norm, 2, 1, 1, 1, false);
+    let coupling = of(&b);
+    assert_eq!(ties(&coupling, norm, 1), (vec![first], vec![reader]));
+    assert_eq!(class(&coupling, first, 1).depthwise, [prune::Site { node: depthwise, channel: 1 }]);
+}
+
+#[test]
+fn pools_and_upsampling_are_transparent() {
+    let mut b = Builder::new(1);
+    let first = b.conv(0, 4, 3, 2, 1, false);
+    let pool = b.push("pool", Op::MaxPool(MaxPool { kernel: 5, stride: 1, pad: [2, 2] }), vec![first]);
+    let both = b.push("concat", Op::Concat, vec![first, pool]);
+    let up = b.push("up", Op::Upsample { factor: 2 }, vec![both]);
+    let reader = b.conv(up, 2, 1, 1, 1, false);
+    assert_eq!(ties(&of(&b), first, 0), (vec![first], vec![reader, reader]));
+}
+
+#[test]
+fn a_grouped_convolution_pins_both_its_sides() {
+    let mut b = Builder::new(1);
+    let first = b.conv(0, 4, 3, 1, 1, false);
+    let grouped = b.conv(first, 6, 3, 1, 2, false);
+    b.conv(grouped, 2, 1, 1, 1, false);
+    let coupling = of(&b);
+    assert_eq!(class(&coupling, first, 0).pinned, Some(Pin::Grouped(grouped)));
+    assert_eq!(class(&coupling, grouped, 5).pinned, Some(Pin::Grouped(grouped)));
+}
+
+#[test]
+fn what_enters_the_head_is_pinned() {
+    let mut b = Builder::new(1);
+    b.conv(0, 4, 3, 1, 1, false);
+    b.finish(true);
+    let coupling = of(&b);
+    let head = b.graph.nodes.len() - 1;
+    assert_eq!(class(&coupling, head - 1, 0).pinned, Some(Pin::Head(head)));
+    assert!(coupling.details(&b.graph).contains("enters the head"));
+}
+
+#[test]
+fn a_tensor_nobody_reads_is_pinned_but_does_not_pin_others() {
+    let mut b = Builder::new(1);
+    let first = b.conv(0, 4, 3, 1, 1, false);
+    let unread = b.conv(first, 3, 1, 1, 1, false);
+    b.conv(first, 2, 1, 1, 1, false);
+    let coupling = of(&b);
+    assert_eq!(class(&coupling, unread, 0).pinned, Some(Pin::Output(unread)));
+    assert_eq!(class(&coupling, first, 0).pinned, None);
+}
+
+#[test]
+fn a_graph_that_does_not_fit_is_an_error() {
+    let mut b = Builder::new(1);
+    let first = b.conv(0, 4, 3, 1, 1, false);
+    b.graph.push("broken", Op::Slice { start: 3, len: 2 }, vec![first]);
+    assert!(b.graph.shapes(IMGSZ).is_err());
+    let message = Coupling::of(&b.graph).unwrap_err().to_string();
+    assert!(message.contains("broken"), "{message}");
+}
+
+#[test]
+fn every_channel_belongs_to_one_set() {
+    let graph: Graph = {
+        let mut b = Builder::new(1);
+        let first = b.block(0, 6, 3);
+        let second = b.block(first, 6, 3);
+        b.push("add", Op::Add, vec![first, second]);
+        b.finish(true);
+        b.graph
+    };
+    let coupling = Coupling::of(&graph).unwrap();
+    let mut seen = vec![0; coupling.classes.len()];
+    for (id, set) in coupling.sets.iter().enumerate() {
+        for &class in &set.classes {
+            seen[class] += 1;
+            assert_eq!(coupling.classes[class].set, id);
+        }
+    }
+    assert!(seen.iter().all(|&times| times == 1));
+}

@@ -1,0 +1,234 @@
+//! Stage 1: who goes first, how far, and what stays whatever the scores say.
+
+mod common;
+
+use common::{Builder, LOOSE, recipes, target};
+use graph::{Act, Graph, NodeId, Op};
+use proptest::prelude::*;
+use prune::{Aggregate, Budget, Coupling, Criterion, Importance, Limits, Size, Stop, importance, surgery};
+
+fn set_gammas(graph: &mut Graph, norm: NodeId, gammas: &[f32]) {
+    if let Op::BatchNorm(bn) = &mut graph.nodes[norm].op {
+        bn.gamma.copy_from_slice(gammas);
+    }
+}
+
+/// Two residual convolutions with given gammas, and a third with its own; returns the first convolution and the third.
+fn residual(gammas: [&[f32]; 3]) -> (Graph, NodeId, NodeId) {
+    let mut b = Builder::new(2);
+    let first = b.conv(0, 4, 3, 1, 1, false);
+    let norm = b.norm(first);
+    set_gammas(&mut b.graph, norm, gammas[0]);
+    let second = b.conv(norm, 4, 3, 1, 1, false);
+    let inner = b.norm(second);
+    set_gammas(&mut b.graph, inner, gammas[1]);
+    let add = b.push("add", Op::Add, vec![norm, inner]);
+    let third = b.conv(add, 3, 1, 1, 1, false);
+    let last = b.norm(third);
+    set_gammas(&mut b.graph, last, gammas[2]);
+    b.act(last, Act::Silu);
+    b.finish(true);
+    (b.graph, first, third)
+}
+
+const GAMMAS: [&[f32]; 3] = [&[0.1, -0.9, 0.3, 0.5], &[0.8, 0.1, -0.2, 0.5], &[0.35, 2.0, 0.9]];
+
+#[test]
+fn aggregates_are_what_they_say() {
+    let (graph, first, third) = residual(GAMMAS);
+    let coupling = Coupling::of(&graph).unwrap();
+    for (aggregate, expected) in [
+        (Aggregate::Max, [0.8, 0.9, 0.3, 0.5]),
+        (Aggregate::Mean, [0.45, 0.5, 0.25, 0.5]),
+        (Aggregate::Sum, [0.9, 1.0, 0.5, 1.0]),
+    ] {
+        let settings = Importance { aggregate, ..Importance::default() };
+        let scores = importance::scores(&graph, &coupling, &settings).unwrap();
+        for (&class, expected) in coupling.channels(first).iter().zip(expected) {
+            assert!((scores[class] - expected).abs() < 1e-6, "{aggregate:?}: {} is not {expected}", scores[class]);
+        }
+        assert!((scores[coupling.channels(third)[0]] - 0.35).abs() < 1e-6);
+        assert!(scores[coupling.channels(0)[0]].is_infinite(), "the image is pinned");
+    }
+}
+
+#[test]
+fn the_order_is_global_and_the_rate_is_met() {
+    let (graph, first, third) = residual(GAMMAS);
+    let coupling = Coupling::of(&graph).unwrap();
+    let settings = Importance { limits: LOOSE, ..Importance::default() };
+    // 4 * 2 + 3 prunable channels: a rate of 0.4 leaves at most 7, and the three weakest classes hold 2, 1 and 2.
+    let plan = importance::plan(&graph, &coupling, &settings, &target(&graph, &coupling, 0.4)).unwrap();
+    let name = |id: NodeId| graph.nodes[id].name.clone();
+    let order: Vec<_> = plan.removals.iter().map(|r| r.members[0].clone()).collect();
+    assert_eq!(order, [(name(first), 2), (name(third), 0), (name(first), 3)]);
+    assert_eq!((plan.stop, plan.after.channels), (Stop::Met, 6));
+    let text = plan.to_string();
+    assert!(text.contains("parameters") && text.contains(&name(third)), "{text}");
+}
+
+#[test]
+fn limits_outrank_scores() {
+    let (graph, first, third) = residual([&[0.0; 4], &[0.0; 4], &[1.0; 3]]);
+    let coupling = Coupling::of(&graph).unwrap();
+    let kept = |limits: Limits| {
+        let settings = Importance { limits, ..Importance::default() };
+        let plan = importance::plan(&graph, &coupling, &settings, &target(&graph, &coupling, 0.99)).unwrap();
+        assert_eq!(plan.stop, Stop::Limits);
+        assert!(plan.to_string().contains("NOT met"));
+        let slim = surgery::apply(&graph, &plan).unwrap();
+        let count = |node: NodeId| slim.shapes(slim.meta.imgsz).unwrap()[node].c;
+        (count(first), count(third))
+    };
+    assert_eq!(kept(LOOSE), (1, 1));
+    assert_eq!(kept(Limits { min_channels: 2, ..LOOSE }), (2, 2));
+    assert_eq!(kept(Limits { floor: 0.7, ..LOOSE }), (3, 3));
+    assert_eq!(kept(Limits { multiple: 2, ..LOOSE }), (2, 2));
+    assert_eq!(kept(Limits::default()), (4, 3), "layers below the minimum stay whole");
+}
+
+#[test]
+fn a_convolution_without_batch_norm_scores_by_its_filter_and_that_is_said() {
+    let mut b = Builder::new(2);
+    let first = b.conv(0, 4, 1, 1, 1, true);
+    b.act(first, Act::Relu);
+    b.finish(true);
+    if let Op::Conv(conv) = &mut b.graph.nodes[first].op {
+        conv.weight.data[3..6].copy_from_slice(&[3.0, 0.0, -4.0]);
+    }
+    let coupling = Coupling::of(&b.graph).unwrap();
+    let settings = Importance { limits: LOOSE, ..Importance::default() };
+    let scores = importance::scores(&b.graph, &coupling, &settings).unwrap();
+    assert!((scores[coupling.channels(first)[1]] - 5.0).abs() < 1e-6);
+    let plan = importance::plan(&b.graph, &coupling, &settings, &target(&b.graph, &coupling, 0.3)).unwrap();
+    assert!(plan.notes[0].contains(&b.graph.nodes[first].name), "{:?}", plan.notes);
+}
+
+/// A gamma tells how far a channel swings, not who listens: the reader of channel 0 ignores it, however large it is.
+#[test]
+fn the_output_error_sees_what_gamma_cannot() {
+    let mut b = Builder::new(2);
+    let first = b.conv(0, 4, 3, 1, 1, false);
+    let norm = b.norm(first);
+    set_gammas(&mut b.graph, norm, &[2.0, 0.5, 0.5, 0.1]);
+    let act = b.act(norm, Act::Silu);
+    let reader = b.conv(act, 3, 1, 1, 1, false);
+    b.finish(true);
+    if let Op::Conv(conv) = &mut b.graph.nodes[reader].op {
+        conv.weight.data = [[0.0, 1.0, 0.2, 1.0]; 3].concat();
+    }
+    let coupling = Coupling::of(&b.graph).unwrap();
+    let order = |criterion| {
+        let settings = Importance { criterion, ..Importance::default() };
+        let scores = importance::scores(&b.graph, &coupling, &settings).unwrap();
+        let mut order = [0, 1, 2, 3];
+        order.sort_by(|&a, &b| scores[coupling.channels(first)[a]].total_cmp(&scores[coupling.channels(first)[b]]));
+        order
+    };
+    assert_eq!(order(Criterion::BnScale)[3], 0);
+    assert_eq!(order(Criterion::OutputError)[0], 0);
+    assert_eq!(order(Criterion::OutputError)[3], 1);
+}
+
+/// Of three filters on a line the middle one has the smallest summed distance.
+#[test]
+fn fpgm_removes_the_filter_nearest_the_others() {
+    let mut b = Builder::new(2);
+    let first = b.conv(0, 3, 1, 1, 1, true);
+    b.finish(true);
+    if let Op::Conv(conv) = &mut b.graph.nodes[first].op {
+        conv.weight.data = vec![1.0, 1.0, 1.0, 9.0, 9.0, 9.0, 4.0, 4.0, 4.0];
+    }
+    let coupling = Coupling::of(&b.graph).unwrap();
+    let weakest = |criterion| {
+        let settings = Importance { criterion, ..Importance::default() };
+        let scores = importance::scores(&b.graph, &coupling, &settings).unwrap();
+        (0..3).min_by(|&a, &b| scores[coupling.channels(first)[a]].total_cmp(&scores[coupling.channels(first)[b]]))
+    };
+    assert_eq!(weakest(Criterion::Fpgm), Some(2));
+    assert_eq!(weakest(Criterion::L1Filter), Some(0));
+}
+
+#[test]
+fn a_seed_decides_a_random_order() {
+    let (graph, ..) = residual(GAMMAS);
+    let coupling = Coupling::of(&graph).unwrap();
+    let plan = |seed| {
+        let settings = Importance { criterion: Criterion::Random { seed }, limits: LOOSE, ..Importance::default() };
+        importance::plan(&graph, &coupling, &settings, &target(&graph, &coupling, 0.5)).unwrap()
+    };
+    assert_eq!(plan(1), plan(1));
+    assert!((2..20).any(|seed| plan(seed).removals != plan(1).removals));
+}
+
+#[test]
+fn a_plan_for_another_graph_is_refused() {
+    let (graph, first, _) = residual(GAMMAS);
+    let coupling = Coupling::of(&graph).unwrap();
+    let settings = Importance { limits: LOOSE, ..Importance::default() };
+    let plan = importance::plan(&graph, &coupling, &settings, &target(&graph, &coupling, 0.3)).unwrap();
+    let slim = surgery::apply(&graph, &plan).unwrap();
+    let refused = |plan: &prune::Plan, graph: &Graph| surgery::apply(graph, plan).unwrap_err().to_string();
+    assert!(refused(&plan, &slim).contains("does not fit"));
+    let mut torn = plan.clone();
+    torn.removals.iter_mut().for_each(|r| r.members.truncate(1));
+    assert!(refused(&torn, &graph).contains("coupled"));
+    let mut unknown = plan.clone();
+    unknown.removals[0].members[0].0 = "nowhere".into();
+    assert!(refused(&unknown, &graph).contains("nowhere"));
+    let mut all = plan.clone();
+    all.removals = (0..4)
+        .map(|channel| {
+            let class = &coupling.classes[coupling.channels(first)[channel]];
+            let members = class.members.iter().map(|s| (graph.nodes[s.node].name.clone(), s.channel)).collect();
+            prune::Removal { score: 0.0, members }
+        })
+        .collect();
+    assert!(refused(&all, &graph).contains("without channels"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
+
+    /// The budget is met, and not overshot: without the last step it would not be.
+    #[test]
+    fn removal_stops_exactly_where_the_budget_is_met(
+        recipe in recipes(14),
+        params in prop::option::of(0.2..1.0_f64),
+        macs in 0.2..1.0_f64,
+    ) {
+        let graph = recipe.build().graph;
+        let coupling = Coupling::of(&graph).unwrap();
+        let size = Size::of(&graph, &coupling).unwrap();
+        let target = Budget { params, macs: Some(macs), rate: None }.target(size).unwrap();
+        let settings = Importance { limits: LOOSE, ..Importance::default() };
+        let plan = importance::plan(&graph, &coupling, &settings, &target).unwrap();
+        prop_assert_eq!(plan.stop == Stop::Met, target.met(plan.after));
+        if let (Stop::Met, Some(last)) = (plan.stop, plan.removals.last()) {
+            let mut shorter = plan.clone();
+            shorter.removals.pop();
+            let names: Vec<&str> = last.members.iter().map(|(node, _)| node.as_str()).collect();
+            let slim = surgery::apply(&graph, &shorter).unwrap();
+            let size = Size::of(&slim, &Coupling::of(&slim).unwrap()).unwrap();
+            prop_assert!(!target.met(size), "{names:?} need not have gone");
+        }
+    }
+
+    #[test]
+    fn every_tensor_keeps_a_multiple_and_is_never_emptied(recipe in recipes(14), multiple in 1..4_usize, rate in 0.3..0.99_f64) {
+        let graph = recipe.build().graph;
+        let coupling = Coupling::of(&graph).unwrap();
+        let settings = Importance { limits: Limits { multiple, ..LOOSE }, ..Importance::default() };
+        let plan = importance::plan(&graph, &coupling, &settings, &target(&graph, &coupling, rate)).unwrap();
+        let slim = surgery::apply(&graph, &plan).unwrap();
+        let (before, after) = (graph.shapes(graph.meta.imgsz).unwrap(), slim.shapes(graph.meta.imgsz).unwrap());
+        for (id, set) in coupling.sets.iter().enumerate() {
+            for &(node, _) in &set.carried {
+                let kept = after[node].c;
+                prop_assert!(kept > 0 || before[node].c == 0);
+                let alone = coupling.sets_of(node) == [id];
+                prop_assert!(!alone || kept == before[node].c || kept % multiple == 0, "{kept} of {multiple}s");
+            }
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! The same on real detectors: couplings as they were reviewed, and surgery against masking.
+
+mod common;
+
+use std::path::PathBuf;
+
+use common::{LOOSE, calibrate, difference, outputs, target};
+use graph::format::{LoadOptions, load};
+use graph::reference::Map;
+use graph::{Graph, Shape, cost};
+use prune::{Coupling, Criterion, Importance, Mode, Plan, Similarity, importance, similarity, surgery};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+const MODELS: [(&str, &str); 2] = [("yolov5n", "yolov5n/yolov5n.pt"), ("yolov8n", "yolov8n/yolov8n-rail.pt")];
+
+/// A model of the test material; `None` where there is none.
+fn model(file: &str) -> Option<Graph> {
+    let path = testkit::shared()?.join("weights").join(file);
+    let weights = path.with_extension("weights");
+    let options = LoadOptions { weights: weights.is_file().then_some(weights) };
+    Some(load(&path, &options).unwrap_or_else(|e| panic!("{file}: {e}")))
+}
+
+fn noise(seed: u64) -> Map {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    Map { shape: Shape { c: 3, h: 64, w: 64 }, data: (0..3 * 64 * 64).map(|_| rng.random_range(0.0..1.0)).collect() }
+}
+
+/// Compares with `couplings/<name>.txt`; run with `UPDATE_SNAPSHOTS=1` to write it anew, then read the difference.
+#[test]
+fn couplings_are_those_that_were_reviewed() {
+    for (name, file) in MODELS {
+        let Some(graph) = model(file) else { return };
+        let details = Coupling::of(&graph).unwrap().details(&graph);
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/couplings").join(format!("{name}.txt"));
+        if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
+            std::fs::write(&path, &details).unwrap();
+        }
+        let reviewed = std::fs::read_to_string(&path).unwrap();
+        for (line, (now, then)) in details.lines().zip(reviewed.lines()).enumerate() {
+            assert_eq!(now, then, "{name}, line {}", line + 1);
+        }
+        assert_eq!(details.lines().count(), reviewed.lines().count(), "{name}");
+    }
+}
+
+fn check(name: &str, graph: &Graph, plan: &Plan) -> Graph {
+    let slim = surgery::apply(graph, plan).unwrap();
+    let masked = surgery::mask(graph, plan).unwrap();
+    let image = noise(1);
+    let error = difference(&outputs(&slim, &image), &outputs(&masked, &image));
+    assert!(error < 1e-6, "{name}: surgery and masking differ by {error}");
+    let counted = cost::total(&slim, slim.meta.imgsz).unwrap();
+    assert_eq!((plan.after.params, plan.after.macs), (counted.params, counted.macs), "{name}");
+    slim
+}
+
+#[test]
+fn surgery_equals_masking_on_real_models() {
+    for (name, file) in MODELS {
+        let Some(graph) = model(file) else { return };
+        let coupling = Coupling::of(&graph).unwrap();
+        assert_eq!(surgery::apply(&graph, &Plan::empty(&graph).unwrap()).unwrap(), graph, "{name}");
+
+        let random = Importance { criterion: Criterion::Random { seed: 3 }, limits: LOOSE, ..Importance::default() };
+        let plan = importance::plan(&graph, &coupling, &random, &target(&graph, &coupling, 0.4)).unwrap();
+        let first = check(name, &graph, &plan);
+
+        // Both stages in a row, as a run does it.
+        let coupling = Coupling::of(&first).unwrap();
+        let statistics = calibrate(&first, &coupling, &[noise(2)]);
+        for mode in [Mode::Pairwise, Mode::Span] {
+            let settings = Similarity { mode, threshold: 0.0, limits: LOOSE, ..Similarity::default() };
+            let target = target(&first, &coupling, 0.3);
+            let plan = similarity::plan(&first, &coupling, &statistics, &settings, &target).unwrap();
+            check(&format!("{name}, {mode:?}"), &first, &plan);
+        }
+    }
+}
