@@ -63,6 +63,23 @@ impl<'a> View<'a> {
         let at = self.layout.offset + p * self.layout.pitch;
         &self.data[at..at + self.layout.c]
     }
+
+    /// Channels `start..start + len`.
+    pub(crate) fn channels(self, start: usize, len: usize) -> Self {
+        Self { layout: self.layout.channels(start, len), ..self }
+    }
+
+    /// Image `n` alone.
+    pub(crate) fn image(self, n: usize) -> Self {
+        self.rows(n, 0, self.layout.h)
+    }
+
+    /// Rows `row..row + rows` of image `n`.
+    pub(crate) fn rows(self, n: usize, row: usize, rows: usize) -> Self {
+        let l = self.layout;
+        let offset = l.offset + (n * l.h + row) * l.w * l.pitch;
+        Self { data: self.data, layout: Layout { n: 1, h: rows, offset, ..l } }
+    }
 }
 
 impl<'a> ViewMut<'a> {
@@ -77,4 +94,37 @@ impl<'a> ViewMut<'a> {
         let at = self.layout.offset + p * self.layout.pitch;
         &mut self.data[at..at + self.layout.c]
     }
+
+    /// The same view for a shorter time.
+    pub(crate) fn reborrow(&mut self) -> ViewMut<'_> {
+        ViewMut { data: self.data, layout: self.layout }
+    }
+
+    /// Channels `start..start + len`.
+    pub(crate) fn channels(self, start: usize, len: usize) -> Self {
+        Self { layout: self.layout.channels(start, len), ..self }
+    }
+
+    /// Cuts every image into bands of at most `rows` rows, each a view of its own: what tasks write to in parallel.
+    pub(crate) fn bands(self, rows: usize) -> Vec<Band<'a>> {
+        let l = self.layout;
+        let mut bands = Vec::with_capacity(l.n * l.h.div_ceil(rows.max(1)));
+        let mut rest = if l.pixels() == 0 { &mut [] } else { &mut self.data[l.offset..] };
+        for (image, row) in (0..l.n).flat_map(|n| (0..l.h).step_by(rows.max(1)).map(move |row| (n, row))) {
+            let layout = Layout { n: 1, h: rows.min(l.h - row), offset: 0, ..l };
+            let (data, after) = rest.split_at_mut((layout.h * l.w * l.pitch).min(rest.len()));
+            rest = after;
+            bands.push(Band { image, row, view: ViewMut { data, layout } });
+        }
+        bands
+    }
+}
+
+/// Some rows of one image, to write.
+#[derive(Debug)]
+pub(crate) struct Band<'a> {
+    pub image: usize,
+    /// The first row's number in its image.
+    pub row: usize,
+    pub view: ViewMut<'a>,
 }

@@ -6,66 +6,12 @@ use graph::Act;
 use crate::reference::{self as r, Map};
 use crate::{Layout, View, ViewMut};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConvShape {
-    pub ci: usize,
-    pub co: usize,
-    pub kernel: [usize; 2],
-    pub stride: [usize; 2],
-    pub pad: [usize; 2],
-    pub groups: usize,
-}
-
-impl ConvShape {
-    pub fn output(&self, x: Layout) -> (usize, usize) {
-        let [h, w] = [0, 1].map(|i| ([x.h, x.w][i] + 2 * self.pad[i] - self.kernel[i]) / self.stride[i] + 1);
-        (h, w)
-    }
-}
-
-pub struct Packed(Vec<f32>);
-
-impl Packed {
-    pub fn new(_: &ConvShape, w: &[f32]) -> Self {
-        Self(w.to_vec())
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct Epilogue<'a> {
-    pub bias: Option<&'a [f32]>,
-    pub act: Act,
-}
-
-fn wide(x: &[f32]) -> Vec<f64> {
-    x.iter().map(|v| f64::from(*v)).collect()
-}
-
 fn add_to(to: &mut [f32], from: &[f64]) {
     to.iter_mut().zip(from).for_each(|(t, f)| *t = (f64::from(*t) + f) as f32);
 }
 
-pub fn conv_forward(shape: &ConvShape, x: View, w: &Packed, epilogue: Epilogue, y: ViewMut) {
-    let bias = epilogue.bias.map(wide);
-    let mut out = r::conv_forward(shape, &Map::read(x), &wide(&w.0), bias.as_deref(), (y.layout.h, y.layout.w));
-    out.data.iter_mut().for_each(|v| *v = r::value(epilogue.act, *v));
-    out.write(y, false);
-}
-
 fn shape_of(l: Layout) -> Map {
     Map::zeros(l.n, l.h, l.w, l.c)
-}
-
-pub fn conv_backward_input(shape: &ConvShape, dy: View, w: &[f32], dx: ViewMut, accumulate: bool) {
-    r::conv_backward_input(shape, &Map::read(dy), &wide(w), &shape_of(dx.layout)).write(dx, accumulate);
-}
-
-pub fn conv_backward_weight(shape: &ConvShape, x: View, dy: View, dw: &mut [f32]) {
-    add_to(dw, &r::conv_backward_weight(shape, &Map::read(x), &Map::read(dy)));
-}
-
-pub fn conv_backward_bias(dy: View, db: &mut [f32]) {
-    add_to(db, &r::sum(&Map::read(dy)));
 }
 
 pub struct BatchStats {

@@ -5,7 +5,7 @@ mod common;
 use common::{Buffer, Gaps, assert_close, differences, dot, gaps, plus, values, wide};
 use graph::Act;
 use kernels::reference::{self, Map};
-use kernels::{ConvShape, Epilogue, Packed};
+use kernels::{ConvShape, Epilogue, Isa, Packed};
 use proptest::prelude::*;
 
 /// A convolution, the map it runs on and how its maps lie in memory.
@@ -100,19 +100,20 @@ proptest! {
 
     #[test]
     fn forward_equals_the_reference(c in case()) {
-        check_forward(&c);
+        Isa::available().into_iter().for_each(|isa| isa.scope(|| check_forward(&c)));
     }
 
     #[test]
     fn gradients_equal_the_reference(c in case()) {
-        check_backward(&c);
+        Isa::available().into_iter().for_each(|isa| isa.scope(|| check_backward(&c)));
     }
 }
 
 /// The reference gradients against central differences of the reference forward: the formulas themselves.
 #[test]
 fn reference_gradients_are_derivatives() {
-    for (groups, stride, kernel) in [(1, [1, 1], [3, 3]), (1, [2, 1], [2, 3]), (2, [2, 2], [3, 1]), (4, [1, 1], [3, 3])] {
+    for (groups, stride, kernel) in [(1, [1, 1], [3, 3]), (1, [2, 1], [2, 3]), (2, [2, 2], [3, 1]), (4, [1, 1], [3, 3])]
+    {
         let shape = ConvShape { ci: 4, co: 4, kernel, stride, pad: [kernel[0] / 2, kernel[1] / 2], groups };
         let c = Case { shape, n: 2, h: 4, w: 5, gaps: [(0, 0); 2], seed: 7 };
         let (x, dy, w) = (c.x().map(), c.y().map(), wide(&c.weights()));

@@ -166,7 +166,8 @@ fn variance_survives_a_large_mean() {
 /// The ends of the range: no NaN, no overflow, exact limits.
 #[test]
 fn activations_at_the_extremes() {
-    let x = Buffer { data: vec![-1e30, -200.0, -90.0, 0.0, 90.0, 200.0, 1e30], layout: kernels::Layout::dense(1, 1, 7, 1) };
+    let x =
+        Buffer { data: vec![-1e30, -200.0, -90.0, 0.0, 90.0, 200.0, 1e30], layout: kernels::Layout::dense(1, 1, 7, 1) };
     let dy = Buffer { data: vec![1.0; 7], layout: x.layout };
     for act in ACTS {
         let mut y = dy.clone();
@@ -174,7 +175,11 @@ fn activations_at_the_extremes() {
         let relative = y.data.iter().zip(&x.data).map(|(y, x)| (f64::from(*y), reference::value(act, f64::from(*x))));
         relative.for_each(|(y, e)| assert!((y - e).abs() <= 1e-6 * e.abs().max(1e-6), "{act:?}: {y} instead of {e}"));
         kernels::act_backward(act, x.view(), dy.view(), y.view_mut(), false);
-        let expected: Vec<f64> = x.data.iter().map(|x| if *x < -20.0 { tail(act) } else { reference::slope(act, f64::from(x.min(30.0))) }).collect();
+        let expected: Vec<f64> = x
+            .data
+            .iter()
+            .map(|x| if *x < -20.0 { tail(act) } else { reference::slope(act, f64::from(x.min(30.0))) })
+            .collect();
         assert_close(&wide(&y.data), &expected, 1e-6);
     }
 }

@@ -1,0 +1,98 @@
+//! Speed of the kernels on the shapes of yolov5n and yolov8n, against the peak of one core: `cargo bench -p prunella-kernels`.
+//!
+//! Arguments: words that a row's name must contain. Each figure is the best of several runs, since other load only slows.
+//! `RAYON_NUM_THREADS=1` compares with the peak of one core directly.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use graph::Act;
+use kernels::{ConvShape, Epilogue, Isa, Layout, Packed, View, ViewMut};
+
+/// Kernel size, input channels, output channels, input height and width, stride.
+type Row = (usize, usize, usize, usize, usize);
+
+const ROWS: [Row; 16] = [
+    (6, 3, 16, 320, 2),
+    (3, 3, 16, 320, 2),
+    (3, 16, 32, 160, 2),
+    (3, 16, 16, 80, 1),
+    (3, 32, 32, 80, 1),
+    (3, 64, 64, 80, 1),
+    (3, 64, 64, 40, 1),
+    (3, 64, 128, 40, 2),
+    (3, 128, 128, 20, 1),
+    (3, 128, 256, 20, 2),
+    (3, 256, 256, 10, 1),
+    (3, 37, 45, 40, 1),
+    (1, 32, 32, 80, 1),
+    (1, 64, 64, 40, 1),
+    (1, 128, 128, 20, 1),
+    (1, 384, 256, 10, 1),
+];
+const BATCH: usize = 8;
+
+/// Best time of a call within a fifth of a second.
+fn best(mut f: impl FnMut()) -> f64 {
+    f();
+    let (start, mut best) = (Instant::now(), f64::INFINITY);
+    while start.elapsed() < Duration::from_millis(200) {
+        let at = Instant::now();
+        f();
+        best = best.min(at.elapsed().as_secs_f64());
+    }
+    best
+}
+
+fn fill(len: usize) -> Vec<f32> {
+    (0..len).map(|i| (i * 7919 % 1009) as f32 / 504.5 - 1.0).collect()
+}
+
+/// Multiply-adds that meet nothing but registers and the first cache level: a product of one full tile.
+fn peak() -> f64 {
+    let shape = ConvShape { ci: 256, co: 32, kernel: [1, 1], stride: [1, 1], pad: [0, 0], groups: 1 };
+    let (x, mut y) = (fill(256 * 24), vec![0.0; 32 * 24]);
+    let w = Packed::new(&shape, &fill(256 * 32));
+    let epilogue = Epilogue { bias: None, act: Act::Identity };
+    let (from, to) = (Layout::dense(1, 1, 24, 256), Layout::dense(1, 1, 24, 32));
+    let seconds = best(|| {
+        for _ in 0..100 {
+            kernels::conv_forward(&shape, View::new(black_box(&x), from), &w, epilogue, ViewMut::new(&mut y, to));
+        }
+    });
+    2.0 * 100.0 * 24.0 * 256.0 * 32.0 / seconds * 1e-9
+}
+
+fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    for isa in Isa::available() {
+        let name = format!("{isa:?}").to_lowercase();
+        if wanted.iter().any(|w| w == "avx512" || w == "avx2" || w == "baseline") && !wanted.contains(&name) {
+            continue;
+        }
+        isa.scope(|| {
+            println!("{isa:?}, {} threads, one tile alone {:.0} GFLOP/s", rayon::current_num_threads(), peak());
+            println!("{:28} {:>9} {:>9} {:>9}   GFLOP/s", "convolution, batch 8", "forward", "dx", "dw");
+            ROWS.iter().for_each(|row| convolution(*row));
+        });
+    }
+}
+
+fn convolution((k, ci, co, size, stride): Row) {
+    let pad = if k == 6 { 2 } else { k / 2 };
+    let shape = ConvShape { ci, co, kernel: [k, k], stride: [stride; 2], pad: [pad; 2], groups: 1 };
+    let from = Layout::dense(BATCH, size, size, ci);
+    let (oh, ow) = shape.output(from);
+    let to = Layout::dense(BATCH, oh, ow, co);
+    let (mut x, mut y, mut w) = (fill(from.end()), fill(to.end()), fill(co * ci * k * k));
+    let flops = 2.0 * (to.pixels() * w.len()) as f64 * 1e-9;
+    let epilogue = Epilogue { bias: None, act: Act::Identity };
+    let forward = best(|| {
+        let packed = Packed::new(&shape, &w);
+        kernels::conv_forward(&shape, View::new(&x, from), &packed, epilogue, ViewMut::new(&mut y, to));
+    });
+    let dx = best(|| kernels::conv_backward_input(&shape, View::new(&y, to), &w, ViewMut::new(&mut x, from), false));
+    let dw = best(|| kernels::conv_backward_weight(&shape, View::new(&x, from), View::new(&y, to), &mut w));
+    let name = format!("{k}x{k} {ci} -> {co} @{size} /{stride}");
+    println!("{name:28} {:9.0} {:9.0} {:9.0}", flops / forward, flops / dx, flops / dw);
+}

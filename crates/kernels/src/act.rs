@@ -1,0 +1,185 @@
+//! Activations on vectors: value and derivative, with an exponential of our own, since libm's would take most of the time.
+
+use graph::Act;
+
+use crate::isa::Simd;
+
+/// An activation known at compile time, so that loops over maps contain no branch on it.
+pub(crate) trait Curve {
+    fn value<S: Simd>(s: S, x: S::V) -> S::V;
+    /// The derivative at `x`; at a corner, that of the left side, as PyTorch has it.
+    fn slope<S: Simd>(s: S, x: S::V) -> S::V;
+}
+
+/// Evaluates `$body` with the type `$curve` standing for the activation `$act`.
+macro_rules! with_curve {
+    ($act:expr, $curve:ident => $body:expr) => {
+        match $act {
+            graph::Act::Identity => with_curve!(@ Identity, $curve, $body),
+            graph::Act::Silu => with_curve!(@ Silu, $curve, $body),
+            graph::Act::Leaky => with_curve!(@ Leaky, $curve, $body),
+            graph::Act::Mish => with_curve!(@ Mish, $curve, $body),
+            graph::Act::Relu => with_curve!(@ Relu, $curve, $body),
+            graph::Act::Relu6 => with_curve!(@ Relu6, $curve, $body),
+            graph::Act::Sigmoid => with_curve!(@ Sigmoid, $curve, $body),
+        }
+    };
+    (@ $name:ident, $curve:ident, $body:expr) => {{
+        type $curve = $crate::act::$name;
+        $body
+    }};
+}
+pub(crate) use with_curve;
+
+/// `e^x` to about 1e-7 relative; 0 below -88.03, infinity above 88.37, NaN stays NaN.
+///
+/// `e^x = 2^n e^r` with n whole and |r| <= ln 2 / 2, where eight terms of the Taylor series leave 5e-9.
+#[inline(always)]
+fn exp<S: Simd>(s: S, x: S::V) -> S::V {
+    /// 1.5 * 2^23: adding it rounds to a whole number and leaves that number in the low mantissa bits.
+    const SHIFT: f32 = 12_582_912.0;
+    /// The leading bits of ln 2, few enough that `n` times them is exact, and the rest.
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    /// 2^-127 and 2^128 come out of the exponent bits as 0 and infinity.
+    const LOWEST: f32 = -127.0 * std::f32::consts::LN_2;
+    const HIGHEST: f32 = 128.0 * std::f32::consts::LN_2;
+    // The second operand wins where either is NaN.
+    let x = s.min(s.splat(HIGHEST), s.max(s.splat(LOWEST), x));
+    let shifted = s.fma(x, s.splat(std::f32::consts::LOG2_E), s.splat(SHIFT));
+    let n = s.sub(shifted, s.splat(SHIFT));
+    let r = s.fma(n, s.splat(-LN2_LOW), s.fma(n, s.splat(-LN2_HIGH), x));
+    let mut series = s.splat(1.0 / 5040.0);
+    for term in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        series = s.fma(series, r, s.splat(term));
+    }
+    s.mul(series, s.exp2_shifted(shifted))
+}
+
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+fn sigmoid<S: Simd>(s: S, x: S::V) -> S::V {
+    let one = s.splat(1.0);
+    s.div(one, s.add(one, exp(s, s.sub(s.splat(0.0), x))))
+}
+
+pub(crate) struct Identity;
+pub(crate) struct Silu;
+pub(crate) struct Leaky;
+pub(crate) struct Mish;
+pub(crate) struct Relu;
+pub(crate) struct Relu6;
+pub(crate) struct Sigmoid;
+
+impl Curve for Identity {
+    #[inline(always)]
+    fn value<S: Simd>(_: S, x: S::V) -> S::V {
+        x
+    }
+
+    #[inline(always)]
+    fn slope<S: Simd>(s: S, _: S::V) -> S::V {
+        s.splat(1.0)
+    }
+}
+
+impl Curve for Silu {
+    #[inline(always)]
+    fn value<S: Simd>(s: S, x: S::V) -> S::V {
+        s.mul(x, sigmoid(s, x))
+    }
+
+    /// `g (1 + x (1 - g))`, g the sigmoid.
+    #[inline(always)]
+    fn slope<S: Simd>(s: S, x: S::V) -> S::V {
+        let g = sigmoid(s, x);
+        s.mul(g, s.fma(x, s.sub(s.splat(1.0), g), s.splat(1.0)))
+    }
+}
+
+impl Curve for Leaky {
+    #[inline(always)]
+    fn value<S: Simd>(s: S, x: S::V) -> S::V {
+        s.max(s.mul(s.splat(0.1), x), x)
+    }
+
+    #[inline(always)]
+    fn slope<S: Simd>(s: S, x: S::V) -> S::V {
+        s.select_gt(x, s.splat(0.0), s.splat(1.0), s.splat(0.1))
+    }
+}
+
+/// tanh(ln(1 + e)) = n / (n + 2) with n = e (e + 2), e = e^x; beyond 20 it is 1 to float precision, so x stops there
+/// before e can overflow.
+impl Curve for Mish {
+    #[inline(always)]
+    fn value<S: Simd>(s: S, x: S::V) -> S::V {
+        let e = exp(s, s.min(s.splat(20.0), x));
+        let n = s.mul(e, s.add(e, s.splat(2.0)));
+        s.mul(x, s.div(n, s.add(n, s.splat(2.0))))
+    }
+
+    /// `t + x g (1 - t^2)` with t the tanh and g the sigmoid, which is `(n (n + 2) + 4 x e (1 + e)) / (n + 2)^2`.
+    #[inline(always)]
+    fn slope<S: Simd>(s: S, x: S::V) -> S::V {
+        let two = s.splat(2.0);
+        let e = exp(s, s.min(s.splat(20.0), x));
+        let n = s.mul(e, s.add(e, two));
+        let d = s.div(s.splat(1.0), s.add(n, two));
+        let bend = s.mul(s.mul(s.mul(s.splat(4.0), x), s.mul(e, s.add(e, s.splat(1.0)))), s.mul(d, d));
+        s.fma(n, d, bend)
+    }
+}
+
+impl Curve for Relu {
+    #[inline(always)]
+    fn value<S: Simd>(s: S, x: S::V) -> S::V {
+        s.max(s.splat(0.0), x)
+    }
+
+    #[inline(always)]
+    fn slope<S: Simd>(s: S, x: S::V) -> S::V {
+        s.select_gt(x, s.splat(0.0), s.splat(1.0), s.splat(0.0))
+    }
+}
+
+impl Curve for Relu6 {
+    #[inline(always)]
+    fn value<S: Simd>(s: S, x: S::V) -> S::V {
+        s.min(s.splat(6.0), s.max(s.splat(0.0), x))
+    }
+
+    #[inline(always)]
+    fn slope<S: Simd>(s: S, x: S::V) -> S::V {
+        let below = s.select_gt(s.splat(6.0), x, s.splat(1.0), s.splat(0.0));
+        s.select_gt(x, s.splat(0.0), below, s.splat(0.0))
+    }
+}
+
+impl Curve for Sigmoid {
+    #[inline(always)]
+    fn value<S: Simd>(s: S, x: S::V) -> S::V {
+        sigmoid(s, x)
+    }
+
+    #[inline(always)]
+    fn slope<S: Simd>(s: S, x: S::V) -> S::V {
+        let g = sigmoid(s, x);
+        s.mul(g, s.sub(s.splat(1.0), g))
+    }
+}
+
+/// Applies the activation to a few floats in place.
+#[inline(always)]
+pub(crate) fn apply<S: Simd>(s: S, act: Act, values: &mut [f32]) {
+    if act != Act::Identity {
+        with_curve!(act, C => {
+            let mut chunks = values.chunks_exact_mut(S::LANES);
+            for chunk in &mut chunks {
+                s.store(C::value(s, s.load(chunk)), chunk);
+            }
+            let rest = chunks.into_remainder();
+            s.store_part(C::value(s, s.load_part(rest)), rest);
+        });
+    }
+}

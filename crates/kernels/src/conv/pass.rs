@@ -1,0 +1,167 @@
+//! The loop around the tiles that the forward pass and the input gradient share.
+
+use graph::Act;
+use rayon::prelude::*;
+
+use super::panels::Panels;
+use super::source::{Source, Window, source, with_scratch};
+use super::tile::{Pixel, Product, Run, Start};
+use crate::isa::{Isa, Kernel, Simd};
+use crate::map::Band;
+use crate::{View, ViewMut};
+
+/// Depth worked through before moving on to other pixels: its weights stay in the first cache levels meanwhile.
+const DEPTH: usize = 384;
+/// Floats of source a task copies and keeps in the second cache level (192 KiB).
+const SOURCE: usize = 48 << 10;
+/// Pixels a task should have, so that its weights are worth fetching.
+const PIXELS: usize = 96;
+
+/// A set of output positions on a regular grid, all computed with the same taps.
+#[derive(Clone, Debug)]
+pub(crate) struct Phase {
+    pub window: Window,
+    pub weights: Panels,
+    /// The first position in the destination, row and column.
+    pub first: [usize; 2],
+}
+
+/// A convolution whose destination is made of interleaved phases: one for the forward pass, stride x stride for the
+/// gradient of the input.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pass<'a> {
+    pub isa: Isa,
+    pub phases: &'a [Phase],
+    /// Destination rows and columns from one position of a phase to the next.
+    pub step: [usize; 2],
+    pub start: Start<'a>,
+    pub act: Act,
+}
+
+/// Rows a task should have: source of `floats_per_row` fits the cache, all threads get work, weights are used enough.
+pub(crate) fn rows_per_task(images: usize, [h, w]: [usize; 2], floats_per_row: usize) -> usize {
+    let fitting = SOURCE / floats_per_row.max(1);
+    let busy = (images * h).div_ceil(4 * rayon::current_num_threads()).max(PIXELS.div_ceil(2 * w.max(1)));
+    let rows = fitting.max(PIXELS.div_ceil(w.max(1))).min(busy).clamp(1, h.max(1));
+    // Bands of about the same height.
+    h.max(1).div_ceil(h.max(1).div_ceil(rows))
+}
+
+impl Pass<'_> {
+    /// Runs all phases over all of `to`, in parallel.
+    pub fn run(&self, from: View, to: ViewMut) {
+        let l = to.layout;
+        let floats = from.layout.w * from.layout.c * self.phases.iter().map(|p| p.window.stride[0]).max().unwrap_or(1);
+        let grid = [l.h.div_ceil(self.step[0]), l.w.div_ceil(self.step[1])];
+        let rows = rows_per_task(l.n, grid, floats) * self.step[0];
+        to.bands(rows).into_par_iter().for_each(|mut band| {
+            for phase in self.phases {
+                self.band(phase, from.image(band.image), &mut band);
+            }
+        });
+    }
+
+    /// One phase of one band: lays out the source, then runs the tiles.
+    fn band(&self, phase: &Phase, from: View, band: &mut Band) {
+        let l = band.view.layout;
+        let grid = [0, 1].map(|axis| [l.h, l.w][axis].saturating_sub(phase.first[axis]).div_ceil(self.step[axis]));
+        if grid.contains(&0) {
+            return;
+        }
+        let position = |y: usize, x: usize| {
+            ((phase.first[0] + y * self.step[0]) * l.w + phase.first[1] + x * self.step[1]) * l.pitch
+        };
+        let positions = (0..grid[0]).flat_map(|y| (0..grid[1]).map(move |x| (y, x)));
+        if phase.weights.depth == 0 {
+            // No tap of the kernel gets here: a stride beyond its size.
+            if let Start::Zero = self.start {
+                positions.for_each(|(y, x)| band.view.data[position(y, x)..][..l.c].fill(0.0));
+            }
+            return;
+        }
+        let window = &phase.window;
+        let size = [0, 1].map(|axis| window.span(axis, grid[axis]));
+        let down = (band.row / self.step[0] * window.stride[0]) as isize;
+        let origin = [window.origin[0] + down, window.origin[1]];
+        with_scratch(size[0] * size[1] * from.layout.c, |scratch| {
+            let source = source(from, origin, size, scratch);
+            let pixels: Vec<Pixel> = positions
+                .map(|(y, x)| Pixel {
+                    from: y * window.stride[0] * source.row + x * window.stride[1] * source.pixel,
+                    to: position(y, x),
+                })
+                .collect();
+            let runs = runs(window.kernel, &source, from.layout.c);
+            let to = &mut *band.view.data;
+            self.isa.run(Products {
+                pass: self,
+                weights: &phase.weights,
+                runs: &runs,
+                source: source.data,
+                pixels: &pixels,
+                to,
+            });
+        });
+    }
+}
+
+/// What one position reads, in the order of the weights' depth; neighbours in memory as one run.
+fn runs(kernel: [usize; 2], source: &Source, channels: usize) -> Vec<Run> {
+    if source.pixel == channels {
+        return (0..kernel[0]).map(|y| Run { offset: y * source.row, len: kernel[1] * channels }).collect();
+    }
+    let taps = (0..kernel[0]).flat_map(|y| (0..kernel[1]).map(move |x| y * source.row + x * source.pixel));
+    taps.map(|offset| Run { offset, len: channels }).collect()
+}
+
+/// Cuts runs into stretches of about [`DEPTH`] floats in all.
+fn stretches(runs: &[Run]) -> Vec<Vec<Run>> {
+    let total: usize = runs.iter().map(|r| r.len).sum();
+    let each = total.div_ceil(total.div_ceil(DEPTH).max(1));
+    let mut cut = vec![Vec::new()];
+    let mut room = each;
+    for run in runs {
+        let (mut offset, mut left) = (run.offset, run.len);
+        while left > 0 {
+            if room == 0 {
+                cut.push(Vec::new());
+                room = each;
+            }
+            let len = left.min(room);
+            cut.last_mut().expect("there is one from the start").push(Run { offset, len });
+            (offset, left, room) = (offset + len, left - len, room - len);
+        }
+    }
+    cut
+}
+
+/// All products of one phase of one band.
+struct Products<'a> {
+    pass: &'a Pass<'a>,
+    weights: &'a Panels,
+    runs: &'a [Run],
+    source: &'a [f32],
+    pixels: &'a [Pixel],
+    to: &'a mut [f32],
+}
+
+impl Kernel for Products<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let stretches = stretches(self.runs);
+        let mut depth = 0;
+        for (i, runs) in stretches.iter().enumerate() {
+            let end = depth + runs.iter().map(|r| r.len).sum::<usize>();
+            let start = if i == 0 { self.pass.start } else { Start::Destination };
+            let act = if i + 1 == stretches.len() { self.pass.act } else { Act::Identity };
+            for b in 0..self.weights.blocks() {
+                let panel = self.weights.block(b, depth, end);
+                let to = &mut self.to[panel.first_column..];
+                Product::new(runs, panel, start, act).apply(s, self.source, self.pixels, to);
+            }
+            depth = end;
+        }
+    }
+}
