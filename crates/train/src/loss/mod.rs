@@ -1,0 +1,1 @@
+//! Detection losses with analytic gradients on the raw head maps.

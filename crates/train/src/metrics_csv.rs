@@ -1,0 +1,1 @@
+//! The `results.csv` of a training run.

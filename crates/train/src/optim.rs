@@ -1,0 +1,1 @@
+//! Optimisers over the weights of a graph.
