@@ -1,5 +1,21 @@
 //! Images and boxes: datasets in the three usual forms, letterbox, augmentation and a prefetching loader.
+//!
+//! [`open`] reads a [`Dataset`], [`doctor::check`] says what is wrong with it, a [`Loader`] turns a split into batches.
 
+mod augment;
+mod dataset;
+pub mod doctor;
+mod error;
+mod hsv;
+mod letterbox;
+mod loader;
+pub mod picture;
 mod target;
+mod warp;
 
+pub use augment::Augment;
+pub use dataset::{Dataset, Format, Item, LabelBox, OpenOptions, Split, open};
+pub use error::{Error, Result};
+pub use letterbox::{FILL, Letterbox, letterbox};
+pub use loader::{Batch, Epoch, Loader, LoaderConfig, Mode};
 pub use target::Target;

@@ -1,0 +1,234 @@
+//! What a dataset is, whichever of the three usual forms it came in, and how a path is recognised as one.
+
+mod coco;
+mod ultralytics;
+mod voc;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::doctor::{Kind, Problem};
+use crate::{Error, Result};
+
+/// The form a dataset's labels are kept in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Format {
+    /// A `data.yaml` and one text file of boxes per image.
+    Ultralytics,
+    /// COCO's instances JSON.
+    Coco,
+    /// Pascal VOC's XML, one file per image.
+    Voc,
+}
+
+/// What the path alone does not say.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// The form of the labels; recognised from the path where `None`.
+    pub format: Option<Format>,
+    /// The folder of the images (COCO and VOC), where it is not in its usual place.
+    pub images: Option<PathBuf>,
+    /// Class names in the order of their indices. For VOC, which has no such list, this settles the order; for
+    /// the others it renames (the count must fit).
+    pub names: Option<Vec<String>>,
+    /// Note malformed label lines as [`Problem`]s instead of failing at the first. For the doctor: a run should not
+    /// train on a dataset whose labels it could not read.
+    pub lenient: bool,
+}
+
+/// Images with their boxes, in splits.
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    /// The path it was opened from.
+    pub path: PathBuf,
+    pub format: Format,
+    /// Class names; a box's class indexes them.
+    pub names: Vec<String>,
+    /// COCO's category id of each class, for writing results; for the other forms 0, 1, 2…
+    pub category_ids: Vec<u64>,
+    /// By name: "train", "val", "test", as far as there are any.
+    pub splits: BTreeMap<String, Split>,
+}
+
+/// The images of one split, and what was left out of it on reading.
+#[derive(Clone, Debug, Default)]
+pub struct Split {
+    pub items: Vec<Item>,
+    /// Boxes and images skipped or mended while reading.
+    pub problems: Vec<Problem>,
+}
+
+impl Split {
+    /// How many boxes were left out on reading.
+    pub fn skipped(&self) -> usize {
+        self.problems.iter().filter(|p| p.kind.skips_box()).count()
+    }
+}
+
+/// One image and its boxes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Item {
+    pub image: PathBuf,
+    /// COCO's image id, or a running number within the split.
+    pub id: u64,
+    /// Width and height in pixels, as the labels say or as the file's header does.
+    pub size: (u32, u32),
+    pub boxes: Vec<LabelBox>,
+}
+
+/// One labelled object.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LabelBox {
+    pub class: usize,
+    /// Left, top, right, bottom in pixels of the original image.
+    pub xyxy: [f32; 4],
+    /// In square pixels: COCO's `area` (that of the mask), else width times height.
+    pub area: f64,
+    /// A COCO crowd region: not trained on, ignored in matching.
+    pub crowd: bool,
+    /// VOC's mark for objects that are neither trained on nor counted.
+    pub difficult: bool,
+}
+
+impl LabelBox {
+    /// Whether it is to be learnt: neither a crowd nor marked difficult.
+    pub fn counts(&self) -> bool {
+        !self.crowd && !self.difficult
+    }
+}
+
+impl Dataset {
+    /// The split of that name. A dataset of a single split also answers to "val", so that a bare folder of labelled
+    /// images can be evaluated.
+    ///
+    /// # Errors
+    /// If there is none, naming those that there are.
+    pub fn split(&self, name: &str) -> Result<&Split> {
+        let single = (name == "val" && self.splits.len() == 1).then(|| self.splits.values().next()).flatten();
+        self.splits.get(name).or(single).ok_or_else(|| {
+            let known: Vec<_> = self.splits.keys().map(|k| format!("`{k}`")).collect();
+            Error::dataset(&self.path, format!("has no split `{name}`")).hint(format!("it has {}", known.join(", ")))
+        })
+    }
+}
+
+/// Opens the dataset at `path`: a `data.yaml`, a COCO JSON, or a folder holding either or a VOC tree.
+///
+/// Boxes that cannot be trained on (no area, outside the image, a class that does not exist) and images that are
+/// missing are left out and noted in [`Split::problems`].
+///
+/// # Errors
+/// If the form is not recognised, a file is unreadable or malformed (naming file and line), or nothing is left.
+pub fn open(path: &Path, options: &OpenOptions) -> Result<Dataset> {
+    if !path.exists() {
+        return Err(Error::dataset(path, "there is no such file or folder"));
+    }
+    let format = match options.format {
+        Some(format) => format,
+        None => recognise(path).ok_or_else(|| {
+            Error::dataset(path, "not recognised as a dataset").hint(
+                "give a data.yaml, a COCO JSON, or a folder with a data.yaml, an instances*.json (or annotations/) or VOC's \
+                 Annotations and JPEGImages; or name the format",
+            )
+        })?,
+    };
+    let dataset = match format {
+        Format::Ultralytics => ultralytics::open(path, options)?,
+        Format::Coco => coco::open(path, options)?,
+        Format::Voc => voc::open(path, options)?,
+    };
+    let images: usize = dataset.splits.values().map(|s| s.items.len()).sum();
+    if images == 0 && !options.lenient {
+        let seen: usize = dataset.splits.values().map(|s| s.problems.len()).sum();
+        let what =
+            if seen == 0 { "holds no images".into() } else { format!("no usable image is left ({seen} problems)") };
+        return Err(Error::dataset(path, what).hint("run `doctor` on it to see what is wrong"));
+    }
+    let boxes: usize = dataset.splits.values().flat_map(|s| &s.items).map(|i| i.boxes.len()).sum();
+    if boxes == 0 && !options.lenient {
+        return Err(Error::dataset(path, "no image has a usable box")
+            .hint("are the labels where they are looked for? run `doctor` on it to see"));
+    }
+    Ok(dataset)
+}
+
+fn recognise(path: &Path) -> Option<Format> {
+    if path.is_file() {
+        return match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
+            "yaml" | "yml" => Some(Format::Ultralytics),
+            "json" => Some(Format::Coco),
+            _ => None,
+        };
+    }
+    if ultralytics::yaml_in(path).is_some() {
+        Some(Format::Ultralytics)
+    } else if !coco::jsons_in(path).is_empty() {
+        Some(Format::Coco)
+    } else if voc::is_tree(path) {
+        Some(Format::Voc)
+    } else {
+        None
+    }
+}
+
+/// How far, in pixels, a box may reach over the border before it is noted: annotation tools round.
+const BORDER_SLACK: f32 = 1.0;
+
+/// Checks a box against its image: `Ok` with the box (cut to the image if it reached out by more than
+/// [`BORDER_SLACK`], which is noted), or `None` after noting why it cannot be used.
+fn accept(mut found: LabelBox, size: (u32, u32), place: &str, problems: &mut Vec<Problem>) -> Option<LabelBox> {
+    let [x1, y1, x2, y2] = found.xyxy;
+    let text = || format!("({x1}, {y1}) to ({x2}, {y2}) in an image of {} x {}", size.0, size.1);
+    if !found.xyxy.iter().all(|v| v.is_finite()) || x2 <= x1 || y2 <= y1 {
+        problems.push(Problem::new(Kind::NoArea, place, text()));
+        return None;
+    }
+    let (w, h) = (size.0 as f32, size.1 as f32);
+    if x1 >= w || y1 >= h || x2 <= 0.0 || y2 <= 0.0 {
+        problems.push(Problem::new(Kind::Outside, place, text()));
+        return None;
+    }
+    if x1 < -BORDER_SLACK || y1 < -BORDER_SLACK || x2 > w + BORDER_SLACK || y2 > h + BORDER_SLACK {
+        problems.push(Problem::new(Kind::OverBorder, place, text()));
+        found.xyxy = [x1.max(0.0), y1.max(0.0), x2.min(w), y2.min(h)];
+    }
+    Some(found)
+}
+
+/// Whether the file name ends like an image we can read.
+fn is_image(path: &Path) -> bool {
+    const ENDINGS: [&str; 5] = ["jpg", "jpeg", "png", "bmp", "webp"];
+    path.extension().and_then(|e| e.to_str()).is_some_and(|e| ENDINGS.contains(&e.to_ascii_lowercase().as_str()))
+}
+
+/// The files of a folder in order of name.
+fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let listing = std::fs::read_dir(folder).map_err(|e| Error::io("list", folder, e))?;
+    let mut files = listing
+        .map(|entry| entry.map(|e| e.path()).map_err(|e| Error::io("list", folder, e)))
+        .collect::<Result<Vec<_>>>()?;
+    files.retain(|p| p.is_file());
+    files.sort();
+    Ok(files)
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+    String::from_utf8(bytes).map_err(|_| Error::format(path, None, "is not text (UTF-8)"))
+}
+
+/// `names` from the options where given, checked against the count the labels need.
+fn settle_names(path: &Path, own: Vec<String>, options: &OpenOptions) -> Result<Vec<String>> {
+    match &options.names {
+        None => Ok(own),
+        Some(given) if given.len() == own.len() => Ok(given.clone()),
+        Some(given) => {
+            Err(Error::dataset(path, format!("has {} classes, {} names were given", own.len(), given.len()))
+                .hint(format!("its own names are {}", own.join(", "))))
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! The doctor: what is wrong with a dataset, told before anyone trains on it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::dataset::{Dataset, Item};
+use crate::picture;
+
+/// What can be wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Kind {
+    /// An image is listed and not there; it is left out.
+    MissingImage,
+    /// An image does not decode.
+    Unreadable,
+    /// An image has another size than its labels say.
+    SizeMismatch,
+    /// A label line or file is not what its format demands; it is left out.
+    Malformed,
+    /// A box's class does not exist; the box is left out.
+    ClassRange,
+    /// A box has no area (or a coordinate that is no number); it is left out.
+    NoArea,
+    /// A box lies wholly outside its image; it is left out.
+    Outside,
+    /// A box reaches over its image's border by more than a pixel; it is cut.
+    OverBorder,
+    /// The same box of the same class stands twice in an image.
+    DuplicateBox,
+    /// The same file content stands twice in a split.
+    DuplicateImage,
+    /// The same file content stands in two splits: what is measured on one was trained on in the other.
+    Leak,
+    /// A class has no box in any split.
+    EmptyClass,
+    /// A split has no images.
+    EmptySplit,
+    /// An image has no boxes: fine if it is meant as background.
+    Unlabelled,
+}
+
+impl Kind {
+    /// Whether a box was left out for this.
+    pub fn skips_box(self) -> bool {
+        matches!(self, Self::Malformed | Self::ClassRange | Self::NoArea | Self::Outside)
+    }
+
+    /// In words, for a person.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::MissingImage => "image is missing",
+            Self::Unreadable => "image does not decode",
+            Self::SizeMismatch => "image size differs from the labels'",
+            Self::Malformed => "label is malformed",
+            Self::ClassRange => "class does not exist",
+            Self::NoArea => "box has no area",
+            Self::Outside => "box lies outside the image",
+            Self::OverBorder => "box reaches over the border",
+            Self::DuplicateBox => "box stands twice",
+            Self::DuplicateImage => "image stands twice in a split",
+            Self::Leak => "image stands in two splits",
+            Self::EmptyClass => "class has no boxes",
+            Self::EmptySplit => "split has no images",
+            Self::Unlabelled => "image has no boxes",
+        }
+    }
+}
+
+/// One thing wrong, and where.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Problem {
+    pub kind: Kind,
+    /// The file, with line or annotation where there is one.
+    pub place: String,
+    /// What was found there; may be empty.
+    pub detail: String,
+}
+
+impl Problem {
+    pub(crate) fn new(kind: Kind, place: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { kind, place: place.into(), detail: detail.into() }
+    }
+}
+
+/// What [`check`] found.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    pub splits: BTreeMap<String, Count>,
+    /// Usable boxes of each class over all splits, in class order.
+    pub classes: Vec<(String, usize)>,
+    pub findings: BTreeMap<Kind, Finding>,
+}
+
+/// How much is in a split.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Count {
+    pub images: usize,
+    pub boxes: usize,
+    /// Boxes left out on reading.
+    pub skipped: usize,
+}
+
+/// All problems of one kind.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Finding {
+    pub count: usize,
+    /// The first [`EXAMPLES`] of them.
+    pub examples: Vec<Problem>,
+}
+
+/// How many problems of a kind a report quotes.
+pub const EXAMPLES: usize = 10;
+
+impl Report {
+    /// How many problems of that kind there are.
+    pub fn count(&self, kind: Kind) -> usize {
+        self.findings.get(&kind).map_or(0, |f| f.count)
+    }
+
+    fn add(&mut self, problem: Problem) {
+        let finding = self.findings.entry(problem.kind).or_default();
+        finding.count += 1;
+        if finding.examples.len() < EXAMPLES {
+            finding.examples.push(problem);
+        }
+    }
+}
+
+/// Examines every label and decodes every image. Open the dataset leniently to have malformed lines reported as well.
+pub fn check(dataset: &Dataset) -> Report {
+    let mut report = Report::default();
+    let mut per_class = vec![0; dataset.names.len()];
+    let mut first_seen: HashMap<u64, (&str, String)> = HashMap::new();
+    for (name, split) in &dataset.splits {
+        let boxes = split.items.iter().map(|i| i.boxes.len()).sum();
+        let count = Count { images: split.items.len(), boxes, skipped: split.skipped() };
+        report.splits.insert(name.clone(), count);
+        split.problems.iter().for_each(|p| report.add(p.clone()));
+        if split.items.is_empty() {
+            report.add(Problem::new(Kind::EmptySplit, name, ""));
+        }
+        for item in &split.items {
+            item.boxes.iter().for_each(|b| per_class[b.class] += 1);
+            labels(item).into_iter().for_each(|p| report.add(p));
+        }
+        let looked: Vec<_> = split.items.par_iter().map(pixels).collect();
+        for (item, (hash, problems)) in split.items.iter().zip(looked) {
+            problems.into_iter().for_each(|p| report.add(p));
+            let Some(hash) = hash else { continue };
+            let place = item.image.display().to_string();
+            match first_seen.get(&hash) {
+                Some((other, twin)) if other == name => {
+                    report.add(Problem::new(Kind::DuplicateImage, place, format!("same as {twin}")));
+                }
+                Some((other, twin)) => {
+                    report.add(Problem::new(Kind::Leak, place, format!("in `{name}`, same as {twin} in `{other}`")));
+                }
+                None => {
+                    first_seen.insert(hash, (name, place));
+                }
+            }
+        }
+    }
+    for (name, &count) in dataset.names.iter().zip(&per_class) {
+        if count == 0 {
+            report.add(Problem::new(Kind::EmptyClass, name, ""));
+        }
+    }
+    report.classes = dataset.names.iter().cloned().zip(per_class).collect();
+    report
+}
+
+fn labels(item: &Item) -> Vec<Problem> {
+    let place = || item.image.display().to_string();
+    let mut found = Vec::new();
+    if item.boxes.is_empty() {
+        found.push(Problem::new(Kind::Unlabelled, place(), ""));
+    }
+    for (i, a) in item.boxes.iter().enumerate() {
+        if item.boxes[..i].iter().any(|b| a.class == b.class && a.xyxy == b.xyxy) {
+            found.push(Problem::new(Kind::DuplicateBox, place(), format!("class {} at {:?}", a.class, a.xyxy)));
+        }
+    }
+    found
+}
+
+/// Hash of the file's bytes and what is wrong with its pixels.
+fn pixels(item: &Item) -> (Option<u64>, Vec<Problem>) {
+    let place = item.image.display().to_string();
+    let hash = std::fs::read(&item.image).ok().map(|bytes| {
+        let mut hasher = DefaultHasher::new();
+        bytes.hash(&mut hasher);
+        hasher.finish()
+    });
+    let problem = match picture::decode(&item.image) {
+        Err(e) => Some(Problem::new(Kind::Unreadable, place, e.to_string())),
+        Ok(image) if image.dimensions() != item.size => {
+            let (w, h) = image.dimensions();
+            let detail = format!("{w} x {h}, the labels say {} x {}", item.size.0, item.size.1);
+            Some(Problem::new(Kind::SizeMismatch, place, detail))
+        }
+        Ok(_) => None,
+    };
+    (hash, problem.into_iter().collect())
+}
