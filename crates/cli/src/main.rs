@@ -1,2 +1,22 @@
-//! `prunella`: the command line.
-fn main() {}
+//! `prunella`: the command line. Reads the arguments, runs one command, turns its outcome into an exit code.
+//!
+//! Exit codes: 0 done; 1 the command failed; 2 the arguments make no sense; 3 a check found problems (`data check`).
+
+mod args;
+mod commands;
+mod exit;
+mod ui;
+
+use clap::Parser;
+
+fn main() -> std::process::ExitCode {
+    let cli = args::Cli::parse();
+    ui::set_quiet(cli.global.quiet);
+    match commands::run(&cli) {
+        Ok(exit) => exit.into(),
+        Err(report) => {
+            ui::print_error(report.as_ref());
+            exit::Exit::of(&report).into()
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Arguments of the commands that make a detector smaller: `prune`, `compress`, `demo`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::value::{Device, positive, rate, share, share_to_keep, share_to_remove};
+use super::{ModelArgs, Optimizer};
+
+/// How small it has to become. Where several are given, all must be met.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct BudgetArgs {
+    /// Share of the prunable channels to remove
+    #[arg(long, value_name = "SHARE", value_parser = share_to_remove)]
+    pub rate: Option<f64>,
+    /// Share of the parameters to keep
+    #[arg(long, value_name = "SHARE", value_parser = share_to_keep)]
+    pub params: Option<f64>,
+    /// Share of the multiply-accumulates to keep
+    #[arg(long, value_name = "SHARE", value_parser = share_to_keep)]
+    pub macs: Option<f64>,
+}
+
+impl BudgetArgs {
+    /// The budget as the planner takes it.
+    pub fn budget(self) -> prune::Budget {
+        prune::Budget { params: self.params, macs: self.macs, rate: self.rate }
+    }
+
+    /// True where no limit was given.
+    pub fn is_empty(self) -> bool {
+        self.rate.or(self.params).or(self.macs).is_none()
+    }
+}
+
+/// What every layer keeps whatever the scores say.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct LimitArgs {
+    /// Channels a layer keeps at least [default: 8]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub min_channels: Option<usize>,
+    /// What a pruned layer keeps is a multiple of this [default: 1]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub multiple: Option<usize>,
+}
+
+impl LimitArgs {
+    /// `limits` with what was given on the command line.
+    pub fn over(self, limits: prune::Limits) -> prune::Limits {
+        prune::Limits {
+            min_channels: self.min_channels.unwrap_or(limits.min_channels),
+            multiple: self.multiple.unwrap_or(limits.multiple),
+            ..limits
+        }
+    }
+}
+
+/// Who stands in for a removed channel in the second stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SimilarityMode {
+    /// The one kept channel most like it.
+    Pairwise,
+    /// All kept channels, by least squares.
+    Span,
+}
+
+impl From<SimilarityMode> for prune::Mode {
+    fn from(mode: SimilarityMode) -> Self {
+        match mode {
+            SimilarityMode::Pairwise => Self::Pairwise,
+            SimilarityMode::Span => Self::Span,
+        }
+    }
+}
+
+/// Arguments of `prune`.
+#[derive(Debug, Args)]
+pub struct Prune {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub budget: BudgetArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    /// Share of the removal the similarity stage does; above 0 it needs --data [default: 0.5 with --data, else 0]
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub similarity_share: Option<f64>,
+    /// Who stands in for a removed channel in the similarity stage
+    #[arg(long, default_value = "span", value_enum)]
+    pub similarity: SimilarityMode,
+    /// Dataset the similarity stage learns from: data.yaml, COCO JSON, or a folder
+    #[arg(long, short, value_name = "PATH")]
+    pub data: Option<PathBuf>,
+    /// Height and width in pixels of those images [default: the detector's own]
+    #[arg(long, value_name = "PIXELS", value_parser = positive)]
+    pub imgsz: Option<usize>,
+    /// Seed of all randomness
+    #[arg(long, default_value = "0", value_name = "N")]
+    pub seed: u64,
+    /// Print what would be removed, write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print the plan as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Native file to write
+    #[arg(long, short, value_name = "FILE.safetensors", required_unless_present = "dry_run")]
+    pub out: Option<PathBuf>,
+}
+
+/// Arguments of `compress`. What is not given here comes from the recipe, and what is not there has a default.
+#[derive(Debug, Args)]
+pub struct Compress {
+    /// Detector: .pt (YOLOv5, YOLOv8, YOLO11), .cfg (Darknet), .onnx or .safetensors (Prunella)
+    #[arg(long, short, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// Weights of a Darknet .cfg [default: the .weights beside it]
+    #[arg(long, value_name = "FILE")]
+    pub weights: Option<PathBuf>,
+    /// Dataset: data.yaml, COCO JSON, or a folder that holds one of them or Pascal VOC annotations
+    #[arg(long, short, value_name = "PATH")]
+    pub data: Option<PathBuf>,
+    #[command(flatten)]
+    pub budget: BudgetArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    /// Share of the removal the similarity stage does [default: 0.5]
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub similarity_share: Option<f64>,
+    /// Who stands in for a removed channel in the similarity stage [default: span]
+    #[arg(long, value_enum)]
+    pub similarity: Option<SimilarityMode>,
+    /// Height and width in pixels [default: the detector's own]
+    #[arg(long, value_name = "PIXELS", value_parser = positive)]
+    pub imgsz: Option<usize>,
+    /// Epochs of each training: dense, sparse, healing [default: 25]
+    #[arg(long, short, value_name = "N", value_parser = positive)]
+    pub epochs: Option<usize>,
+    /// Images a step [default: 16]
+    #[arg(long, short, value_name = "N", value_parser = positive)]
+    pub batch: Option<usize>,
+    /// How weights follow gradients [default: sgd]
+    #[arg(long, value_enum)]
+    pub optimizer: Option<Optimizer>,
+    /// Learning rate at the start [default: 0.01 with sgd, 0.001 with adamw]
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    pub lr0: Option<f64>,
+    /// Learning rate at the end, as a share of --lr0 [default: 0.01]
+    #[arg(long, value_name = "SHARE", value_parser = rate)]
+    pub lrf: Option<f64>,
+    /// Seed of all randomness [default: 0]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// What computes
+    #[arg(long, default_value = "cpu")]
+    pub device: Device,
+    /// TOML file with everything above and more; a run writes its own as recipe.toml
+    #[arg(long, value_name = "FILE.toml")]
+    pub recipe: Option<PathBuf>,
+    /// Plan on the detector as it is and print what would be removed; train nothing, write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Folder of the run [default: a new one, runs/compress, runs/compress2, ...]
+    #[arg(long, short, value_name = "FOLDER")]
+    pub out: Option<PathBuf>,
+    /// Go on with the run in --out where it was stopped
+    #[arg(long, requires = "out")]
+    pub resume: bool,
+    /// Print summary.json when done
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `demo`.
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// Folder of the run
+    #[arg(long, short, default_value = "runs/demo", value_name = "FOLDER")]
+    pub out: PathBuf,
+    /// Seed of all randomness
+    #[arg(long, default_value = "0", value_name = "N")]
+    pub seed: u64,
+}

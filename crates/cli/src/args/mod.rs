@@ -1,0 +1,135 @@
+//! The arguments of every command, in the words YOLO users know. Parsing checks each value alone; what has to fit
+//! together is checked by the command.
+
+mod bench;
+mod compress;
+mod score;
+mod train;
+mod value;
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+use graph::Graph;
+use graph::format::{LoadOptions, load};
+
+pub use bench::{Bench, BenchInfer, BenchTrain};
+pub use compress::{BudgetArgs, Compress, Demo, LimitArgs, Prune, SimilarityMode};
+pub use score::{Export, ExportFormat, Predict, Val};
+pub use train::{Optimizer, Train};
+pub use value::Device;
+
+/// Prunes, compresses, trains and evaluates YOLO detectors.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, max_term_width = 110, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options every command takes.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Say nothing on stderr but errors
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Threads to compute with [default: one a core]
+    #[arg(long, global = true, value_name = "N", value_parser = value::positive)]
+    pub threads: Option<usize>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show a detector layer by layer: shapes, parameters, MACs, which channels belong together
+    Info(Info),
+    /// Measure mAP on a dataset, or score a file of detections
+    Val(Val),
+    /// Draw the boxes a detector finds on images
+    Predict(Predict),
+    /// Fine-tune a detector on a dataset, densely or driving BatchNorm scales to zero
+    Train(Train),
+    /// Remove channels from a detector once, without training
+    Prune(Prune),
+    /// The whole method: train, sparsify, prune by importance and similarity, heal, export, report
+    Compress(Compress),
+    /// Write a detector for another runtime, verified by running it
+    Export(Export),
+    /// Measure how fast a detector runs or trains here
+    #[command(subcommand)]
+    Bench(Bench),
+    /// Look at datasets
+    #[command(subcommand)]
+    Data(Data),
+    /// Make a small dataset, train a small detector on it, compress it, report
+    Demo(Demo),
+}
+
+/// Which detector.
+#[derive(Clone, Debug, Args)]
+pub struct ModelArgs {
+    /// Detector: .pt (YOLOv5, YOLOv8, YOLO11), .cfg (Darknet), .onnx or .safetensors (Prunella)
+    #[arg(long, short, value_name = "FILE")]
+    pub model: PathBuf,
+    /// Weights of a Darknet .cfg [default: the .weights beside it]
+    #[arg(long, value_name = "FILE")]
+    pub weights: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    /// Reads the detector.
+    pub fn load(&self) -> graph::Result<Graph> {
+        load_model(&self.model, self.weights.as_deref())
+    }
+}
+
+/// Reads a detector; `weights` belongs to a Darknet `.cfg`.
+pub fn load_model(model: &Path, weights: Option<&Path>) -> graph::Result<Graph> {
+    load(model, &LoadOptions { weights: weights.map(Path::to_path_buf) })
+}
+
+/// Arguments of `info`.
+#[derive(Debug, Args)]
+pub struct Info {
+    /// Detector: .pt, .cfg, .onnx or .safetensors
+    #[arg(value_name = "MODEL")]
+    pub model: PathBuf,
+    /// Weights of a Darknet .cfg [default: the .weights beside it]
+    #[arg(long, value_name = "FILE")]
+    pub weights: Option<PathBuf>,
+    /// Height and width in pixels that shapes and MACs are given for [default: the detector's own]
+    #[arg(long, value_name = "PIXELS", value_parser = value::positive)]
+    pub imgsz: Option<usize>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `data` and its commands.
+#[derive(Debug, Subcommand)]
+pub enum Data {
+    /// Report what is wrong with a dataset; exit code 3 if anything is
+    Check(DataCheck),
+}
+
+/// Arguments of `data check`.
+#[derive(Debug, Args)]
+pub struct DataCheck {
+    /// Dataset: data.yaml, COCO JSON, or a folder that holds one of them or Pascal VOC annotations
+    #[arg(value_name = "DATA")]
+    pub data: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn arguments_are_well_formed() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,105 @@
+//! Arguments of the commands that run a detector: `val`, `predict`, `export`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::ModelArgs;
+use super::value::{Device, positive, share};
+
+/// Arguments of `val`.
+#[derive(Debug, Args)]
+pub struct Val {
+    /// Detector: .pt (YOLOv5, YOLOv8, YOLO11), .cfg (Darknet), .onnx or .safetensors (Prunella)
+    #[arg(long, short, value_name = "FILE", required_unless_present = "detections", conflicts_with = "detections")]
+    pub model: Option<PathBuf>,
+    /// Weights of a Darknet .cfg [default: the .weights beside it]
+    #[arg(long, value_name = "FILE", requires = "model")]
+    pub weights: Option<PathBuf>,
+    /// Score this COCO results file instead of running a detector; --data is then the COCO JSON with the truth
+    #[arg(long, value_name = "RESULTS.json")]
+    pub detections: Option<PathBuf>,
+    /// Dataset: data.yaml, COCO JSON, or a folder that holds one of them or Pascal VOC annotations
+    #[arg(long, short, value_name = "PATH")]
+    pub data: PathBuf,
+    /// Part of the dataset
+    #[arg(long, default_value = "val", value_name = "NAME")]
+    pub split: String,
+    /// Height and width in pixels images are letterboxed to [default: the detector's own]
+    #[arg(long, value_name = "PIXELS", value_parser = positive)]
+    pub imgsz: Option<usize>,
+    /// Least confidence of a box that counts
+    #[arg(long, default_value = "0.001", value_name = "P", value_parser = share)]
+    pub conf: f64,
+    /// Overlap above which of two boxes of a class the less confident goes
+    #[arg(long, default_value = "0.6", value_name = "IOU", value_parser = share)]
+    pub iou: f64,
+    /// Images at a time
+    #[arg(long, short, default_value = "8", value_name = "N", value_parser = positive)]
+    pub batch: usize,
+    /// What computes
+    #[arg(long, default_value = "cpu")]
+    pub device: Device,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `predict`.
+#[derive(Debug, Args)]
+pub struct Predict {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Images, or folders of images
+    #[arg(value_name = "SOURCE", required = true)]
+    pub sources: Vec<PathBuf>,
+    /// Height and width in pixels images are letterboxed to [default: the detector's own]
+    #[arg(long, value_name = "PIXELS", value_parser = positive)]
+    pub imgsz: Option<usize>,
+    /// Least confidence of a box that is drawn
+    #[arg(long, default_value = "0.25", value_name = "P", value_parser = share)]
+    pub conf: f64,
+    /// Overlap above which of two boxes of a class the less confident goes
+    #[arg(long, default_value = "0.45", value_name = "IOU", value_parser = share)]
+    pub iou: f64,
+    /// What computes
+    #[arg(long, default_value = "cpu")]
+    pub device: Device,
+    /// Folder the images go to [default: a new one, runs/predict, runs/predict2, ...]
+    #[arg(long, short, value_name = "FOLDER")]
+    pub out: Option<PathBuf>,
+    /// Write a YOLO label file beside each image too: class, box, confidence
+    #[arg(long)]
+    pub save_txt: bool,
+    /// Print the detections as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `export`.
+#[derive(Debug, Args)]
+pub struct Export {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Format of the file
+    #[arg(long, default_value = "onnx", value_enum)]
+    pub format: ExportFormat,
+    /// Height and width in pixels the file is made for [default: the detector's own]
+    #[arg(long, value_name = "PIXELS", value_parser = positive)]
+    pub imgsz: Option<usize>,
+    /// Leave the batch size open (ONNX)
+    #[arg(long)]
+    pub dynamic: bool,
+    /// File to write [default: the model's name with the format's extension]
+    #[arg(long, short, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+/// What `export` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// Boxes decoded, BatchNorm folded, the layout of Ultralytics' own exports.
+    Onnx,
+    /// Prunella's own file.
+    Safetensors,
+}

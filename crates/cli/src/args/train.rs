@@ -1,0 +1,60 @@
+//! Arguments of `train`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::ModelArgs;
+use super::value::{Device, positive, rate, share_to_remove};
+
+/// Arguments of `train`.
+#[derive(Debug, Args)]
+pub struct Train {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Dataset: data.yaml, COCO JSON, or a folder that holds one of them or Pascal VOC annotations
+    #[arg(long, short, value_name = "PATH")]
+    pub data: PathBuf,
+    /// Height and width in pixels to train at [default: the detector's own]
+    #[arg(long, value_name = "PIXELS", value_parser = positive)]
+    pub imgsz: Option<usize>,
+    /// Times every image is seen
+    #[arg(long, short, default_value = "100", value_name = "N", value_parser = positive)]
+    pub epochs: usize,
+    /// Images a step
+    #[arg(long, short, default_value = "16", value_name = "N", value_parser = positive)]
+    pub batch: usize,
+    /// How weights follow gradients
+    #[arg(long, default_value = "sgd", value_enum)]
+    pub optimizer: Optimizer,
+    /// Learning rate at the start [default: 0.01 with sgd, 0.001 with adamw]
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    pub lr0: Option<f64>,
+    /// Learning rate at the end, as a share of --lr0 [default: 0.01]
+    #[arg(long, value_name = "SHARE", value_parser = rate)]
+    pub lrf: Option<f64>,
+    /// Sparse training: drive this share of the prunable BatchNorm scales to zero
+    #[arg(long, value_name = "SHARE", value_parser = share_to_remove)]
+    pub sparse: Option<f64>,
+    /// Seed of all randomness
+    #[arg(long, default_value = "0", value_name = "N")]
+    pub seed: u64,
+    /// What computes
+    #[arg(long, default_value = "cpu")]
+    pub device: Device,
+    /// Folder of the run [default: a new one, runs/train, runs/train2, ...]
+    #[arg(long, short, value_name = "FOLDER")]
+    pub out: Option<PathBuf>,
+    /// Go on with the run in --out where it was stopped
+    #[arg(long, requires = "out")]
+    pub resume: bool,
+}
+
+/// How weights follow gradients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Optimizer {
+    /// Stochastic gradient descent with Nesterov momentum.
+    Sgd,
+    /// Adam with decoupled weight decay.
+    Adamw,
+}

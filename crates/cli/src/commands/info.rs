@@ -1,0 +1,195 @@
+//! `info`: a detector layer by layer.
+
+use std::collections::BTreeMap;
+
+use graph::{Conv, Family, Graph, Head, Node, NodeId, Op, cost};
+use prune::Coupling;
+use serde::Serialize;
+
+use crate::args::{Info, load_model};
+use crate::exit::{Error, Exit};
+use crate::ui::{self, Column, Table};
+
+/// Runs the command.
+pub fn run(args: &Info) -> miette::Result<Exit> {
+    let graph = load_model(&args.model, args.weights.as_deref())?;
+    let file = std::fs::metadata(&args.model).map_err(|e| Error::io("read", &args.model, &e))?;
+    let imgsz = args.imgsz.map_or(graph.meta.imgsz, |size| [size, size]);
+    let summary = Summary::of(&graph, imgsz, file.len())?;
+    if args.json {
+        ui::print_json(&summary);
+    } else {
+        ui::print(summary.table());
+    }
+    Ok(Exit::Done)
+}
+
+/// What `info --json` prints.
+#[derive(Debug, Serialize)]
+struct Summary {
+    family: Family,
+    classes: Vec<String>,
+    /// (height, width) in pixels.
+    imgsz: [usize; 2],
+    params: u64,
+    /// Multiply-accumulates for one image.
+    macs: u64,
+    /// 2e-9 times `macs`, as YOLO users quote it.
+    gflops: f64,
+    /// Channel classes that may be removed, of how many.
+    prunable_channels: usize,
+    channels: usize,
+    file_bytes: u64,
+    layers: Vec<Layer>,
+}
+
+/// A convolution with the BatchNorm and activation that follow it, or any other node alone.
+#[derive(Debug, Serialize)]
+struct Layer {
+    name: String,
+    op: String,
+    /// (C, H, W).
+    shape: [usize; 3],
+    params: u64,
+    macs: u64,
+    /// Numbers of the groups of coupled channels it makes; layers that share a number are pruned together.
+    group: Vec<usize>,
+    /// Of the channels it makes, how many may be removed.
+    prunable: usize,
+}
+
+impl Summary {
+    fn of(graph: &Graph, imgsz: [usize; 2], file_bytes: u64) -> miette::Result<Self> {
+        let (shapes, costs) = (graph.shapes(imgsz)?, cost::per_node(graph, imgsz)?);
+        let coupling = Coupling::of(graph)?;
+        let mut layers: Vec<Layer> = vec![];
+        // The layer each node belongs to: a BatchNorm or activation joins the convolution it is alone in reading.
+        let mut layer_of: BTreeMap<NodeId, usize> = BTreeMap::new();
+        for (id, node) in graph.nodes.iter().enumerate() {
+            let joined = match (&node.op, &node.inputs[..]) {
+                (Op::BatchNorm(_) | Op::Act(_), &[input]) if coupling.readers(input).len() == 1 => {
+                    layer_of.get(&input).copied().filter(|_| !matches!(graph.nodes[input].op, Op::Concat | Op::Add))
+                }
+                _ => None,
+            };
+            let index = joined.unwrap_or_else(|| {
+                let (shape, classes) = (shapes[id], coupling.channels(id));
+                layers.push(Layer {
+                    name: node.name.clone(),
+                    op: String::new(),
+                    shape: [shape.c, shape.h, shape.w],
+                    params: 0,
+                    macs: 0,
+                    group: if matches!(node.op, Op::Conv(_)) { coupling.sets_of(id) } else { vec![] },
+                    prunable: classes.iter().filter(|&&c| coupling.classes[c].pinned.is_none()).count(),
+                });
+                layers.len() - 1
+            });
+            layer_of.insert(id, index);
+            let layer = &mut layers[index];
+            layer.op = if layer.op.is_empty() { describe(node) } else { format!("{}, {}", layer.op, describe(node)) };
+            layer.params += costs[id].params;
+            layer.macs += costs[id].macs;
+        }
+        let total = cost::total(graph, imgsz)?;
+        Ok(Self {
+            family: graph.meta.family,
+            classes: graph.meta.names.clone(),
+            imgsz,
+            params: total.params,
+            macs: total.macs,
+            gflops: 2e-9 * total.macs as f64,
+            prunable_channels: coupling.classes.iter().filter(|c| c.pinned.is_none()).count(),
+            channels: coupling.classes.len(),
+            file_bytes,
+            layers,
+        })
+    }
+
+    fn table(&self) -> String {
+        let mut table = Table::new([
+            Column::text("layer").gives_way(),
+            Column::text("op").gives_way(),
+            Column::number("output"),
+            Column::number("params"),
+            Column::number("MACs"),
+            Column::number("group"),
+        ]);
+        for layer in &self.layers {
+            let [c, h, w] = layer.shape;
+            let groups: Vec<String> = layer.group.iter().map(ToString::to_string).collect();
+            let group = match (&layer.group[..], layer.prunable) {
+                ([], _) => String::new(),
+                (_, 0) => "fixed".into(),
+                _ => groups.join("+"),
+            };
+            let blank_zero = |n| if n == 0 { String::new() } else { ui::count(n) };
+            let shape = if c == 0 { String::new() } else { format!("{c}×{h}×{w}") };
+            let cells =
+                [layer.name.clone(), layer.op.clone(), shape, blank_zero(layer.params), blank_zero(layer.macs), group];
+            table.row(cells);
+        }
+        let layers = format!("{} layers", self.layers.len());
+        table.total(["total", &layers, "", &ui::count(self.params), &ui::count(self.macs), ""]);
+        format!(
+            "{table}\n{} · {} classes · {}×{} · {:.2} GFLOPs · {} of {} channels prunable · {}\n",
+            family(self.family),
+            self.classes.len(),
+            self.imgsz[0],
+            self.imgsz[1],
+            self.gflops,
+            self.prunable_channels,
+            self.channels,
+            ui::bytes(self.file_bytes),
+        )
+    }
+}
+
+fn family(family: Family) -> &'static str {
+    match family {
+        Family::Darknet => "Darknet",
+        Family::Yolov5 => "YOLOv5",
+        Family::Yolov8 => "YOLOv8",
+        Family::Yolo11 => "YOLO11",
+        Family::Yolox => "YOLOX",
+        Family::Other => "unknown family",
+    }
+}
+
+/// The operator in a few words.
+fn describe(node: &Node) -> String {
+    match &node.op {
+        Op::Input { .. } => "input".into(),
+        Op::Conv(conv) => convolution(conv),
+        Op::BatchNorm(_) => "bn".into(),
+        Op::Act(act) => format!("{act:?}").to_lowercase(),
+        Op::Concat => format!("concat {}", node.inputs.len()),
+        Op::Add => "add".into(),
+        Op::Upsample { factor } => format!("upsample ×{factor}"),
+        Op::MaxPool(pool) => format!("maxpool {k}×{k}{}", stride(pool.stride, pool.stride), k = pool.kernel),
+        Op::Slice { start, len } => format!("slice {start}..{}", start + len),
+        Op::Head(Head::Anchor(head)) => format!("head, {} levels, anchors", head.levels.len()),
+        Op::Head(Head::Dfl(head)) => format!("head, {} levels, DFL", head.strides.len()),
+        Op::Head(Head::Yolox(head)) => format!("head, {} levels, anchor-free", head.strides.len()),
+    }
+}
+
+fn convolution(conv: &Conv) -> String {
+    let [h, w] = conv.kernel();
+    let kind = if conv.is_depthwise() {
+        "dwconv".into()
+    } else if conv.groups > 1 {
+        format!("conv/{}", conv.groups)
+    } else {
+        "conv".into()
+    };
+    format!("{kind} {h}×{w}{}", stride(conv.stride[0], conv.stride[1]))
+}
+
+fn stride(h: usize, w: usize) -> String {
+    match (h, w) {
+        (1, 1) => String::new(),
+        _ if h == w => format!(" s{h}"),
+        _ => format!(" s{h}×{w}"),
+    }
+}

@@ -1,0 +1,71 @@
+//! Exit codes, and the errors the command line itself makes.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    Done = 0,
+    Failed = 1,
+    Usage = 2,
+    /// The command did its work, which was to look for problems, and found some.
+    Problems = 3,
+}
+
+impl Exit {
+    /// The exit code an error asks for.
+    pub fn of(report: &miette::Report) -> Self {
+        match report.downcast_ref::<Error>() {
+            Some(Error::Usage { .. }) => Self::Usage,
+            _ => Self::Failed,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// What only the command line can find wrong.
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
+pub enum Error {
+    /// Arguments that parse one by one but make no sense together.
+    #[error("{what}")]
+    Usage {
+        what: String,
+        #[help]
+        help: Option<String>,
+    },
+    /// A command cannot go on.
+    #[error("{what}")]
+    Failed {
+        what: String,
+        #[help]
+        help: Option<String>,
+    },
+}
+
+impl Error {
+    /// [`Error::Usage`] with a hint.
+    pub fn usage(what: impl Into<String>, help: impl Into<String>) -> miette::Report {
+        Self::Usage { what: what.into(), help: Some(help.into()) }.into()
+    }
+
+    /// [`Error::Failed`] with a hint.
+    pub fn failed(what: impl Into<String>, help: impl Into<String>) -> miette::Report {
+        Self::Failed { what: what.into(), help: Some(help.into()) }.into()
+    }
+
+    /// A file system call on `path` failed; `action` is a verb such as "write".
+    pub fn io(action: &str, path: &Path, source: &std::io::Error) -> miette::Report {
+        let help = match source.kind() {
+            std::io::ErrorKind::PermissionDenied => Some("choose a place you may write to with `--out`".into()),
+            std::io::ErrorKind::NotFound => Some("check the path".into()),
+            _ => None,
+        };
+        Self::Failed { what: format!("cannot {action} `{}`: {source}", path.display()), help }.into()
+    }
+}

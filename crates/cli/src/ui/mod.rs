@@ -1,0 +1,127 @@
+//! What the user sees: data on stdout, everything else on stderr, colour only where a terminal shows it.
+
+mod number;
+mod progress;
+mod table;
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use console::{Style, measure_text_width};
+use miette::Diagnostic;
+
+pub use number::{bytes, count, fixed};
+pub use progress::{bar, spinner};
+pub use table::{Align, Column, Table};
+
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Whether notes and progress are kept from stderr. Errors and results are never.
+pub fn set_quiet(quiet: bool) {
+    QUIET.store(quiet, Ordering::Relaxed);
+}
+
+/// What [`set_quiet`] was told.
+pub fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
+
+/// Writes a result to stdout. A reader that has gone away (`| head`) ends the program without a word.
+pub fn print(text: impl Display) {
+    let mut out = io::stdout().lock();
+    if write!(out, "{text}").and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// Writes a result to stdout as indented JSON.
+pub fn print_json(value: &impl serde::Serialize) {
+    let text = serde_json::to_string_pretty(value).expect("results have string keys only");
+    print(format_args!("{text}\n"));
+}
+
+/// Writes a line about what is going on to stderr.
+pub fn note(text: impl Display) {
+    if !is_quiet() {
+        eprintln!("{text}");
+    }
+}
+
+/// Writes a line that tells of something not as it should be, but not in the way either.
+pub fn warn(text: impl Display) {
+    if !is_quiet() {
+        eprintln!("{} {text}", Style::new().for_stderr().yellow().bold().apply_to("warning:"));
+    }
+}
+
+/// Writes an error and what to do about it:
+///
+/// ```text
+/// error: cannot read `best.pt`: No such file or directory
+/// hint: check the path
+/// ```
+pub fn print_error(error: &dyn Diagnostic) {
+    let red = Style::new().for_stderr().red().bold();
+    let cyan = Style::new().for_stderr().cyan().bold();
+    let mut message = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let text = inner.to_string();
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
+        }
+        source = inner.source();
+    }
+    eprintln!("{} {message}", red.apply_to("error:"));
+    if let Some(help) = error.help() {
+        eprintln!("{} {help}", cyan.apply_to("hint:"));
+    }
+}
+
+/// Columns the terminal behind stdout has; `None` where stdout is no terminal and nothing need be cut.
+fn stdout_width() -> Option<usize> {
+    console::Term::stdout().size_checked().map(|(_, columns)| usize::from(columns))
+}
+
+/// Cuts `text` to `width` terminal columns, with an ellipsis in the middle: names differ at both ends.
+fn shorten(text: &str, width: usize) -> String {
+    if measure_text_width(text) <= width {
+        return text.to_owned();
+    }
+    let Some(room) = width.checked_sub(1) else { return String::new() };
+    let (mut head, mut tail) = (String::new(), String::new());
+    let (mut head_width, mut tail_width) = (0, 0);
+    for c in text.chars() {
+        head_width += measure_text_width(c.encode_utf8(&mut [0; 4]));
+        if head_width > room / 2 {
+            break;
+        }
+        head.push(c);
+    }
+    for c in text.chars().rev() {
+        tail_width += measure_text_width(c.encode_utf8(&mut [0; 4]));
+        if tail_width > room - room / 2 {
+            break;
+        }
+        tail.insert(0, c);
+    }
+    format!("{head}…{tail}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shortening_keeps_both_ends_and_never_splits_a_character() {
+        assert_eq!(shorten("model.9.cv1", 20), "model.9.cv1");
+        assert_eq!(shorten("model.24.m.0.conv", 9), "mode…conv");
+        assert_eq!(shorten("血球検出モデル", 7), "血…ル");
+        assert_eq!(shorten("abc", 1), "…");
+        assert_eq!(shorten("abc", 0), "");
+        for width in 0..30 {
+            assert!(measure_text_width(&shorten("naïve 血球 model.24", width)) <= width);
+        }
+    }
+}
