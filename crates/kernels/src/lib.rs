@@ -4,12 +4,17 @@ mod act;
 mod conv;
 mod isa;
 mod map;
+mod norm;
+mod pointwise;
+mod pool;
 pub mod reference;
-mod simple;
+mod vectors;
 
 pub use conv::{
     ConvShape, Epilogue, Packed, conv_backward_bias, conv_backward_input, conv_backward_weight, conv_forward,
 };
 pub use isa::Isa;
 pub use map::{Layout, View, ViewMut};
-pub use simple::*;
+pub use norm::{BatchStats, BnAct, batch_stats, bn_act_backward, bn_act_forward};
+pub use pointwise::{act_backward, act_forward, add, copy, upsample_backward, upsample_forward};
+pub use pool::{Pool, max_pool_backward, max_pool_forward};

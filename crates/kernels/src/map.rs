@@ -31,6 +31,17 @@ impl Layout {
         self.n * self.h * self.w
     }
 
+    /// Panics where two maps that must have one shape (N, H, W, C) do not: a programming error.
+    pub(crate) fn assert_same_shape(self, other: Self) {
+        let shape = |l: Self| [l.n, l.h, l.w, l.c];
+        assert_eq!(shape(self), shape(other), "shapes (N, H, W, C) of {self:?} and {other:?}");
+    }
+
+    /// This map with `factor` times the rows and columns.
+    pub(crate) fn upsampled(self, factor: usize) -> Self {
+        Self { h: self.h * factor, w: self.w * factor, ..self }
+    }
+
     /// Floats a buffer must hold for this layout.
     pub fn end(&self) -> usize {
         if self.pixels() == 0 { self.offset } else { self.offset + (self.pixels() - 1) * self.pitch + self.c }

@@ -5,13 +5,17 @@ mod common;
 use common::{Buffer, assert_close, differences, dot, gaps, noise, plus, values, wide};
 use graph::Act;
 use kernels::reference::{self, Map};
-use kernels::{BnAct, Pool};
+use kernels::{BnAct, Isa, Pool};
 use proptest::prelude::*;
 
 const ACTS: [Act; 7] = [Act::Identity, Act::Silu, Act::Leaky, Act::Mish, Act::Relu, Act::Relu6, Act::Sigmoid];
 const EPS: f64 = 1e-3;
 
 type Shape = [usize; 4];
+
+fn on_every_isa(mut check: impl FnMut()) {
+    Isa::available().into_iter().for_each(|isa| isa.scope(&mut check));
+}
 
 fn shape() -> impl Strategy<Value = Shape> {
     (1usize..3, 1usize..14, 1usize..14, prop_oneof![1usize..10, 10usize..80]).prop_map(|(n, h, w, c)| [n, h, w, c])
@@ -52,6 +56,7 @@ proptest! {
 
     #[test]
     fn batch_norm(s in shape(), g in [gaps(), gaps(), gaps()], seed in 0u64..1000) {
+        on_every_isa(|| {
         let x = Buffer::noise(seed, s, g[0]);
         let (mean, var) = reference::batch_stats(&x.map());
         let stats = kernels::batch_stats(x.view());
@@ -77,10 +82,12 @@ proptest! {
             assert_close(&wide(&dgamma), &dg.iter().map(|v| v + 1.0).collect::<Vec<_>>(), 2e-4);
             assert_close(&wide(&dbeta), &db.iter().map(|v| v + 2.0).collect::<Vec<_>>(), 2e-4);
         }
+        });
     }
 
     #[test]
     fn activations(s in shape(), g in [gaps(), gaps(), gaps()], seed in 0u64..1000, scale in prop_oneof![Just(1.0f32), Just(8.0)]) {
+        on_every_isa(|| {
         let mut x = Buffer::noise(seed, s, g[0]);
         for p in 0..x.layout.pixels() {
             x.view_mut().pixel(p).iter_mut().for_each(|v| *v *= scale);
@@ -97,10 +104,12 @@ proptest! {
             kernels::act_forward(act, x.view(), y.view_mut());
             y.assert_close(&Map { data: x.map().data.iter().map(|x| reference::value(act, *x)).collect(), ..x.map() }, 1e-6);
         }
+        });
     }
 
     #[test]
     fn max_pool(s in shape(), g in [gaps(), gaps(), gaps()], seed in 0u64..1000, kernel in 1usize..6, stride in 1usize..4, same in any::<bool>()) {
+        on_every_isa(|| {
         let pad = if same { [(kernel - 1) / 2, kernel / 2] } else { [0, kernel - 1] };
         let pool = Pool { kernel, stride, pad };
         let [n, h, w, c] = s;
@@ -118,10 +127,12 @@ proptest! {
         let expected = plus(&dx.map(), &reference::max_pool_backward(pool, &x.map(), &dy.map()));
         kernels::max_pool_backward(pool, x.view(), dy.view(), dx.view_mut());
         dx.assert_close(&expected, 1e-5);
+        });
     }
 
     #[test]
     fn upsample(s in shape(), g in [gaps(), gaps()], seed in 0u64..1000, factor in 1usize..4) {
+        on_every_isa(|| {
         let mut x = Buffer::noise(seed, s, g[0]);
         let mut y = Buffer::noise(seed + 1, [s[0], s[1] * factor, s[2] * factor, s[3]], g[1]);
         let (before, dx) = (x.map(), reference::upsample_backward(factor, &y.map(), &x.map()));
@@ -132,10 +143,12 @@ proptest! {
         x.assert_close(&plus(&before, &dx), 1e-5);
         kernels::upsample_backward(factor, dy.view(), x.view_mut(), false);
         x.assert_close(&dx, 1e-5);
+        });
     }
 
     #[test]
     fn copy_and_add(s in shape(), g in [gaps(), gaps(), gaps()], seed in 0u64..1000) {
+        on_every_isa(|| {
         let (a, b) = (Buffer::noise(seed, s, g[0]), Buffer::noise(seed + 1, s, g[1]));
         let mut y = Buffer::noise(seed + 2, s, g[2]);
         let sum = plus(&y.map(), &a.map());
@@ -145,6 +158,7 @@ proptest! {
         y.assert_close(&a.map(), 0.0);
         kernels::add(a.view(), b.view(), y.view_mut());
         y.assert_close(&plus(&a.map(), &b.map()), 1e-6);
+        });
     }
 }
 
