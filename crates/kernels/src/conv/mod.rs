@@ -2,9 +2,10 @@
 //!
 //! No im2col: a task copies some input rows into a zero-padded strip ([`source`]), where a kernel row of a pixel is one run
 //! of consecutive floats; [`pass`] then multiplies runs with weights arranged in [`panels`], in register tiles ([`tile`])
-//! of several pixels by two vectors of output channels. The gradient of the input is the same loop with the kernel turned
+//! of several pixels by two vectors of output channels, or for [`depthwise`] convolutions multiplies channel by channel. The gradient of the input is the same loop with the kernel turned
 //! around; that of the weights ([`weight`]) sums outer products over pixels.
 
+mod depthwise;
 mod panels;
 mod pass;
 mod source;
@@ -13,7 +14,7 @@ mod weight;
 
 use graph::Act;
 use panels::Panels;
-use pass::{Pass, Phase};
+use pass::{Pass, Phase, Weights};
 use rayon::prelude::*;
 use source::Window;
 use tile::Start;
@@ -50,25 +51,35 @@ impl ConvShape {
         self.pad.map(|p| -(p as isize))
     }
 
-    /// The dense convolution each group is.
-    fn group(&self) -> Self {
+    fn is_depthwise(&self) -> bool {
+        self.groups > 1 && self.ci == self.groups && self.co == self.groups
+    }
+
+    /// What one call of the inner loops handles: a depthwise convolution whole, else one group as a dense convolution.
+    fn unit(&self) -> Self {
+        if self.is_depthwise() {
+            return *self;
+        }
         Self { ci: self.ci / self.groups, co: self.co / self.groups, groups: 1, ..*self }
     }
 
-    /// Floats of one group's weights.
-    fn group_weights(&self) -> usize {
-        self.group().co * self.group().ci * self.taps()
+    /// Floats of the weights.
+    fn weights(&self) -> usize {
+        self.co * (self.ci / self.groups) * self.taps()
     }
 
     /// A programming error panics here rather than somewhere in a loop.
     fn check(&self, x: Layout, y: Layout, w: usize) {
-        assert!(self.groups > 0 && self.ci % self.groups == 0 && self.co % self.groups == 0, "{self:?}");
+        assert!(
+            self.groups > 0 && self.ci.is_multiple_of(self.groups) && self.co.is_multiple_of(self.groups),
+            "{self:?}"
+        );
         assert_eq!(
             (x.c, y.n, (y.h, y.w), y.c),
             (self.ci, x.n, self.output(x), self.co),
             "{self:?} from {x:?} to {y:?}"
         );
-        assert_eq!(w, self.groups * self.group_weights(), "weights of {self:?}");
+        assert_eq!(w, self.weights(), "weights of {self:?}");
     }
 }
 
@@ -77,20 +88,26 @@ impl ConvShape {
 pub struct Packed {
     isa: Isa,
     weights: usize,
-    /// One forward phase per group.
-    groups: Vec<Phase>,
+    /// One for each group, or for a depthwise convolution as a whole.
+    units: Vec<Phase>,
 }
 
 impl Packed {
     /// `w` is (O, I / groups, KH, KW).
     pub fn new(shape: &ConvShape, w: &[f32]) -> Self {
-        let (isa, group) = (Isa::current(), shape.group());
+        let (isa, unit) = (Isa::current(), shape.unit());
+        assert_eq!(w.len(), shape.weights(), "weights of {shape:?}");
         let window = Window { kernel: shape.kernel, stride: shape.stride, origin: shape.origin() };
-        let groups = w
-            .chunks_exact(shape.group_weights())
-            .map(|w| Phase { window, weights: Panels::forward(isa, &group, w), first: [0, 0] })
-            .collect();
-        Self { isa, weights: w.len(), groups }
+        let units = w.chunks_exact(unit.weights()).map(|w| {
+            let weights = if unit.is_depthwise() {
+                let taps: Vec<usize> = (0..unit.taps()).collect();
+                Weights::Depthwise(depthwise::filters(w, unit.taps(), &taps))
+            } else {
+                Weights::Dense(Panels::forward(isa, &unit, w))
+            };
+            Phase { window, weights, first: [0, 0] }
+        });
+        Self { isa, weights: w.len(), units: units.collect() }
     }
 }
 
@@ -105,11 +122,11 @@ pub struct Epilogue<'a> {
 /// `y = act(x * w + bias)`: x (N, H, W, I), y (N, OH, OW, O).
 pub fn conv_forward(shape: &ConvShape, x: View, w: &Packed, epilogue: Epilogue, mut y: ViewMut) {
     shape.check(x.layout, y.layout, w.weights);
-    let group = shape.group();
-    for (g, phase) in w.groups.iter().enumerate() {
-        let start = epilogue.bias.map_or(Start::Zero, |b| Start::Bias(&b[g * group.co..][..group.co]));
+    let unit = shape.unit();
+    for (u, phase) in w.units.iter().enumerate() {
+        let start = epilogue.bias.map_or(Start::Zero, |b| Start::Bias(&b[u * unit.co..][..unit.co]));
         let pass = Pass { isa: w.isa, phases: std::slice::from_ref(phase), step: [1, 1], start, act: epilogue.act };
-        pass.run(x.channels(g * group.ci, group.ci), y.reborrow().channels(g * group.co, group.co));
+        pass.run(x.channels(u * unit.ci, unit.ci), y.reborrow().channels(u * unit.co, unit.co));
     }
 }
 
@@ -119,9 +136,9 @@ pub fn conv_forward(shape: &ConvShape, x: View, w: &Packed, epilogue: Epilogue, 
 /// phases is a convolution of `dy` with stride 1 and a part of the kernel, turned around.
 pub fn conv_backward_input(shape: &ConvShape, dy: View, w: &[f32], mut dx: ViewMut, accumulate: bool) {
     shape.check(dx.layout, dy.layout, w.len());
-    let (isa, group) = (Isa::current(), shape.group());
+    let (isa, unit) = (Isa::current(), shape.unit());
     let start = if accumulate { Start::Destination } else { Start::Zero };
-    for (g, w) in w.chunks_exact(shape.group_weights()).enumerate() {
+    for (u, w) in w.chunks_exact(unit.weights()).enumerate() {
         let phases: Vec<Phase> = (0..shape.stride[0])
             .flat_map(|py| (0..shape.stride[1]).map(move |px| [py, px]))
             .map(|first| {
@@ -133,11 +150,16 @@ pub fn conv_backward_input(shape: &ConvShape, dy: View, w: &[f32], mut dx: ViewM
                     stride: [1, 1],
                     origin: [rows.origin, columns.origin],
                 };
-                Phase { window, weights: Panels::transposed(isa, &group, w, &taps), first }
+                let weights = if unit.is_depthwise() {
+                    Weights::Depthwise(depthwise::filters(w, unit.taps(), &taps))
+                } else {
+                    Weights::Dense(Panels::transposed(isa, &unit, w, &taps))
+                };
+                Phase { window, weights, first }
             })
             .collect();
         let pass = Pass { isa, phases: &phases, step: shape.stride, start, act: Act::Identity };
-        pass.run(dy.channels(g * group.co, group.co), dx.reborrow().channels(g * group.ci, group.ci));
+        pass.run(dy.channels(u * unit.co, unit.co), dx.reborrow().channels(u * unit.ci, unit.ci));
     }
 }
 
@@ -170,10 +192,14 @@ impl Taps {
 /// The gradient of the weights: x (N, H, W, I), dy (N, OH, OW, O); dw (O, I / groups, KH, KW) is added to.
 pub fn conv_backward_weight(shape: &ConvShape, x: View, dy: View, dw: &mut [f32]) {
     shape.check(x.layout, dy.layout, dw.len());
-    let (isa, group) = (Isa::current(), shape.group());
-    for (g, dw) in dw.chunks_exact_mut(shape.group_weights()).enumerate() {
-        let (x, dy) = (x.channels(g * group.ci, group.ci), dy.channels(g * group.co, group.co));
-        weight::backward_weight(isa, &group, x, dy, dw);
+    let (isa, unit) = (Isa::current(), shape.unit());
+    for (u, dw) in dw.chunks_exact_mut(unit.weights()).enumerate() {
+        let (x, dy) = (x.channels(u * unit.ci, unit.ci), dy.channels(u * unit.co, unit.co));
+        if unit.is_depthwise() {
+            depthwise::backward_weight(isa, &unit, x, dy, dw);
+        } else {
+            weight::backward_weight(isa, &unit, x, dy, dw);
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use graph::Act;
 use rayon::prelude::*;
 
+use super::depthwise;
 use super::panels::Panels;
 use super::source::{Source, Window, source, with_scratch};
 use super::tile::{Pixel, Product, Run, Start};
@@ -17,11 +18,19 @@ const SOURCE: usize = 48 << 10;
 /// Pixels a task should have, so that its weights are worth fetching.
 const PIXELS: usize = 96;
 
+/// Weights as the inner loops read them.
+#[derive(Clone, Debug)]
+pub(crate) enum Weights {
+    Dense(Panels),
+    /// (taps, channels).
+    Depthwise(Vec<f32>),
+}
+
 /// A set of output positions on a regular grid, all computed with the same taps.
 #[derive(Clone, Debug)]
 pub(crate) struct Phase {
     pub window: Window,
-    pub weights: Panels,
+    pub weights: Weights,
     /// The first position in the destination, row and column.
     pub first: [usize; 2],
 }
@@ -72,7 +81,7 @@ impl Pass<'_> {
             ((phase.first[0] + y * self.step[0]) * l.w + phase.first[1] + x * self.step[1]) * l.pitch
         };
         let positions = (0..grid[0]).flat_map(|y| (0..grid[1]).map(move |x| (y, x)));
-        if phase.weights.depth == 0 {
+        if phase.window.kernel.contains(&0) {
             // No tap of the kernel gets here: a stride beyond its size.
             if let Start::Zero = self.start {
                 positions.for_each(|(y, x)| band.view.data[position(y, x)..][..l.c].fill(0.0));
@@ -91,16 +100,20 @@ impl Pass<'_> {
                     to: position(y, x),
                 })
                 .collect();
-            let runs = runs(window.kernel, &source, from.layout.c);
-            let to = &mut *band.view.data;
-            self.isa.run(Products {
-                pass: self,
-                weights: &phase.weights,
-                runs: &runs,
-                source: source.data,
-                pixels: &pixels,
-                to,
-            });
+            let (channels, to) = (from.layout.c, &mut *band.view.data);
+            let (start, act) = (self.start, self.act);
+            match &phase.weights {
+                Weights::Dense(panels) => {
+                    let runs = runs(window.kernel, &source, channels);
+                    let (source, pixels) = (source.data, &pixels);
+                    self.isa.run(Products { panels, runs: &runs, start, act, source, pixels, to });
+                }
+                Weights::Depthwise(filters) => {
+                    let taps = depthwise::tap_offsets(window.kernel, &source);
+                    let (source, pixels, taps) = (source.data, &pixels, &taps);
+                    self.isa.run(depthwise::Products { taps, filters, channels, start, act, source, pixels, to });
+                }
+            }
         });
     }
 }
@@ -135,11 +148,12 @@ fn stretches(runs: &[Run]) -> Vec<Vec<Run>> {
     cut
 }
 
-/// All products of one phase of one band.
+/// All products of one phase of one band of a dense convolution.
 struct Products<'a> {
-    pass: &'a Pass<'a>,
-    weights: &'a Panels,
+    panels: &'a Panels,
     runs: &'a [Run],
+    start: Start<'a>,
+    act: Act,
     source: &'a [f32],
     pixels: &'a [Pixel],
     to: &'a mut [f32],
@@ -154,10 +168,10 @@ impl Kernel for Products<'_> {
         let mut depth = 0;
         for (i, runs) in stretches.iter().enumerate() {
             let end = depth + runs.iter().map(|r| r.len).sum::<usize>();
-            let start = if i == 0 { self.pass.start } else { Start::Destination };
-            let act = if i + 1 == stretches.len() { self.pass.act } else { Act::Identity };
-            for b in 0..self.weights.blocks() {
-                let panel = self.weights.block(b, depth, end);
+            let start = if i == 0 { self.start } else { Start::Destination };
+            let act = if i + 1 == stretches.len() { self.act } else { Act::Identity };
+            for b in 0..self.panels.blocks() {
+                let panel = self.panels.block(b, depth, end);
                 let to = &mut self.to[panel.first_column..];
                 Product::new(runs, panel, start, act).apply(s, self.source, self.pixels, to);
             }

@@ -200,11 +200,11 @@ impl Outer<'_> {
                 // SAFETY: `at` counts pixels, whose number times `width` fits `gradient` (asserted).
                 let d: [S::V; V] =
                     std::array::from_fn(|v| s.load(unsafe { range(self.gradient, at + v * S::LANES, S::LANES) }));
-                for i in 0..tile {
+                for (i, product) in products.iter_mut().enumerate().take(tile) {
                     // SAFETY: even the row's last pixel has `tile` floats from `first` on (asserted).
                     let a = s.splat(unsafe { *self.source.get_unchecked(from + i) });
                     for v in 0..V {
-                        products[i][v] = s.fma(a, d[v], products[i][v]);
+                        product[v] = s.fma(a, d[v], product[v]);
                     }
                 }
                 at += width;
@@ -233,7 +233,7 @@ fn rows<S: Simd>(rows: usize) -> usize {
 
 /// `data[from..from + len]`. Safety: it must lie within `data`.
 #[inline(always)]
-unsafe fn range(data: &[f32], from: usize, len: usize) -> &[f32] {
+pub(crate) unsafe fn range(data: &[f32], from: usize, len: usize) -> &[f32] {
     debug_assert!(from + len <= data.len());
     // SAFETY: the caller's.
     unsafe { data.get_unchecked(from..from + len) }
