@@ -5,6 +5,7 @@
 mod args;
 mod commands;
 mod exit;
+mod report;
 mod ui;
 
 use clap::Parser;

@@ -1,0 +1,121 @@
+//! The report of a run: one HTML file that needs nothing else, neither network nor scripts.
+//!
+//! [`render`] is a pure function of [`ReportData`]; whoever ran the stages fills that in.
+
+mod html;
+mod plots;
+#[cfg(test)]
+mod tests;
+
+use serde::{Deserialize, Serialize};
+
+pub use html::render;
+
+/// The state of the detector after one stage: a row of the stage table, and of summary.json.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageRow {
+    /// `dense`, `sparse`, `masked`, `folded`, `replaced`, `recalibrated`, `healed`.
+    pub stage: String,
+    pub params: u64,
+    /// Multiply-accumulates for one image.
+    pub macs: u64,
+    /// Size of the native file.
+    pub bytes: u64,
+    pub map50: f64,
+    pub map50_95: f64,
+    /// Milliseconds an image, forward pass only.
+    pub ms_per_image: f64,
+}
+
+/// summary.json: what a run came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// The file the run started from.
+    pub model: String,
+    pub data: String,
+    /// The split the stages were measured on.
+    pub split: String,
+    pub imgsz: usize,
+    pub seed: u64,
+    pub stages: Vec<StageRow>,
+}
+
+/// Output channels of one convolution before and after.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayerChannels {
+    pub name: String,
+    pub before: usize,
+    pub after: usize,
+}
+
+/// How many of the prunable |gamma| fall into each of equally wide bins over 0..`max`, after one epoch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GammaHistogram {
+    pub epoch: usize,
+    /// Upper end of the last bin; what lies beyond counts there.
+    pub max: f64,
+    pub counts: Vec<u64>,
+    /// Share of near-zero gammas, 0..1.
+    pub near_zero: f64,
+}
+
+/// Precision over recall at IoU 0.5 for one class, or for all together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PrPanel {
+    pub title: String,
+    pub curves: Vec<PrCurve>,
+}
+
+/// One stage's curve.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PrCurve {
+    pub stage: String,
+    /// (recall, precision), recall rising.
+    pub points: Vec<[f64; 2]>,
+}
+
+/// A picture as it goes into the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Picture {
+    /// `image/png` or `image/jpeg`.
+    pub mime: &'static str,
+    pub bytes: Vec<u8>,
+}
+
+/// One test image with the boxes of both detectors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pair {
+    pub caption: String,
+    pub dense: Picture,
+    pub slim: Picture,
+}
+
+/// Everything the report shows. Empty parts are left out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReportData {
+    pub summary: Summary,
+    pub channels: Vec<LayerChannels>,
+    /// One an epoch of sparse training.
+    pub gammas: Vec<GammaHistogram>,
+    pub curves: Vec<PrPanel>,
+    pub images: Vec<Pair>,
+    /// Remarks of the planner and the trainer.
+    pub notes: Vec<String>,
+    /// recipe.toml, as it was run.
+    pub recipe: String,
+    /// Version, command line, processor, threads, date, ...: (what, value).
+    pub environment: Vec<(String, String)>,
+}
+
+/// Precision at 101 recalls, each the best at that recall or beyond, averaged over classes: COCO's interpolation.
+///
+/// `classes` holds each class's (recall, precision) steps by rising recall; none gives no points.
+pub fn mean_curve(classes: &[Vec<[f64; 2]>]) -> Vec<[f64; 2]> {
+    if classes.is_empty() {
+        return vec![];
+    }
+    let at =
+        |steps: &[[f64; 2]], recall: f64| steps.iter().filter(|s| s[0] >= recall).map(|s| s[1]).fold(0.0, f64::max);
+    let mean = |recall: f64| classes.iter().map(|steps| at(steps, recall)).sum::<f64>() / classes.len() as f64;
+    (0..=100).map(|i| f64::from(i) / 100.0).map(|recall| [recall, mean(recall)]).collect()
+}

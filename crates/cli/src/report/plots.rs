@@ -1,0 +1,160 @@
+//! The report's drawings, as SVG that takes its colours from the page's style sheet.
+
+use std::fmt::Write;
+
+use super::{GammaHistogram, PrPanel, StageRow};
+
+/// The style-sheet colour of stage number `index` of `count`: the first is grey, the last the accent.
+pub fn stage_colour(index: usize, count: usize) -> String {
+    let hue = if index + 1 == count && count > 1 { 6 } else { index.min(5) };
+    format!("var(--c{hue})")
+}
+
+/// A drawing area inside an SVG of a given size: data to pixels, y upwards.
+struct Frame {
+    left: f64,
+    top: f64,
+    width: f64,
+    height: f64,
+    x: [f64; 2],
+    y: [f64; 2],
+}
+
+impl Frame {
+    fn px(&self, x: f64) -> f64 {
+        self.left + (x - self.x[0]) / (self.x[1] - self.x[0]) * self.width
+    }
+
+    fn py(&self, y: f64) -> f64 {
+        self.top + self.height - (y - self.y[0]) / (self.y[1] - self.y[0]) * self.height
+    }
+
+    fn points(&self, points: impl IntoIterator<Item = [f64; 2]>) -> String {
+        let mut path = String::new();
+        for [x, y] in points {
+            let _ = write!(path, "{}{:.1} {:.1}", if path.is_empty() { "M" } else { "L" }, self.px(x), self.py(y));
+        }
+        path
+    }
+
+    /// A horizontal line with its value at the left.
+    fn rule(&self, svg: &mut String, y: f64, label: &str) {
+        let (x0, x1, py) = (self.left, self.left + self.width, self.py(y));
+        let _ = write!(svg, r#"<path class="grid" d="M{x0:.1} {py:.1}H{x1:.1}"/>"#);
+        let _ = write!(svg, r#"<text x="{:.1}" y="{:.1}" text-anchor="end">{label}</text>"#, x0 - 8.0, py + 3.5);
+    }
+}
+
+fn open(width: f64, height: f64, title: &str) -> String {
+    format!(r#"<svg viewBox="0 0 {width} {height}" role="img" aria-label="{title}">"#)
+}
+
+/// mAP50 and mAP50-95 from stage to stage.
+pub fn accuracy(stages: &[StageRow]) -> String {
+    let (width, height) = (1000.0, 270.0);
+    let top = stages.iter().map(|s| s.map50.max(s.map50_95)).fold(0.0, f64::max);
+    let y = [0.0, (top * 5.0 + 0.25).ceil().max(1.0) / 5.0];
+    let frame = Frame { left: 44.0, top: 22.0, width: 920.0, height: 200.0, x: [-0.35, stages.len() as f64 - 0.65], y };
+    let mut svg = open(width, height, "mAP after each stage");
+    for step in 0..=(y[1] * 5.0).round() as usize {
+        frame.rule(&mut svg, step as f64 / 5.0, &format!("{:.1}", step as f64 / 5.0));
+    }
+    type Value = fn(&StageRow) -> f64;
+    let series: [(&str, Value, &str); 2] = [("mAP50", |s| s.map50, "--c3"), ("mAP50-95", |s| s.map50_95, "--accent")];
+    for (name, value, colour) in series {
+        let line = frame.points(stages.iter().enumerate().map(|(i, s)| [i as f64, value(s)]));
+        let _ = write!(svg, r#"<path class="curve" d="{line}" style="stroke:var({colour})"/>"#);
+        for (i, stage) in stages.iter().enumerate() {
+            let (x, y) = (frame.px(i as f64), frame.py(value(stage)));
+            let _ = write!(svg, r#"<circle cx="{x:.1}" cy="{y:.1}" r="4" style="fill:var({colour})"/>"#);
+            let text = format!("{:.3}", value(stage));
+            let _ = write!(
+                svg,
+                r#"<text class="strong" x="{x:.1}" y="{:.1}" text-anchor="middle">{text}</text>"#,
+                y - 10.0
+            );
+        }
+        if let Some(last) = stages.last() {
+            let (x, y) = (frame.px(stages.len() as f64 - 1.0) + 28.0, frame.py(value(last)) + 4.0);
+            let _ = write!(svg, r#"<text x="{x:.1}" y="{y:.1}" style="fill:var({colour})">{name}</text>"#);
+        }
+    }
+    for (i, stage) in stages.iter().enumerate() {
+        let x = frame.px(i as f64);
+        let name = super::html::escape(&stage.stage);
+        let _ = write!(svg, r#"<text x="{x:.1}" y="{:.1}" text-anchor="middle">{name}</text>"#, height - 22.0);
+    }
+    svg.push_str("</svg>");
+    svg
+}
+
+/// One ridge an epoch (at most 24 of them): how the scales move to zero.
+pub fn gammas(histograms: &[GammaHistogram]) -> String {
+    let keep = histograms.len().div_ceil(24).max(1);
+    // The last epoch is always shown.
+    let shown: Vec<&GammaHistogram> =
+        histograms.iter().rev().step_by(keep).collect::<Vec<_>>().into_iter().rev().collect();
+    let (width, step, ridge) = (1000.0, 19.0, 58.0);
+    let height = ridge + step * shown.len() as f64 + 34.0;
+    let max = shown.iter().map(|h| h.max).fold(f64::MIN_POSITIVE, f64::max);
+    let tallest = shown.iter().flat_map(|h| &h.counts).copied().max().unwrap_or(1).max(1) as f64;
+    let mut svg = open(width, height, "Histogram of |gamma| after each epoch");
+    let _ = write!(svg, r#"<text x="62" y="12" text-anchor="end">epoch</text>"#);
+    let _ = write!(svg, r#"<text x="{:.1}" y="12" text-anchor="end">near zero</text>"#, width);
+    for (i, histogram) in shown.iter().enumerate() {
+        let base = ridge + step * i as f64;
+        let frame = Frame { left: 76.0, top: base - ridge, width: 840.0, height: ridge, x: [0.0, max], y: [0.0, 1.0] };
+        let bin = histogram.max / histogram.counts.len().max(1) as f64;
+        let level = |n: &u64| (*n as f64 / tallest).sqrt();
+        let outline = histogram.counts.iter().enumerate().map(|(k, n)| [(k as f64 + 0.5) * bin, level(n)]);
+        let start = [0.0, histogram.counts.first().map_or(0.0, level)];
+        let line = frame.points(std::iter::once(start).chain(outline).chain([[histogram.max, 0.0]]));
+        let (x0, x1, y) = (frame.px(0.0), frame.px(histogram.max), frame.py(0.0));
+        let colour = format!("color-mix(in srgb, var(--accent) {:.0}%, var(--c0))", 100.0 * share(i, shown.len()));
+        // The paper-coloured body hides the ridges behind.
+        let _ = write!(svg, r#"<path d="{line}V{y:.1}H{x0:.1}Z" style="fill:var(--card)"/>"#);
+        let _ = write!(svg, r#"<path d="{line}V{y:.1}H{x0:.1}Z" style="fill:{colour};opacity:.22"/>"#);
+        let _ = write!(svg, r#"<path class="curve" d="{line}H{x1:.1}" style="stroke:{colour}"/>"#);
+        let _ = write!(svg, r#"<text x="62" y="{:.1}" text-anchor="end">{}</text>"#, y + 1.0, histogram.epoch);
+        let zero = 100.0 * histogram.near_zero;
+        let _ = write!(svg, r#"<text x="{width}" y="{:.1}" text-anchor="end">{zero:.0} %</text>"#, y + 1.0);
+    }
+    let frame = Frame { left: 76.0, top: 0.0, width: 840.0, height, x: [0.0, max], y: [0.0, 1.0] };
+    for i in 0..=4 {
+        let value = max * f64::from(i) / 4.0;
+        let (x, y) = (frame.px(value), height - 12.0);
+        let _ = write!(svg, r#"<text x="{x:.1}" y="{y:.1}" text-anchor="middle">{value:.2}</text>"#);
+    }
+    svg.push_str("</svg>");
+    svg
+}
+
+/// Precision over recall, a line a stage; `stages` fixes the colours.
+pub fn precision_recall(panel: &PrPanel, stages: &[StageRow]) -> String {
+    let (width, height) = (320.0, 262.0);
+    let frame = Frame { left: 34.0, top: 28.0, width: 278.0, height: 196.0, x: [0.0, 1.0], y: [0.0, 1.0] };
+    let title = super::html::escape(&panel.title);
+    let mut svg = open(width, height, &format!("Precision over recall, {title}"));
+    let _ = write!(svg, r#"<text class="strong" x="{}" y="13">{title}</text>"#, frame.left);
+    for i in 0..=4 {
+        let value = f64::from(i) / 4.0;
+        frame.rule(&mut svg, value, &format!("{value:.2}"));
+        let anchor = ["start", "middle", "middle", "middle", "end"][i as usize];
+        let (x, y) = (frame.px(value), frame.py(0.0) + 16.0);
+        let _ = write!(svg, r#"<text x="{x:.1}" y="{y:.1}" text-anchor="{anchor}">{value:.2}</text>"#);
+    }
+    for curve in &panel.curves {
+        let index = stages.iter().position(|s| s.stage == curve.stage).unwrap_or(0);
+        let colour = stage_colour(index, stages.len());
+        let line = frame.points(curve.points.iter().copied());
+        let _ = write!(svg, r#"<path class="curve" d="{line}" style="stroke:{colour}"/>"#);
+    }
+    let _ = write!(svg, r#"<text x="{:.1}" y="{:.1}" text-anchor="middle">recall</text>"#, frame.px(0.5), height - 6.0);
+    svg.push_str("</svg>");
+    svg
+}
+
+/// 0 for the first of `count`, 1 for the last.
+fn share(index: usize, count: usize) -> f64 {
+    if count < 2 { 1.0 } else { index as f64 / (count - 1) as f64 }
+}
