@@ -5,11 +5,13 @@
 mod augment;
 mod dataset;
 pub mod doctor;
+pub mod draw;
 mod error;
 mod hsv;
 mod letterbox;
 mod loader;
 pub mod picture;
+pub mod synth;
 mod target;
 mod warp;
 
