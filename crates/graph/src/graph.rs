@@ -131,13 +131,13 @@ impl Graph {
             }
         }
         self.shapes(self.meta.imgsz)?;
-        if let Ok((head, _)) = self.head() {
-            if head.classes() != self.meta.names.len() {
-                return Err(Error::node(
-                    &self.nodes[self.nodes.len() - 1].name,
-                    format!("the head has {} classes, {} names are given", head.classes(), self.meta.names.len()),
-                ));
-            }
+        if let Ok((head, _)) = self.head()
+            && head.classes() != self.meta.names.len()
+        {
+            return Err(Error::node(
+                &self.nodes[self.nodes.len() - 1].name,
+                format!("the head has {} classes, {} names are given", head.classes(), self.meta.names.len()),
+            ));
         }
         Ok(())
     }
@@ -197,6 +197,7 @@ impl Op {
     }
 }
 
+/// Saturates where numbers from a hostile file overflow: the sum is then too large for anything it is compared with.
 fn infer(op: &Op, inputs: &[Shape], imgsz: [usize; 2]) -> Result<Shape, String> {
     let arity = match op {
         Op::Input { .. } => 0,
@@ -217,14 +218,15 @@ fn infer(op: &Op, inputs: &[Shape], imgsz: [usize; 2]) -> Result<Shape, String> 
             if conv.groups == 0 || o % conv.groups != 0 || conv.stride.contains(&0) {
                 return Err(format!("{o} filters in {} groups with stride {:?}", conv.groups, conv.stride));
             }
-            if i * conv.groups != one.c {
-                return Err(format!("weight expects {} channels, the input has {}", i * conv.groups, one.c));
+            let expected = i.saturating_mul(conv.groups);
+            if expected != one.c {
+                return Err(format!("weight expects {expected} channels, the input has {}", one.c));
             }
             if let Some(b) = conv.bias.as_ref().filter(|b| b.len() != o) {
                 return Err(format!("{} biases for {o} filters", b.len()));
             }
-            let h = window(one.h, kh, conv.stride[0], 2 * conv.pad[0])?;
-            let w = window(one.w, kw, conv.stride[1], 2 * conv.pad[1])?;
+            let h = window(one.h, kh, conv.stride[0], conv.pad[0].saturating_mul(2))?;
+            let w = window(one.w, kw, conv.stride[1], conv.pad[1].saturating_mul(2))?;
             Ok(Shape { c: o, h, w })
         }
         Op::BatchNorm(bn) => {
@@ -243,15 +245,18 @@ fn infer(op: &Op, inputs: &[Shape], imgsz: [usize; 2]) -> Result<Shape, String> 
             if let Some(odd) = inputs.iter().find(|s| (s.h, s.w) != (one.h, one.w)) {
                 return Err(format!("joins maps of {}x{} and {}x{}", one.h, one.w, odd.h, odd.w));
             }
-            Ok(Shape { c: inputs.iter().map(|s| s.c).sum(), ..one })
+            Ok(Shape { c: inputs.iter().fold(0, |sum, s| sum.saturating_add(s.c)), ..one })
         }
         Op::Add => match inputs.iter().find(|s| **s != one) {
             Some(odd) => Err(format!("adds {one:?} and {odd:?}")),
             None => Ok(one),
         },
-        Op::Upsample { factor } => Ok(Shape { c: one.c, h: one.h * factor, w: one.w * factor }),
+        Op::Upsample { factor: 0 } => Err("upsamples by 0".into()),
+        Op::Upsample { factor } => {
+            Ok(Shape { c: one.c, h: one.h.saturating_mul(*factor), w: one.w.saturating_mul(*factor) })
+        }
         Op::MaxPool(p) => {
-            let pad = p.pad[0] + p.pad[1];
+            let pad = p.pad[0].saturating_add(p.pad[1]);
             if p.stride == 0 || p.pad.iter().any(|&x| x >= p.kernel) {
                 return Err(format!("pools with kernel {}, stride {}, pad {:?}", p.kernel, p.stride, p.pad));
             }
@@ -262,8 +267,9 @@ fn infer(op: &Op, inputs: &[Shape], imgsz: [usize; 2]) -> Result<Shape, String> 
             })
         }
         Op::Slice { start, len } => {
-            if *len == 0 || start + len > one.c {
-                return Err(format!("takes channels {start}..{} of {}", start + len, one.c));
+            let end = start.saturating_add(*len);
+            if *len == 0 || end > one.c {
+                return Err(format!("takes channels {start}..{end} of {}", one.c));
             }
             Ok(Shape { c: *len, ..one })
         }
@@ -275,7 +281,7 @@ fn infer(op: &Op, inputs: &[Shape], imgsz: [usize; 2]) -> Result<Shape, String> 
                 }
                 let per = inputs.len() / head.strides().len().max(1);
                 let stride = head.strides()[i / per];
-                if s.h * stride != imgsz[0] || s.w * stride != imgsz[1] {
+                if s.h.saturating_mul(stride) != imgsz[0] || s.w.saturating_mul(stride) != imgsz[1] {
                     return Err(format!(
                         "input {i} is {}x{} at stride {stride}, the image {}x{}",
                         s.h, s.w, imgsz[0], imgsz[1]
@@ -288,7 +294,7 @@ fn infer(op: &Op, inputs: &[Shape], imgsz: [usize; 2]) -> Result<Shape, String> 
 }
 
 fn window(size: usize, kernel: usize, stride: usize, pad: usize) -> Result<usize, String> {
-    match (size + pad).checked_sub(kernel) {
+    match size.saturating_add(pad).checked_sub(kernel) {
         Some(free) if kernel > 0 => Ok(free / stride + 1),
         _ => Err(format!("a window of {kernel} does not fit {size} pixels with {pad} of padding")),
     }

@@ -207,10 +207,10 @@ impl Head {
     /// Channels the head expects of its input number `i`.
     pub fn input_channels(&self, i: usize) -> usize {
         match self {
-            Self::Anchor(h) => h.levels[i].anchors.len() * (5 + h.classes),
+            Self::Anchor(h) => h.levels[i].anchors.len().saturating_mul(h.classes.saturating_add(5)),
             Self::Dfl(h) => {
-                if i % 2 == 0 {
-                    4 * h.reg_max
+                if i.is_multiple_of(2) {
+                    h.reg_max.saturating_mul(4)
                 } else {
                     h.classes
                 }
