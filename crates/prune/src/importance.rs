@@ -41,8 +41,8 @@ pub enum Criterion {
     /// variance.
     #[default]
     BnScale,
-    /// What removal is predicted to cost without any data: the variance a constant cannot replace (see [`crate`]'s
-    /// constants), weighed by how strongly each reader listens, as a share of what that reader hears in all. |gamma| alone
+    /// What removal is predicted to cost without any data: the variance a constant cannot replace (by beta and gamma
+    /// alone), weighed by how strongly each reader listens, as a share of what that reader hears in all. |gamma| alone
     /// misses that a reader can scale a small channel up again.
     OutputError,
     /// L1 norm of its filter (Li 2017), relative to the mean of its layer so that layers compare.

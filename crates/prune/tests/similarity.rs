@@ -300,3 +300,17 @@ fn what_does_not_fit_is_an_error() {
     let pinned = similarity::replace(&graph, &coupling, &statistics, &good, &[0]).unwrap_err().to_string();
     assert!(pinned.contains("image"), "{pinned}");
 }
+
+#[test]
+fn too_few_samples_are_pointed_out() {
+    let (graph, coupling, mut statistics) = small_detector();
+    let target = target(&graph, &coupling, 0.3);
+    let notes = |mode, statistics: &Statistics| {
+        similarity::plan(&graph, &coupling, statistics, &settings(mode), &target).unwrap().notes
+    };
+    assert!(notes(Mode::Span, &statistics).is_empty());
+    let stats = statistics.by_node.values_mut().next().unwrap();
+    stats.count = 9 * stats.mean.len() as u64;
+    assert!(notes(Mode::Span, &statistics)[0].contains("more images"));
+    assert!(notes(Mode::Pairwise, &statistics).is_empty());
+}

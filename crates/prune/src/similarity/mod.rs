@@ -22,6 +22,10 @@ use crate::importance::output_scale;
 use crate::statistics::{ChannelStats, Statistics, observed};
 use crate::{ClassId, Compensation, Coupling, Error, Limits, Plan, Result, Row, Size, Stop, Target};
 
+/// Samples (images * H * W) a channel below which [`Mode::Span`] is warned of fitting noise: with n samples and C channels
+/// least squares does worse on new data by about the factor n / (n - C).
+const SAMPLES_PER_CHANNEL: u64 = 10;
+
 /// The settings of stage 2.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -262,6 +266,7 @@ impl<'a> Search<'a> {
         let mut plan = Plan::assemble(self.graph, self.coupling, &self.tracker, &self.removed, self.before);
         plan.compensations = self.compensations()?;
         plan.stop = stop;
+        plan.notes.extend(self.thin_statistics());
         plan.method = match self.settings.mode {
             Mode::Pairwise => {
                 format!("stage 2, similarity: one stand-in a channel, rho^2 >= {}", self.settings.threshold)
@@ -269,6 +274,19 @@ impl<'a> Search<'a> {
             Mode::Span => "stage 2, similarity: all kept channels stand in together".into(),
         };
         Ok(plan)
+    }
+
+    /// A warning where least squares over all channels has few samples to go by: it fits them better than new images.
+    fn thin_statistics(&self) -> Option<String> {
+        let thin = |node: &&NodeId| {
+            let stats = &self.statistics.by_node[*node];
+            stats.count < SAMPLES_PER_CHANNEL * stats.channels() as u64
+        };
+        let names: Vec<&str> = self.nodes.iter().filter(thin).map(|&n| self.graph.nodes[n].name.as_str()).collect();
+        (self.settings.mode == Mode::Span && !names.is_empty()).then(|| {
+            let few = "fewer than 10 samples a channel; calibrate on more images";
+            format!("{few}: {}", names.join(", "))
+        })
     }
 
     /// How the readers of every tensor that loses channels make up for them.
