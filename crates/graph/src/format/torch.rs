@@ -252,3 +252,28 @@ fn half(bits: u16) -> f32 {
         _ => sign * (1024.0 + fraction) * 2f32.powi(exponent - 25),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::half;
+
+    #[test]
+    fn half_precision_is_exact() {
+        let cases = [
+            (0x0000, 0.0),
+            (0x8000, -0.0),
+            (0x3c00, 1.0),
+            (0xc000, -2.0),
+            (0x7bff, 65504.0),
+            (0x0001, 2f32.powi(-24)),
+            (0x03ff, 1023.0 * 2f32.powi(-24)),
+            (0x0400, 2f32.powi(-14)),
+            (0x3555, 0.333_251_95),
+            (0xfc00, f32::NEG_INFINITY),
+        ];
+        for (bits, value) in cases {
+            assert_eq!(half(bits).to_bits(), f32::to_bits(value), "{bits:#06x}");
+        }
+        assert!(half(0x7e00).is_nan());
+    }
+}

@@ -180,3 +180,6 @@ impl<'a> Ref<'a> {
         if let Value::Persistent(id) = self.value() { Some(self.of(*id)) } else { None }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,182 @@
+//! The native file: exact round trips, and every way in which a file can disagree with its graph.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use graph::format::{LoadOptions, load, save, write_whole};
+use graph::{Act, AnchorHead, AnchorLevel, BatchNorm, BoxDecode, Conv, Family, Graph, Head, MaxPool, Meta, Op, Tensor};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+
+/// A detector of every operator but the rarer heads; its weights have all kinds of bits.
+fn detector() -> Graph {
+    let conv = |shape: [usize; 4], bias: bool, stride: usize, groups| {
+        let values = |n: usize| (0..n).map(|i| (i as f32 * 0.377).sin() / 3.0).collect::<Vec<_>>();
+        let weight = Tensor::new(shape, values(shape.iter().product()));
+        let pad = shape[2] / 2;
+        Op::Conv(Conv { weight, bias: bias.then(|| values(shape[0])), stride: [stride; 2], pad: [pad; 2], groups })
+    };
+    let meta = Meta { family: Family::Yolov5, names: vec!["red".into(), "white \u{e9}".into()], imgsz: [32, 64] };
+    let mut g = Graph::new(meta, 3);
+    let a = g.push("model.0.conv", conv([8, 3, 3, 3], false, 2, 1), vec![0]);
+    let b = g.push("model.0.bn", Op::BatchNorm(BatchNorm::identity(8, 1e-3, 0.03)), vec![a]);
+    let c = g.push("model.0.act", Op::Act(Act::Silu), vec![b]);
+    let d = g.push("model.1.dw", conv([8, 1, 3, 3], true, 1, 8), vec![c]);
+    let e = g.push("model.1.add", Op::Add, vec![c, d]);
+    let f = g.push("model.2.pool", Op::MaxPool(MaxPool { kernel: 2, stride: 2, pad: [0, 0] }), vec![e]);
+    let h = g.push("model.3.up", Op::Upsample { factor: 2 }, vec![f]);
+    let i = g.push("model.4.part", Op::Slice { start: 2, len: 4 }, vec![h]);
+    let j = g.push("model.5.cat", Op::Concat, vec![i, e]);
+    let k = g.push("model.6.m.0", conv([14, 12, 1, 1], true, 1, 1), vec![j]);
+    let levels = vec![AnchorLevel { stride: 2, anchors: vec![[1.1, 2.3], [0.7, 9.9]], decode: BoxDecode::V5 }];
+    g.push("model.6", Op::Head(Head::Anchor(AnchorHead { classes: 2, levels })), vec![k]);
+    g.validate().unwrap();
+    g
+}
+
+fn saved(graph: &Graph) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    save(graph, &path).unwrap();
+    (folder, path)
+}
+
+fn open(path: &Path) -> graph::Result<Graph> {
+    load(path, &LoadOptions::default())
+}
+
+/// A native file taken apart: tensors as (shape, bytes) by name, and the metadata.
+struct Parts {
+    tensors: HashMap<String, (Vec<usize>, Vec<u8>)>,
+    metadata: HashMap<String, String>,
+}
+
+/// Saves a detector, lets `change` at the parts of its file and says what loading it then reports.
+fn report_after(change: impl FnOnce(&mut Parts)) -> String {
+    let (_folder, path) = saved(&detector());
+    let bytes = std::fs::read(&path).unwrap();
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap().tensors().into_iter();
+    let mut parts = Parts {
+        tensors: tensors.map(|(n, t)| (n, (t.shape().to_vec(), t.data().to_vec()))).collect(),
+        metadata: metadata.metadata().clone().unwrap(),
+    };
+    change(&mut parts);
+    let views = parts.tensors.iter().map(|(n, (shape, data))| {
+        (n, TensorView::new(Dtype::F32, shape.clone(), data).expect("the change keeps tensors whole"))
+    });
+    write_whole(&path, &safetensors::serialize(views, Some(parts.metadata)).unwrap()).unwrap();
+    match open(&path) {
+        Ok(_) => "loaded".into(),
+        Err(e) => e.to_string(),
+    }
+}
+
+#[test]
+fn a_round_trip_is_exact() {
+    let graph = detector();
+    let (_folder, path) = saved(&graph);
+    assert_eq!(open(&path).unwrap(), graph);
+    assert_eq!(report_after(|_| {}), "loaded");
+}
+
+#[test]
+fn saving_twice_writes_the_same_bytes() {
+    let ((_a, first), (_b, second)) = (saved(&detector()), saved(&detector()));
+    assert_eq!(std::fs::read(first).unwrap(), std::fs::read(second).unwrap());
+}
+
+#[test]
+fn a_real_detector_round_trips() {
+    let Some(shared) = testkit::shared() else { return };
+    let graph = open(&shared.join("weights/yolov5n/yolov5n.pt")).unwrap();
+    let (_folder, path) = saved(&graph);
+    assert_eq!(open(&path).unwrap(), graph);
+}
+
+#[test]
+fn disagreements_name_the_node_or_tensor() {
+    type Change = fn(&mut Parts);
+    let cases: [(Change, &[&str]); 9] = [
+        (|p| drop(p.tensors.remove("model.0.bn.running_var")), &["model.0.bn", "running_var"]),
+        (|p| drop(p.tensors.remove("model.0.conv.weight")), &["model.0.conv", "weight"]),
+        (|p| drop(p.tensors.insert("model.9.weight".into(), (vec![1], vec![0; 4]))), &["model.9.weight", "no node"]),
+        (|p| drop(p.tensors.insert("model.0.bn.bias".into(), (vec![7], vec![0; 28]))), &["model.0.bn", "[7]", "[8]"]),
+        (|p| drop(p.tensors.insert("model.1.dw.bias".into(), (vec![2, 4], vec![0; 32]))), &["model.1.dw", "[2, 4]"]),
+        (|p| drop(p.tensors.insert("model.6.m.0.weight".into(), (vec![14, 12], vec![0; 672]))), &["[14, 12]"]),
+        (
+            |p| drop(p.tensors.insert("model.6.m.0.weight".into(), (vec![14, 11, 1, 1], vec![0; 616]))),
+            &["model.6.m.0", "11", "12"],
+        ),
+        (|p| p.tensors.get_mut("model.0.bn.bias").unwrap().1[..4].fill(0xff), &["model.0.bn", "NaN", "index 0"]),
+        (|p| p.metadata.clear(), &["prunella"]),
+    ];
+    for (change, needles) in cases {
+        let report = report_after(change);
+        assert!(needles.iter().all(|n| report.contains(n)), "{needles:?} in: {report}");
+    }
+}
+
+#[test]
+fn hostile_descriptions_are_refused() {
+    let cases = [
+        ("\"format_version\":1", "\"format_version\":2", "version 2"),
+        ("\"factor\":2", "\"factor\":18446744073709551615", "model.5.cat"),
+        ("\"start\":2", "\"start\":18446744073709551615", "model.4.part"),
+        ("\"kernel\":2", "\"kernel\":0", "model.2.pool"),
+        ("\"groups\":8", "\"groups\":0", "model.1.dw"),
+        ("\"inputs\":[0]", "\"inputs\":[77]", "model.0.conv"),
+        ("\"type\":\"add\"", "\"type\":\"exec\"", "exec"),
+    ];
+    for (from, to, needle) in cases {
+        let report = report_after(|p| {
+            let json = p.metadata.get_mut("prunella").unwrap();
+            assert!(json.contains(from), "no {from} in {json}");
+            *json = json.replacen(from, to, 1);
+        });
+        assert!(report.contains(needle), "{to}: {report}");
+    }
+}
+
+#[test]
+fn a_graph_that_is_wrong_is_not_saved() {
+    let mut graph = detector();
+    let Op::Conv(conv) = &mut graph.nodes[1].op else { panic!("node 1 is a convolution") };
+    conv.weight.data[3] = f32::NAN;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    assert!(save(&graph, &path).unwrap_err().to_string().contains("model.0.conv"));
+    assert!(!path.exists());
+}
+
+#[test]
+fn files_are_written_whole_or_not_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    write_whole(&path, b"first").unwrap();
+    write_whole(&path, b"second").unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), b"second");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "something was left beside the file");
+
+    let nowhere = folder.path().join("missing/file");
+    assert!(write_whole(&nowhere, b"x").unwrap_err().to_string().contains("missing/file"));
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config::with_cases(300))]
+    /// Whatever bytes change: an error, or a graph that passes validation.
+    #[test]
+    fn damaged_files_never_panic(changes in proptest::collection::vec((0usize..1 << 16, proptest::num::u8::ANY), 1..6), cut in 0usize..1 << 16) {
+        let (_folder, path) = saved(&detector());
+        let mut bytes = std::fs::read(&path).unwrap();
+        let len = bytes.len();
+        for (at, value) in changes {
+            bytes[at % len] = value;
+        }
+        if cut % 4 == 0 {
+            bytes.truncate(cut % len);
+        }
+        std::fs::write(&path, &bytes).unwrap();
+        let _ = open(&path);
+    }
+}
