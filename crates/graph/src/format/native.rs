@@ -60,26 +60,25 @@ pub fn save(graph: &Graph, path: &Path) -> Result<()> {
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let write = || {
-        let mut beside = tempfile::Builder::new().prefix(".prunella-").tempfile_in(folder)?;
+        let mut beside = share(tempfile::Builder::new().prefix(".prunella-")).tempfile_in(folder)?;
         beside.write_all(bytes)?;
         beside.as_file().sync_all()?;
-        share(&beside)?;
         beside.persist(path).map_err(|e| e.error)?;
         sync_folder(folder)
     };
     write().map_err(|e| Error::io("write", path, e))
 }
 
-/// Temporary files are private to their owner; a model is an ordinary file, readable as any other.
+/// Temporary files are private to their owner; a model is an ordinary file, as readable as the umask allows.
 #[cfg(unix)]
-fn share(file: &tempfile::NamedTempFile) -> std::io::Result<()> {
+fn share<'a, 'b>(file: &'b mut tempfile::Builder<'a, 'a>) -> &'b mut tempfile::Builder<'a, 'a> {
     use std::os::unix::fs::PermissionsExt;
-    file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))
+    file.permissions(std::fs::Permissions::from_mode(0o666))
 }
 
 #[cfg(not(unix))]
-fn share(_: &tempfile::NamedTempFile) -> std::io::Result<()> {
-    Ok(())
+fn share<'a, 'b>(file: &'b mut tempfile::Builder<'a, 'a>) -> &'b mut tempfile::Builder<'a, 'a> {
+    file
 }
 
 /// The rename itself survives a power cut only once the folder is on disk.
