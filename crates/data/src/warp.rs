@@ -63,20 +63,22 @@ impl Warp {
         for image in images {
             let columns = self.taps(0, image.x, image.width, 3);
             let rows = self.taps(1, image.y, image.height, image.width * 3);
+            // Down the columns first, for the whole row at once, then across.
+            let mut blended = vec![0u16; image.width * 3];
             for row in rows {
-                let upper = &image.pixels[row.first..][..image.width * 3];
-                let lower = &image.pixels[row.second..][..image.width * 3];
+                let upper = &image.pixels[row.first..][..blended.len()];
+                let lower = &image.pixels[row.second..][..blended.len()];
+                let (below, above) = (row.weight as u16, 256 - row.weight as u16);
+                for ((sum, &u), &l) in blended.iter_mut().zip(upper).zip(lower) {
+                    *sum = u16::from(u) * above + u16::from(l) * below;
+                }
                 let line = &mut out[row.out * self.side * 3..][..self.side * 3];
-                let (wy, vy) = (row.weight, 256 - row.weight);
                 for column in &columns {
-                    let (a, b) = (&upper[column.first..][..3], &upper[column.second..][..3]);
-                    let (c, d) = (&lower[column.first..][..3], &lower[column.second..][..3]);
-                    let (wx, vx) = (column.weight, 256 - column.weight);
+                    let (left, right) = (&blended[column.first..][..3], &blended[column.second..][..3]);
                     let pixel = &mut line[column.out * 3..][..3];
-                    for i in 0..3 {
-                        let top = u32::from(a[i]) * vx + u32::from(b[i]) * wx;
-                        let bottom = u32::from(c[i]) * vx + u32::from(d[i]) * wx;
-                        pixel[i] = ((top * vy + bottom * wy + (1 << 15)) >> 16) as u8;
+                    for ((value, &l), &r) in pixel.iter_mut().zip(left).zip(right) {
+                        let sum = u32::from(l) * (256 - column.weight) + u32::from(r) * column.weight;
+                        *value = ((sum + (1 << 15)) >> 16) as u8;
                     }
                 }
             }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use data::doctor::{self, Kind};
 use data::synth::{self, SynthConfig};
-use data::{Augment, Batch, Error, Format, Loader, LoaderConfig, Mode, OpenOptions, draw, open, picture};
+use data::{Augment, Batch, Error, Format, Loader, LoaderConfig, Mode, OpenOptions, open, picture};
 use image::{Rgb, RgbImage};
 
 fn put(path: &Path, text: &str) {
@@ -307,53 +307,4 @@ fn settings_that_make_no_sense_are_refused() {
         assert!(Loader::new(&items, config).is_err(), "{config:?}");
     }
     assert!(Loader::new(&[], LoaderConfig::default()).is_err());
-}
-
-/// Not a check of ours but a picture for the eye, written where `PRUNELLA_PICTURES` says.
-#[test]
-fn contact_sheet() {
-    let Some(target) = std::env::var_os("PRUNELLA_PICTURES") else { return };
-    let folder = tempfile::tempdir().unwrap();
-    let config = SynthConfig { train: 12, val: 1, test: 1, size: 160, seed: 0 };
-    let dataset = open(&synth::write(folder.path(), &config).unwrap(), &OpenOptions::default()).unwrap();
-    let items = &dataset.split("train").unwrap().items;
-    let augmented = LoaderConfig { size: 320, batch: 4, ..LoaderConfig::default() };
-    let batch = Loader::new(items, augmented).unwrap().epoch(0).next().unwrap().unwrap();
-    let mut sheet = RgbImage::new(1280, 1280);
-    for (i, item) in items.iter().enumerate().take(12) {
-        let mut picture = image::imageops::resize(
-            &picture::decode(&item.image).unwrap(),
-            320,
-            320,
-            image::imageops::FilterType::Triangle,
-        );
-        if i >= 8 {
-            let boxes = item.boxes.iter();
-            let marks: Vec<_> = boxes
-                .map(|b| draw::Annotation {
-                    xyxy: b.xyxy.map(|v| v * 2.0),
-                    class: b.class,
-                    text: format!("{} 0.{}", dataset.names[b.class], b.class + 87),
-                })
-                .collect();
-            draw::annotate(&mut picture, &marks);
-        }
-        image::imageops::replace(&mut sheet, &picture, (i as i64 % 4) * 320, (i as i64 / 4) * 320);
-    }
-    for (i, pixels) in batch.images.chunks_exact(320 * 320 * 3).enumerate() {
-        let mut picture = RgbImage::from_raw(320, 320, pixels.to_vec()).unwrap();
-        let marks: Vec<_> = batch
-            .targets
-            .iter()
-            .filter(|t| t.image == i)
-            .map(|t| {
-                let [cx, cy, w, h] = t.bbox.map(|v| v * 320.0);
-                let xyxy = [cx - w / 2.0, cy - h / 2.0, cx + w / 2.0, cy + h / 2.0];
-                draw::Annotation { xyxy, class: t.class, text: String::new() }
-            })
-            .collect();
-        draw::annotate(&mut picture, &marks);
-        image::imageops::replace(&mut sheet, &picture, i as i64 * 320, 960);
-    }
-    sheet.save(Path::new(&target).join("sheet.png")).unwrap();
 }

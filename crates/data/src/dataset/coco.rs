@@ -1,6 +1,6 @@
 //! COCO's form: one JSON of images, annotations and categories per split.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -139,12 +139,12 @@ fn build(file: &Path, content: File, class_of: &HashMap<u64, usize>, options: &O
     let folders = image_folders(file, options);
     let mut split = Split::default();
     let mut at: HashMap<u64, usize> = HashMap::new();
-    let mut missing: HashMap<u64, ()> = HashMap::new();
+    let mut missing: HashSet<u64> = HashSet::new();
     for image in content.images {
         let found = folders.iter().map(|f| f.join(&image.file_name)).find(|p| p.is_file());
         let Some(found) = found else {
             split.problems.push(Problem::new(Kind::MissingImage, file.display().to_string(), image.file_name));
-            missing.insert(image.id, ());
+            missing.insert(image.id);
             continue;
         };
         at.insert(image.id, split.items.len());
@@ -159,7 +159,7 @@ fn build(file: &Path, content: File, class_of: &HashMap<u64, usize>, options: &O
     for annotation in content.annotations {
         let place = format!("{}, annotation {}", file.display(), annotation.id);
         let Some(&index) = at.get(&annotation.image_id) else {
-            if !missing.contains_key(&annotation.image_id) {
+            if !missing.contains(&annotation.image_id) {
                 let what = format!("image {} is not listed", annotation.image_id);
                 split.problems.push(Problem::new(Kind::Malformed, place, what));
             }
