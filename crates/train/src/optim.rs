@@ -1,1 +1,300 @@
-//! Optimisers over the weights of a graph.
+//! Optimisers over the weights of a graph, in place: SGD and AdamW with PyTorch's semantics.
+
+use graph::{Error, Graph, Op, Result};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::Gradients;
+
+/// Which optimiser, and its constants.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OptimConfig {
+    pub kind: OptimKind,
+    /// Of convolution weights only. SGD adds it to the gradient, AdamW shrinks the weight directly.
+    pub weight_decay: f32,
+}
+
+impl Default for OptimConfig {
+    fn default() -> Self {
+        Self { kind: OptimKind::Sgd { nesterov: true }, weight_decay: 5e-4 }
+    }
+}
+
+/// The update rule. The momentum of SGD and AdamW's first beta come with every step, as warm-up changes them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "lowercase")]
+pub enum OptimKind {
+    /// Sutskever et al., ICML 2013, without dampening.
+    Sgd { nesterov: bool },
+    /// Loshchilov and Hutter, ICLR 2019.
+    AdamW { beta2: f32, eps: f32 },
+}
+
+/// Learning rates of the three groups of weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GroupRates {
+    /// Weights of convolutions.
+    pub weight: f32,
+    /// Scales of BatchNorm.
+    pub norm: f32,
+    /// Biases of both.
+    pub bias: f32,
+}
+
+/// An optimiser with the state it has gathered.
+#[derive(Clone, Debug)]
+pub struct Optimizer {
+    config: OptimConfig,
+    steps: u64,
+    /// By node, then by weight as in [`Gradients::by_node`].
+    slots: Vec<Vec<Slot>>,
+}
+
+#[derive(Clone, Debug)]
+struct Slot {
+    /// Prefix of the names of the state.
+    name: String,
+    group: Group,
+    /// Momentum of SGD, first moment of AdamW.
+    first: Vec<f32>,
+    /// Second moment; empty for SGD.
+    second: Vec<f32>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Group {
+    Weight,
+    Norm,
+    Bias,
+}
+
+/// What every weight of one step shares.
+#[derive(Clone, Copy)]
+struct Step {
+    kind: OptimKind,
+    momentum: f32,
+    lr: f32,
+    weight_decay: f32,
+    steps: u64,
+}
+
+impl Optimizer {
+    /// A fresh optimiser for the weights of `graph`.
+    pub fn new(config: OptimConfig, graph: &Graph) -> Self {
+        let adam = matches!(config.kind, OptimKind::AdamW { .. });
+        let slot = |node: &graph::Node, (name, values): (&str, &[f32])| Slot {
+            name: format!("{}.{name}", node.name),
+            group: match (&node.op, name) {
+                (_, "bias") => Group::Bias,
+                (Op::BatchNorm(_), _) => Group::Norm,
+                _ => Group::Weight,
+            },
+            first: vec![0.0; values.len()],
+            second: vec![0.0; if adam { values.len() } else { 0 }],
+        };
+        let node = |n: &graph::Node| n.op.trainable().into_iter().map(|w| slot(n, w)).collect();
+        Self { config, steps: 0, slots: graph.nodes.iter().map(node).collect() }
+    }
+
+    /// Changes every weight of `graph` by one step against `gradients`. `momentum` is SGD's, or AdamW's first beta.
+    ///
+    /// # Panics
+    /// If graph or gradients are not those of [`Optimizer::new`].
+    pub fn step(&mut self, graph: &mut Graph, gradients: &Gradients, lrs: GroupRates, momentum: f32) {
+        assert_eq!(self.slots.len(), graph.nodes.len(), "the graph has changed under the optimiser");
+        assert_eq!(self.slots.len(), gradients.by_node.len(), "gradients of another graph");
+        self.steps += 1;
+        let (config, steps) = (&self.config, self.steps);
+        graph.nodes.par_iter_mut().zip(&gradients.by_node).zip(&mut self.slots).for_each(|((node, grads), slots)| {
+            let weights = node.op.trainable_mut();
+            assert_eq!(weights.len(), grads.len(), "gradients of `{}`", node.name);
+            for (((_, weight), grad), slot) in weights.into_iter().zip(grads).zip(slots) {
+                assert_eq!(weight.len(), slot.first.len(), "`{}` has changed its size", slot.name);
+                assert_eq!(weight.len(), grad.len(), "gradient of `{}`", slot.name);
+                let (lr, weight_decay) = match slot.group {
+                    Group::Weight => (lrs.weight, config.weight_decay),
+                    Group::Norm => (lrs.norm, 0.0),
+                    Group::Bias => (lrs.bias, 0.0),
+                };
+                slot.apply(weight, grad, Step { kind: config.kind, momentum, lr, weight_decay, steps });
+            }
+        });
+    }
+
+    /// All state as flat tensors, to be stored and given to [`Optimizer::load_state`].
+    pub fn state(&self) -> Vec<(String, Vec<f32>)> {
+        // Two halves: one f32 holds whole numbers only up to 2^24.
+        let mut all = vec![("steps".to_string(), vec![(self.steps >> 20) as f32, (self.steps & 0xf_ffff) as f32])];
+        for slot in self.slots.iter().flatten() {
+            all.push((format!("{}.first", slot.name), slot.first.clone()));
+            if !slot.second.is_empty() {
+                all.push((format!("{}.second", slot.name), slot.second.clone()));
+            }
+        }
+        all
+    }
+
+    /// Takes up the state of an equal optimiser of an equal graph; the order of `state` does not matter.
+    ///
+    /// # Errors
+    /// Names the first tensor that is missing or has another size; nothing has been changed then.
+    pub fn load_state(&mut self, state: Vec<(String, Vec<f32>)>) -> Result<()> {
+        let mut state: std::collections::HashMap<String, Vec<f32>> = state.into_iter().collect();
+        let mut take = |name: String, len: usize| match state.remove(&name) {
+            Some(values) if values.len() == len => Ok(values),
+            found => {
+                let what = found.map_or("is missing".into(), |v| format!("has {} values, not {len}", v.len()));
+                Err(Error::node(name, format!("the optimiser state {what}"))
+                    .hint("the checkpoint is of another model or optimiser; start the training anew"))
+            }
+        };
+        let steps = take("steps".into(), 2)?;
+        let mut slots = self.slots.clone();
+        for slot in slots.iter_mut().flatten() {
+            slot.first = take(format!("{}.first", slot.name), slot.first.len())?;
+            if !slot.second.is_empty() {
+                slot.second = take(format!("{}.second", slot.name), slot.second.len())?;
+            }
+        }
+        self.steps = ((steps[0] as u64) << 20) + steps[1] as u64;
+        self.slots = slots;
+        Ok(())
+    }
+}
+
+impl Slot {
+    fn apply(&mut self, weight: &mut [f32], grad: &[f32], step: Step) {
+        let Step { momentum, lr, weight_decay, .. } = step;
+        match step.kind {
+            OptimKind::Sgd { nesterov } => {
+                for ((w, &g), buf) in weight.iter_mut().zip(grad).zip(&mut self.first) {
+                    let g = g + weight_decay * *w;
+                    *buf = momentum * *buf + g;
+                    *w -= lr * if nesterov { g + momentum * *buf } else { *buf };
+                }
+            }
+            OptimKind::AdamW { beta2, eps } => {
+                let unbias = |beta: f32| 1.0 - f64::from(beta).powf(step.steps as f64);
+                let rate = (f64::from(lr) / unbias(momentum)) as f32;
+                let root = unbias(beta2).sqrt() as f32;
+                let keep = 1.0 - lr * weight_decay;
+                let moments = self.first.iter_mut().zip(&mut self.second);
+                for ((w, &g), (m, v)) in weight.iter_mut().zip(grad).zip(moments) {
+                    *m = momentum * *m + (1.0 - momentum) * g;
+                    *v = beta2 * *v + (1.0 - beta2) * g * g;
+                    *w = *w * keep - rate * *m / (v.sqrt() / root + eps);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use graph::{BatchNorm, Conv, Family, Meta, Node, Tensor};
+
+    use super::*;
+
+    /// A 1x1 convolution with bias and its BatchNorm, every weight 1 (beta 0).
+    fn graph() -> Graph {
+        let conv = Conv {
+            weight: Tensor::new([1, 1, 1, 1], vec![1.0]),
+            bias: Some(vec![1.0]),
+            stride: [1, 1],
+            pad: [0, 0],
+            groups: 1,
+        };
+        let meta = Meta { family: Family::Other, names: vec![], imgsz: [8, 8] };
+        let mut graph = Graph::new(meta, 1);
+        let node = |name: &str, op, input| Node { name: name.into(), op, inputs: vec![input] };
+        graph.nodes.push(node("conv", Op::Conv(conv), 0));
+        graph.nodes.push(node("bn", Op::BatchNorm(BatchNorm::identity(1, 1e-3, 0.03)), 1));
+        graph
+    }
+
+    fn gradients(graph: &Graph, value: f32) -> Gradients {
+        let mut g = Gradients::zeros(graph);
+        g.by_node.iter_mut().flatten().for_each(|v| v.fill(value));
+        g
+    }
+
+    fn weights(graph: &Graph) -> Vec<f32> {
+        graph.nodes.iter().flat_map(|n| n.op.trainable()).flat_map(|(_, w)| w.to_vec()).collect()
+    }
+
+    fn close(got: &[f32], want: &[f32]) {
+        let worst = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(got.len() == want.len() && worst < 1e-6, "{got:?} for {want:?}");
+    }
+
+    const RATES: GroupRates = GroupRates { weight: 0.1, norm: 0.2, bias: 0.4 };
+
+    #[test]
+    fn sgd_by_hand() {
+        let mut g = graph();
+        let config = OptimConfig { kind: OptimKind::Sgd { nesterov: false }, weight_decay: 0.5 };
+        let mut optim = Optimizer::new(config, &g);
+        // Weight: g = 1 + 0.5 * 1 = 1.5. The others decay not.
+        let grads = gradients(&g, 1.0);
+        optim.step(&mut g, &grads, RATES, 0.9);
+        close(&weights(&g), &[0.85, 0.6, 0.8, -0.4]);
+        // Weight: g = 1 + 0.425 = 1.425, buf = 1.35 + 1.425 = 2.775. The others: buf = 1.9.
+        optim.step(&mut g, &grads, RATES, 0.9);
+        close(&weights(&g), &[0.5725, -0.16, 0.42, -1.16]);
+    }
+
+    #[test]
+    fn nesterov_by_hand() {
+        let mut g = graph();
+        let config = OptimConfig { kind: OptimKind::Sgd { nesterov: true }, weight_decay: 0.0 };
+        let mut optim = Optimizer::new(config, &g);
+        let grads = gradients(&g, 1.0);
+        // First step: buf = 1, d = 1 + 0.9. Second: buf = 1.9, d = 1 + 1.71.
+        optim.step(&mut g, &grads, RATES, 0.9);
+        close(&weights(&g), &[0.81, 0.24, 0.62, -0.76]);
+        optim.step(&mut g, &grads, RATES, 0.9);
+        close(&weights(&g), &[0.539, -0.844, 0.078, -1.844]);
+    }
+
+    #[test]
+    fn adamw_by_hand() {
+        let mut g = graph();
+        let config = OptimConfig { kind: OptimKind::AdamW { beta2: 0.99, eps: 0.0 }, weight_decay: 0.5 };
+        let mut optim = Optimizer::new(config, &g);
+        // Both moments unbiased are 2 and 4, so the step is lr; the weight first shrinks by lr * decay = 5 %.
+        let grads = gradients(&g, 2.0);
+        optim.step(&mut g, &grads, RATES, 0.9);
+        close(&weights(&g), &[0.85, 0.6, 0.8, -0.4]);
+        optim.step(&mut g, &grads, RATES, 0.9);
+        close(&weights(&g), &[0.7075, 0.2, 0.6, -0.8]);
+    }
+
+    #[test]
+    fn state_resumes_to_the_same_weights() {
+        for kind in [OptimKind::Sgd { nesterov: true }, OptimKind::AdamW { beta2: 0.999, eps: 1e-8 }] {
+            let config = OptimConfig { kind, weight_decay: 0.01 };
+            let mut g = graph();
+            let mut optim = Optimizer::new(config.clone(), &g);
+            let grads = gradients(&g, 0.3);
+            optim.step(&mut g, &grads, RATES, 0.8);
+            let (mut copy, mut resumed) = (g.clone(), Optimizer::new(config, &g));
+            let mut state = optim.state();
+            state.reverse();
+            resumed.load_state(state).unwrap();
+            optim.step(&mut g, &grads, RATES, 0.9);
+            resumed.step(&mut copy, &grads, RATES, 0.9);
+            assert_eq!(weights(&g), weights(&copy), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_foreign_state_is_refused_by_name() {
+        let g = graph();
+        let mut optim = Optimizer::new(OptimConfig::default(), &g);
+        let mut state = optim.state();
+        state.retain(|(name, _)| name != "bn.weight.first");
+        let err = optim.load_state(state).unwrap_err().to_string();
+        assert!(err.contains("bn.weight.first") && err.contains("missing"), "{err}");
+    }
+}

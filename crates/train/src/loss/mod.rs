@@ -1,1 +1,121 @@
-//! Detection losses with analytic gradients on the raw head maps.
+//! Detection losses with analytic gradients on the raw head maps: plain functions of maps and labels.
+//!
+//! Every loss takes the maps as the head reads them, dense and (N, H, W, C), and gives back its value and its gradient in
+//! the same layout; the executor carries the gradient on from there.
+
+mod assign;
+mod bce;
+pub mod distill;
+mod iou;
+pub mod v5;
+pub mod v8;
+
+use data::Target;
+pub use distill::Distill;
+pub use eval::RawMap;
+use graph::{Error, Head, Result};
+pub use v5::V5Loss;
+pub use v8::V8Loss;
+
+/// A loss and its parts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LossValue {
+    /// What is minimised: the sum of the parts times the images of the batch, as the YOLO trainers define it.
+    pub total: f32,
+    /// Name and value of each part, gains included, the factor of the batch size not.
+    pub parts: [(&'static str, f32); 3],
+}
+
+/// A loss with its gradient.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LossOutput {
+    pub value: LossValue,
+    /// Derivative of [`LossValue::total`] by every value of every map, in the layout of the maps.
+    pub grads: Vec<Vec<f32>>,
+}
+
+impl LossOutput {
+    fn new(parts: [(&'static str, f64); 3], batch: usize, grads: Vec<Vec<f32>>) -> Self {
+        let total = parts.iter().map(|(_, v)| v).sum::<f64>() * batch as f64;
+        Self { value: LossValue { total: total as f32, parts: parts.map(|(n, v)| (n, v as f32)) }, grads }
+    }
+
+    /// Adds `other` to total and gradients, such as a distillation term; the parts stay those of `self`.
+    ///
+    /// # Panics
+    /// If the two are not of the same maps.
+    pub fn add(&mut self, other: &Self) {
+        assert_eq!(self.grads.len(), other.grads.len(), "losses of different heads");
+        self.value.total += other.value.total;
+        for (a, b) in self.grads.iter_mut().zip(&other.grads) {
+            assert_eq!(a.len(), b.len(), "losses of different maps");
+            a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+        }
+    }
+}
+
+/// The loss that trains a head.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Criterion {
+    V5(V5Loss),
+    V8(V8Loss),
+}
+
+impl Criterion {
+    /// The loss of the family `head` belongs to, with the gains its authors' trainer uses for images of `imgsz` pixels.
+    ///
+    /// # Errors
+    /// No loss is written for this kind of head.
+    pub fn of(head: &Head, imgsz: usize) -> Result<Self> {
+        match head {
+            Head::Anchor(h) => Ok(Self::V5(V5Loss::default().scaled(h.classes, imgsz, h.levels.len()))),
+            Head::Dfl(_) => Ok(Self::V8(V8Loss::default())),
+            Head::Yolox(_) => Err(Error::node("head", "YOLOX heads cannot be trained here")
+                .hint("prune it and fine-tune the result with YOLOX itself, or convert the detector to another family")),
+        }
+    }
+
+    /// Value and gradient on `maps`, the raw maps `head` reads.
+    ///
+    /// # Errors
+    /// `head` is not the kind this loss is for, or a target's image or class does not exist.
+    ///
+    /// # Panics
+    /// If `maps` are not the maps the head reads.
+    pub fn evaluate(&self, head: &Head, maps: &[RawMap], targets: &[Target]) -> Result<LossOutput> {
+        match (self, head) {
+            (Self::V5(loss), Head::Anchor(h)) => loss.evaluate(h, maps, targets),
+            (Self::V8(loss), Head::Dfl(h)) => loss.evaluate(h, maps, targets),
+            _ => Err(Error::node("head", "the loss is for another kind of head")),
+        }
+    }
+
+    /// Names of the parts, for the columns of `results.csv`.
+    pub fn parts(&self) -> [&'static str; 3] {
+        match self {
+            Self::V5(_) => v5::PARTS,
+            Self::V8(_) => v8::PARTS,
+        }
+    }
+}
+
+/// Refuses what would index past the maps: labels come from files.
+fn check_targets(targets: &[Target], images: usize, classes: usize) -> Result<()> {
+    for t in targets {
+        if t.class >= classes {
+            return Err(Error::node("head", format!("a label has class {}, the head knows {classes}", t.class))
+                .hint("the data set has more classes than the detector: fit the head to its names first"));
+        }
+        if t.image >= images {
+            return Err(Error::node("head", format!("a label is of image {}, the batch has {images}", t.image)));
+        }
+    }
+    Ok(())
+}
+
+/// Checks a level's map against the head's channels; returns (N, H, W).
+fn dims(map: &RawMap, channels: usize) -> [usize; 3] {
+    assert_eq!(map.c, channels, "channels of a map that enters the head");
+    assert_eq!(map.data.len(), map.n * map.h * map.w * map.c, "values of a map that enters the head");
+    [map.n, map.h, map.w]
+}

@@ -1,0 +1,142 @@
+//! Losses and their gradients against numbers PyTorch's autograd gave for the published formulas on random maps, and the
+//! slope of distillation against differences.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use data::Target;
+use graph::{AnchorHead, AnchorLevel, BoxDecode, DflHead, Head, Tensor};
+use train::loss::{Criterion, Distill, LossOutput, RawMap, V5Loss, V8Loss};
+
+struct Golden(HashMap<String, Tensor>);
+
+impl Golden {
+    fn open(name: &str) -> Self {
+        Self(testkit::tensors(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)))
+    }
+
+    fn maps(&self) -> Vec<RawMap<'_>> {
+        let map = |t: &'_ Tensor| (t.shape[0], t.shape[1], t.shape[2], t.shape[3]);
+        let all = (0..).map_while(|i| self.0.get(&format!("map{i}")));
+        all.map(|t| {
+            let (n, h, w, c) = map(t);
+            RawMap { n, h, w, c, data: &t.data }
+        })
+        .collect()
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        let row = |r: &[f32]| Target { image: r[0] as usize, class: r[1] as usize, bbox: [r[2], r[3], r[4], r[5]] };
+        self.0["targets"].data.chunks_exact(6).map(row).collect()
+    }
+
+    /// `loss` holds total and the three parts.
+    fn check(&self, got: &LossOutput) {
+        let want = &self.0["loss"].data;
+        let values = [("total", got.value.total)].into_iter().chain(got.value.parts);
+        for ((name, value), want) in values.zip(want) {
+            assert!((value - want).abs() < 2e-6 * want.abs(), "{name} is {value}, not {want}");
+        }
+        for (i, grad) in got.grads.iter().enumerate() {
+            let want = &self.0[&format!("grad{i}")].data;
+            let scale = want.iter().fold(0.0f32, |a, v| a.max(v.abs()));
+            let worst = testkit::max_abs_diff(grad, want);
+            println!("map {i}: gradients up to {scale:.3e} differ by {worst:.1e}");
+            assert!(worst < 1e-5 * scale, "gradient of map {i} is off by {worst}, its largest value is {scale}");
+        }
+    }
+}
+
+fn v5_head() -> AnchorHead {
+    let anchors = [
+        [[10., 13.], [16., 30.], [33., 23.]],
+        [[30., 61.], [62., 45.], [59., 119.]],
+        [[116., 90.], [156., 198.], [373., 326.]],
+    ];
+    let level = |i: usize| AnchorLevel { stride: 8 << i, anchors: anchors[i].to_vec(), decode: BoxDecode::V5 };
+    AnchorHead { classes: 4, levels: (0..3).map(level).collect() }
+}
+
+#[test]
+fn v5_equals_pytorch() {
+    let golden = Golden::open("loss_v5.safetensors");
+    let loss = V5Loss { label_smoothing: 0.1, ..Default::default() };
+    golden.check(&loss.evaluate(&v5_head(), &golden.maps(), &golden.targets()).unwrap());
+}
+
+#[test]
+fn v5_without_targets_teaches_objectness_only() {
+    let golden = Golden::open("loss_v5.safetensors");
+    let out = V5Loss::default().evaluate(&v5_head(), &golden.maps(), &[]).unwrap();
+    assert_eq!((out.value.parts[0].1, out.value.parts[2].1), (0.0, 0.0));
+    for grad in &out.grads {
+        for anchor in grad.chunks_exact(9) {
+            assert!(anchor[4] > 0.0 && anchor.iter().enumerate().all(|(k, &g)| k == 4 || g == 0.0));
+        }
+    }
+}
+
+fn v8_head() -> DflHead {
+    DflHead { classes: 3, reg_max: 8, strides: vec![8, 16, 32] }
+}
+
+#[test]
+fn v8_equals_pytorch() {
+    let golden = Golden::open("loss_v8.safetensors");
+    golden.check(&V8Loss::default().evaluate(&v8_head(), &golden.maps(), &golden.targets()).unwrap());
+}
+
+#[test]
+fn v8_without_targets_teaches_classes_only() {
+    let golden = Golden::open("loss_v8.safetensors");
+    let out = V8Loss::default().evaluate(&v8_head(), &golden.maps(), &[]).unwrap();
+    assert_eq!((out.value.parts[0].1, out.value.parts[2].1), (0.0, 0.0));
+    for pair in out.grads.chunks_exact(2) {
+        assert!(pair[0].iter().all(|&g| g == 0.0) && pair[1].iter().all(|&g| g > 0.0));
+    }
+}
+
+/// Distillation from other maps of the same head: the gradient along a direction is the slope along it, and equal maps
+/// cost nothing.
+fn check_distillation(golden: &Golden, head: &Head, gains: Criterion) {
+    let teacher = golden.maps();
+    let student: Vec<Vec<f32>> = teacher
+        .iter()
+        .map(|m| m.data.iter().enumerate().map(|(i, v)| 0.8 * v + 0.1 * (i % 5) as f32).collect())
+        .collect();
+    let distill = Distill { weight: 2.0, gains };
+    let at = |data: &[Vec<f32>]| {
+        let maps: Vec<_> = teacher.iter().zip(data).map(|(m, data)| RawMap { data, ..*m }).collect();
+        distill.evaluate(head, &maps, &teacher).unwrap()
+    };
+    let out = at(&student);
+    assert!(out.value.total > 0.1, "{:?}", out.value);
+    let direction = |i: usize| ((i * 2_654_435_761) % 1000) as f32 / 1000.0 - 0.4;
+    let moved = |by: f32| {
+        let mut data = student.clone();
+        data.iter_mut().flatten().enumerate().for_each(|(i, v)| *v += by * direction(i));
+        f64::from(at(&data).value.total)
+    };
+    let slope = (moved(0.01) - moved(-0.01)) / 0.02;
+    let along: f64 = out.grads.iter().flatten().enumerate().map(|(i, &g)| f64::from(g * direction(i))).sum();
+    assert!((slope - along).abs() < 1e-3 * slope.abs(), "slope {slope}, gradient {along}");
+
+    let same: Vec<Vec<f32>> = teacher.iter().map(|m| m.data.to_vec()).collect();
+    let none = at(&same);
+    assert!(none.value.total.abs() < 1e-5, "{:?}", none.value);
+    assert!(none.grads.iter().flatten().all(|g| g.abs() < 1e-6));
+}
+
+#[test]
+fn distillation_of_anchor_maps_has_the_slope_it_says() {
+    check_distillation(
+        &Golden::open("loss_v5.safetensors"),
+        &Head::Anchor(v5_head()),
+        Criterion::V5(V5Loss::default()),
+    );
+}
+
+#[test]
+fn distillation_of_distributions_has_the_slope_it_says() {
+    check_distillation(&Golden::open("loss_v8.safetensors"), &Head::Dfl(v8_head()), Criterion::V8(V8Loss::default()));
+}
