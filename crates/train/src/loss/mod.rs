@@ -71,7 +71,7 @@ impl Criterion {
             Head::Anchor(h) => Ok(Self::V5(V5Loss::default().scaled(h.classes, imgsz, h.levels.len()))),
             Head::Dfl(_) => Ok(Self::V8(V8Loss::default())),
             Head::Yolox(_) => Err(Error::node("head", "YOLOX heads cannot be trained here")
-                .hint("prune it and fine-tune the result with YOLOX itself, or convert the detector to another family")),
+                .hint("prune it here and fine-tune the result with YOLOX itself")),
         }
     }
 
