@@ -1,6 +1,13 @@
 //! Training: the executor, losses, optimisers, sparse training, healing.
+//!
+//! [`train`] is the loop; [`net`] runs a graph forward and backward, [`loss`] says how wrong its maps are, [`optim`] moves
+//! the weights, [`sparse`] presses BatchNorm scales to zero, [`calibrate`] measures what stage 2 needs.
 
+pub mod calibrate;
+mod checkpoint;
 pub mod ema;
+mod error;
+pub mod evaluate;
 mod gradients;
 mod head;
 pub mod loss;
@@ -9,6 +16,10 @@ pub mod net;
 pub mod optim;
 pub mod schedule;
 pub mod sparse;
+mod trainer;
+pub mod watch;
 
+pub use error::{Error, Result};
 pub use gradients::Gradients;
 pub use head::fit_classes;
+pub use trainer::{Task, TrainConfig, Trained, fitness, train, val_nms};

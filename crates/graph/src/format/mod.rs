@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Graph, Result};
 
-pub use native::{save, write_whole};
+pub use native::{from_bytes, save, to_bytes, write_whole};
 
 /// What [`load`] needs beside the model file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -34,6 +34,14 @@ struct Version {
 /// # Errors
 /// The graph is invalid (see [`Graph::validate`]) or the file cannot be written.
 pub fn save(graph: &Graph, path: &Path) -> Result<()> {
+    write_whole(path, &to_bytes(graph, path)?)
+}
+
+/// The bytes [`save`] writes; `path` is for messages.
+///
+/// # Errors
+/// The graph is invalid (see [`Graph::validate`]).
+pub fn to_bytes(graph: &Graph, path: &Path) -> Result<Vec<u8>> {
     graph.validate()?;
     let header = Header { format_version: FORMAT_VERSION, graph: Cow::Borrowed(graph) };
     let json = serde_json::to_string(&header).map_err(|e| Error::format(path, format!("cannot be described: {e}")))?;
@@ -48,9 +56,8 @@ pub fn save(graph: &Graph, path: &Path) -> Result<()> {
         };
         node.op.weights().into_iter().map(shaped)
     });
-    let bytes = safetensors::serialize(tensors, Some(HashMap::from([(KEY.to_owned(), json)])))
-        .map_err(|e| Error::format(path, format!("cannot be described: {e}")))?;
-    write_whole(path, &bytes)
+    safetensors::serialize(tensors, Some(HashMap::from([(KEY.to_owned(), json)])))
+        .map_err(|e| Error::format(path, format!("cannot be described: {e}")))
 }
 
 /// Writes `bytes` to `path` whole or not at all: beside it, to disk, then renamed over it.
@@ -98,11 +105,14 @@ fn sync_folder(_: &Path) -> std::io::Result<()> {
 /// Not a native file, of a later version, or with a tensor missing, left over or of the wrong type or shape.
 pub(super) fn load(path: &Path) -> Result<Graph> {
     let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
-    parse(path, &bytes)
+    from_bytes(path, &bytes)
 }
 
 /// The same from memory; `path` is for messages.
-fn parse(path: &Path, bytes: &[u8]) -> Result<Graph> {
+///
+/// # Errors
+/// Not a native file, of a later version, or with a tensor missing, left over or of the wrong type or shape.
+pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Graph> {
     const DAMAGED: &str = "the file is damaged or truncated; copy or save it again";
     let damaged = |what: String| Error::format(path, what).hint(DAMAGED);
     let (_, metadata) =

@@ -1,0 +1,139 @@
+//! What the data say about a graph: channel statistics for stage 2, and BatchNorm statistics estimated anew.
+
+use std::collections::BTreeMap;
+
+use graph::{Graph, NodeId, Op};
+use kernels::{ConvShape, Layout, View, ViewMut};
+use prune::{ChannelStats, Statistics};
+
+use crate::net::{BnUpdate, Infer, TrainNet};
+
+/// Images of one size: (N, H, W, 3) bytes.
+pub struct Images {
+    pub data: Vec<u8>,
+    pub n: usize,
+}
+
+/// Mean and covariance of the channels of `nodes` over every position of `batches`, in inference mode.
+///
+/// # Errors
+/// The graph does not fit `imgsz`, or reading a batch fails.
+pub fn statistics<E: From<graph::Error>>(
+    graph: &Graph,
+    nodes: &[NodeId],
+    imgsz: [usize; 2],
+    batches: impl Iterator<Item = std::result::Result<Images, E>>,
+) -> std::result::Result<Statistics, E> {
+    let mut infer = Infer::new(graph, imgsz)?;
+    let mut sums: BTreeMap<NodeId, Moments> = BTreeMap::new();
+    for batch in batches {
+        let batch = batch?;
+        infer.run_observed(&batch.data, batch.n, |node, map| {
+            if nodes.contains(&node) {
+                sums.entry(node).or_insert_with(|| Moments::around(map)).add(map);
+            }
+        })?;
+    }
+    Ok(Statistics { by_node: sums.into_iter().map(|(node, m)| (node, m.finish())).collect() })
+}
+
+/// Sums of x - s and (x - s)(x - s)', with s the mean of the first batch: the products of the raw values would lose the
+/// covariance of a channel that hardly moves.
+struct Moments {
+    shift: Vec<f32>,
+    sum: Vec<f64>,
+    products: Vec<f64>,
+    count: u64,
+}
+
+impl Moments {
+    fn around(map: View) -> Self {
+        let c = map.layout.c;
+        let shift = kernels::batch_stats(map).mean;
+        Self { shift, sum: vec![0.0; c], products: vec![0.0; c * c], count: 0 }
+    }
+
+    fn add(&mut self, map: View) {
+        let Layout { n, h, w, c, .. } = map.layout;
+        let layout = Layout::dense(n, h, w, c);
+        let mut centred = vec![0.0; layout.end()];
+        let ones = vec![1.0; c];
+        let zeros = vec![0.0; c];
+        let affine =
+            kernels::BnAct { mean: &self.shift, inv_std: &ones, gamma: &ones, beta: &zeros, act: graph::Act::Identity };
+        kernels::bn_act_forward(map, &affine, ViewMut::new(&mut centred, layout));
+        // X'X is the weight gradient of a 1x1 convolution whose input and output gradient are both X.
+        let one = ConvShape { ci: c, co: c, kernel: [1, 1], stride: [1, 1], pad: [0, 0], groups: 1 };
+        let mut products = vec![0.0f32; c * c];
+        let mut sum = vec![0.0f32; c];
+        let x = View::new(&centred, layout);
+        kernels::conv_backward_weight(&one, x, x, &mut products);
+        kernels::conv_backward_bias(x, &mut sum);
+        self.products.iter_mut().zip(&products).for_each(|(a, &b)| *a += f64::from(b));
+        self.sum.iter_mut().zip(&sum).for_each(|(a, &b)| *a += f64::from(b));
+        self.count += layout.pixels() as u64;
+    }
+
+    fn finish(self) -> ChannelStats {
+        let mut stats = ChannelStats::from_sums(self.count, &self.sum, &self.products);
+        stats.mean.iter_mut().zip(&self.shift).for_each(|(m, &s)| *m += f64::from(s));
+        stats
+    }
+}
+
+/// `graph` with the running statistics of every BatchNorm replaced by the average over `batches`, which should come from
+/// the training distribution (augmented as in training): see METHOD.md, section 4.
+///
+/// # Errors
+/// The graph does not fit `imgsz`, or reading a batch fails.
+pub fn reestimate_batch_norm<E: From<graph::Error>>(
+    graph: &Graph,
+    imgsz: [usize; 2],
+    batches: impl Iterator<Item = std::result::Result<Images, E>>,
+) -> std::result::Result<Graph, E> {
+    if !graph.nodes.iter().any(|n| matches!(n.op, Op::BatchNorm(_))) {
+        return Ok(graph.clone());
+    }
+    let mut net = TrainNet::new(graph.clone(), imgsz)?;
+    for (seen, batch) in batches.enumerate() {
+        let batch = batch?;
+        net.forward(&batch.data, batch.n, BnUpdate::Average(seen))?;
+    }
+    Ok(net.graph)
+}
+
+#[cfg(test)]
+mod tests {
+    use graph::{Act, Conv, Family, Meta, Tensor};
+
+    use super::*;
+
+    #[test]
+    fn statistics_are_those_of_the_map() -> graph::Result<()> {
+        let meta = Meta { family: Family::Other, names: vec![], imgsz: [4, 4] };
+        let mut graph = Graph::new(meta, 3);
+        let weight = Tensor::new([2, 3, 1, 1], vec![1.0, 0.0, 0.0, 0.5, 0.5, 0.0]);
+        let conv =
+            |weight| Op::Conv(Conv { weight, bias: Some(vec![7.0, 0.0]), stride: [1, 1], pad: [0, 0], groups: 1 });
+        let first = graph.push("first", conv(weight), vec![0]);
+        let act = graph.push("act", Op::Act(Act::Identity), vec![first]);
+        graph.push("second", conv(Tensor::new([2, 2, 1, 1], vec![1.0; 4])), vec![act]);
+
+        let bytes: Vec<u8> = (0..2 * 48).map(|i| (i * 37 % 251) as u8).collect();
+        let batches =
+            [(0, 1), (48, 1)].map(|(at, n)| Ok::<_, graph::Error>(Images { data: bytes[at..at + 48].to_vec(), n }));
+        let stats = statistics(&graph, &[act], [4, 4], batches.into_iter())?.by_node.remove(&act).expect("observed");
+
+        let (a, b): (Vec<f64>, Vec<f64>) = bytes
+            .chunks(3)
+            .map(|p| (f64::from(p[0]) / 255.0 + 7.0, (f64::from(p[0]) + f64::from(p[1])) / 510.0))
+            .unzip();
+        let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
+        let (ma, mb) = (mean(&a), mean(&b));
+        let cov = a.iter().zip(&b).map(|(x, y)| (x - ma) * (y - mb)).sum::<f64>() / a.len() as f64;
+        assert!((stats.mean[0] - ma).abs() < 1e-6 && (stats.mean[1] - mb).abs() < 1e-6, "{:?}", stats.mean);
+        assert!((stats.cov[1] - cov).abs() < 1e-7 && stats.cov[1] == stats.cov[2], "{:?} {cov}", stats.cov);
+        assert_eq!(stats.count, 32);
+        Ok(())
+    }
+}

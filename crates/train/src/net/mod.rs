@@ -1,0 +1,23 @@
+//! The executor: runs a [`graph::Graph`] forward and backward on the CPU kernels.
+//!
+//! [`plan`] turns a graph into steps and decides where every feature map lies, so that concat and slice cost nothing;
+//! [`Trainer`](TrainNet) keeps what the backward pass needs, [`Infer`] folds BatchNorm and forgets maps early. Convolution
+//! and BatchNorm + activation are called from these two files only: whatever runs on another device replaces just them.
+
+mod buffer;
+mod infer;
+mod plan;
+mod train;
+
+pub use infer::Infer;
+pub use train::{BnUpdate, TrainNet};
+
+/// One raw map that enters the head: (N, H, W, C), dense.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeadMap {
+    pub n: usize,
+    pub h: usize,
+    pub w: usize,
+    pub c: usize,
+    pub data: Vec<f32>,
+}

@@ -1,0 +1,277 @@
+//! The training executor: a forward pass that keeps what the backward pass needs, and the backward pass.
+
+use graph::{Graph, Op, Result};
+use kernels::{BatchStats, BnAct, Epilogue, Layout, Packed, View, ViewMut};
+
+use super::HeadMap;
+use super::buffer::{Buffer, Pool};
+use super::plan::{Kind, Mode, Place, Plan, Step};
+use crate::Gradients;
+
+/// What a training-mode forward pass does to the running statistics of every BatchNorm.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum BnUpdate {
+    /// `running = (1 - momentum) * running + momentum * batch`, with each BatchNorm's own momentum.
+    Momentum,
+    /// The plain average over batches 0, 1, 2, ...; the number is this batch's. Re-estimates the statistics.
+    Average(usize),
+}
+
+/// A graph that trains: BatchNorm uses the batch's statistics, maps are kept until [`TrainNet::backward`] has read them.
+///
+/// The weights are those of [`TrainNet::graph`]; an optimiser changes them there between two steps.
+pub struct TrainNet {
+    pub graph: Graph,
+    imgsz: [usize; 2],
+    plan: Plan,
+    n: usize,
+    pool: Pool,
+    maps: Vec<Buffer>,
+    /// Batch mean and 1 / sqrt(var + eps) of every BatchNorm step, for the backward pass.
+    batch_norm: Vec<Option<(Vec<f32>, Vec<f32>)>>,
+}
+
+impl TrainNet {
+    /// Plans `graph` for images of `imgsz` = (H, W) pixels.
+    ///
+    /// # Errors
+    /// The graph's shapes do not fit that size.
+    pub fn new(graph: Graph, imgsz: [usize; 2]) -> Result<Self> {
+        let plan = Plan::new(&graph, Mode::Train, 1, imgsz)?;
+        Ok(Self { graph, imgsz, plan, n: 1, pool: Pool::default(), maps: vec![], batch_norm: vec![] })
+    }
+
+    /// Image size (H, W) the net was planned for.
+    pub fn imgsz(&self) -> [usize; 2] {
+        self.imgsz
+    }
+
+    /// Runs `n` images, (N, H, W, 3) as bytes 0..255, and returns the maps that enter the head.
+    ///
+    /// # Errors
+    /// The graph no longer fits its shapes (it was changed from outside).
+    pub fn forward(&mut self, images: &[u8], n: usize, update: BnUpdate) -> Result<Vec<HeadMap>> {
+        if n != self.n {
+            self.plan = Plan::new(&self.graph, Mode::Train, n, self.imgsz)?;
+            self.n = n;
+        }
+        for buffer in std::mem::take(&mut self.maps) {
+            self.pool.give(buffer);
+        }
+        self.maps = self.plan.buffers.iter().map(|&len| self.pool.take(len)).collect();
+        self.batch_norm = vec![None; self.graph.nodes.len()];
+        super::infer::load_images(images, self.maps[self.plan.place(0).buffer].as_mut_slice());
+
+        for step in &self.plan.steps {
+            let mut out = std::mem::take(&mut self.maps[step.output.buffer]);
+            let y = ViewMut::new(out.as_mut_slice(), step.output.layout);
+            let x = |k: usize| view(&self.maps, self.plan.place(step.inputs[k]));
+            match &step.kind {
+                Kind::Conv { conv, shape, act, .. } => {
+                    let Op::Conv(c) = &self.graph.nodes[*conv].op else { unreachable!("planned as a convolution") };
+                    let packed = Packed::new(shape, &c.weight.data);
+                    kernels::conv_forward(shape, x(0), &packed, Epilogue { bias: c.bias.as_deref(), act: *act }, y);
+                }
+                Kind::BatchNorm { bn, act } => {
+                    let stats = kernels::batch_stats(x(0));
+                    let Op::BatchNorm(b) = &mut self.graph.nodes[*bn].op else { unreachable!("planned as BatchNorm") };
+                    let inv_std: Vec<f32> = stats.var.iter().map(|v| 1.0 / (v + b.eps).sqrt()).collect();
+                    update_running(b, &stats, step.output.layout.pixels(), update);
+                    let affine =
+                        BnAct { mean: &stats.mean, inv_std: &inv_std, gamma: &b.gamma, beta: &b.beta, act: *act };
+                    kernels::bn_act_forward(x(0), &affine, y);
+                    self.batch_norm[*bn] = Some((stats.mean, inv_std));
+                }
+                other => super::infer::run_plain(other, step.inputs.len(), &x, y),
+            }
+            self.maps[step.output.buffer] = out;
+        }
+        Ok(self.plan.outputs.iter().map(|&id| super::infer::head_map(&self.maps, self.plan.place(id))).collect())
+    }
+
+    /// Adds to `gradients` what the last forward pass's loss gives, from `d loss / d map` of each head map (dense
+    /// (N, H, W, C), in the order [`TrainNet::forward`] returned them). A forward pass can be run backward once.
+    pub fn backward(&mut self, map_gradients: &[Vec<f32>], gradients: &mut Gradients) {
+        let mut flow = Flow::new(&self.plan);
+        for (&node, gradient) in self.plan.outputs.iter().zip(map_gradients) {
+            let place = self.plan.place(node);
+            let dense = Layout { pitch: place.layout.c, offset: 0, ..place.layout };
+            flow.write(&mut self.pool, place, |dx, accumulate| {
+                kernels::copy(View::new(gradient, dense), dx, accumulate);
+            });
+        }
+        let first_writer = first_writers(&self.plan);
+        for (at, step) in self.plan.steps.iter().enumerate().rev() {
+            // Every reader of a buffer comes after its first writer, so has run backward by now.
+            let done: Vec<usize> = (0..first_writer.len()).filter(|&b| first_writer[b] == Some(at)).collect();
+            for &b in &done {
+                self.pool.give(std::mem::take(&mut self.maps[b]));
+            }
+            if flow.reaches(&mut self.pool, step.output) {
+                let dy = std::mem::take(&mut flow.buffers[step.output.buffer]);
+                let saved =
+                    Saved { graph: &self.graph, plan: &self.plan, maps: &self.maps, batch_norm: &self.batch_norm };
+                let dy_view = View::new(dy.as_slice(), step.output.layout);
+                step_backward(step, &saved, dy_view, &mut flow, &mut self.pool, gradients);
+                flow.buffers[step.output.buffer] = dy;
+            }
+            for &b in &done {
+                self.pool.give(std::mem::take(&mut flow.buffers[b]));
+            }
+        }
+        for buffer in flow.buffers.into_iter().chain(std::mem::take(&mut self.maps)) {
+            self.pool.give(buffer);
+        }
+    }
+}
+
+/// What the forward pass left for the backward pass.
+struct Saved<'a> {
+    graph: &'a Graph,
+    plan: &'a Plan,
+    maps: &'a [Buffer],
+    batch_norm: &'a [Option<(Vec<f32>, Vec<f32>)>],
+}
+
+fn step_backward(step: &Step, saved: &Saved, dy: View, flow: &mut Flow, pool: &mut Pool, gradients: &mut Gradients) {
+    let from = |k: usize| saved.plan.place(step.inputs[k]);
+    let x = |k: usize| view(saved.maps, from(k));
+    match &step.kind {
+        Kind::Conv { conv, shape, .. } => {
+            let Op::Conv(c) = &saved.graph.nodes[*conv].op else { unreachable!("planned as a convolution") };
+            let g = &mut gradients.by_node[*conv];
+            kernels::conv_backward_weight(shape, x(0), dy, &mut g[0]);
+            if let Some(db) = g.get_mut(1) {
+                kernels::conv_backward_bias(dy, db);
+            }
+            // Nobody wants the gradient of the image.
+            if step.inputs[0] != 0 {
+                flow.write(pool, from(0), |dx, accumulate| {
+                    kernels::conv_backward_input(shape, dy, &c.weight.data, dx, accumulate);
+                });
+            }
+        }
+        Kind::BatchNorm { bn, act } => {
+            let Op::BatchNorm(b) = &saved.graph.nodes[*bn].op else { unreachable!("planned as BatchNorm") };
+            let Some((mean, inv_std)) = &saved.batch_norm[*bn] else { unreachable!("its forward step has run") };
+            let affine = BnAct { mean, inv_std, gamma: &b.gamma, beta: &b.beta, act: *act };
+            let [dgamma, dbeta] = &mut gradients.by_node[*bn][..] else { unreachable!("BatchNorm has two weights") };
+            flow.write_or_add(pool, from(0), |dx| kernels::bn_act_backward(x(0), dy, &affine, dx, dgamma, dbeta));
+        }
+        Kind::Act(act) => {
+            flow.write(pool, from(0), |dx, accumulate| kernels::act_backward(*act, x(0), dy, dx, accumulate));
+        }
+        Kind::Pool(shape) => {
+            flow.write(pool, from(0), |mut dx, accumulate| {
+                if !accumulate {
+                    clear(&mut dx);
+                }
+                kernels::max_pool_backward(*shape, x(0), dy, dx);
+            });
+        }
+        Kind::Upsample(factor) => {
+            flow.write(pool, from(0), |dx, accumulate| kernels::upsample_backward(*factor, dy, dx, accumulate));
+        }
+        Kind::Add | Kind::Copy => {
+            for k in 0..step.inputs.len() {
+                flow.write(pool, from(k), |dx, accumulate| kernels::copy(dy, dx, accumulate));
+            }
+        }
+    }
+}
+
+/// Gradients on their way back: one buffer for each buffer of maps, with the channels that hold something already.
+struct Flow {
+    buffers: Vec<Buffer>,
+    sizes: Vec<usize>,
+    written: Vec<Vec<bool>>,
+}
+
+impl Flow {
+    fn new(plan: &Plan) -> Self {
+        let mut written = vec![vec![]; plan.buffers.len()];
+        for place in plan.places.iter().flatten() {
+            written[place.buffer] = vec![false; place.layout.pitch];
+        }
+        let buffers = plan.buffers.iter().map(|_| Buffer::default()).collect();
+        Self { buffers, sizes: plan.buffers.clone(), written }
+    }
+
+    /// Whether `place` holds a gradient already; if so what is missing of it is zero now. It counts as written after.
+    fn prepare(&mut self, pool: &mut Pool, place: Place) -> bool {
+        let Place { buffer, layout } = place;
+        if self.sizes[buffer] > 0 && self.buffers[buffer].as_slice().is_empty() {
+            self.buffers[buffer] = pool.take(self.sizes[buffer]);
+        }
+        let written = &mut self.written[buffer][layout.offset..layout.offset + layout.c];
+        let any = written.contains(&true);
+        if any {
+            let whole = Layout { offset: 0, c: layout.pitch, ..layout };
+            for c in (0..layout.c).filter(|&c| !written[c]) {
+                let gap = whole.channels(layout.offset + c, 1);
+                clear(&mut ViewMut::new(self.buffers[buffer].as_mut_slice(), gap));
+            }
+        }
+        written.fill(true);
+        any
+    }
+
+    fn view(&mut self, place: Place) -> ViewMut<'_> {
+        ViewMut::new(self.buffers[place.buffer].as_mut_slice(), place.layout)
+    }
+
+    /// Hands `f` the gradient of `place` and whether it must add to what is there.
+    fn write(&mut self, pool: &mut Pool, place: Place, f: impl FnOnce(ViewMut, bool)) {
+        let accumulate = self.prepare(pool, place);
+        f(self.view(place), accumulate);
+    }
+
+    /// The same for a kernel that can only overwrite.
+    fn write_or_add(&mut self, pool: &mut Pool, place: Place, f: impl FnOnce(ViewMut)) {
+        if !self.prepare(pool, place) {
+            return f(self.view(place));
+        }
+        let dense = Layout { pitch: place.layout.c, offset: 0, ..place.layout };
+        let mut scratch = pool.take(dense.end());
+        f(ViewMut::new(scratch.as_mut_slice(), dense));
+        kernels::copy(View::new(scratch.as_slice(), dense), self.view(place), true);
+        pool.give(scratch);
+    }
+
+    /// Whether any gradient has reached `place`.
+    fn reaches(&mut self, pool: &mut Pool, place: Place) -> bool {
+        let channels = place.layout.offset..place.layout.offset + place.layout.c;
+        self.written[place.buffer][channels].contains(&true) && self.prepare(pool, place)
+    }
+}
+
+fn first_writers(plan: &Plan) -> Vec<Option<usize>> {
+    let mut first = vec![None; plan.buffers.len()];
+    for (at, step) in plan.steps.iter().enumerate() {
+        first[step.output.buffer].get_or_insert(at);
+    }
+    first
+}
+
+fn clear(map: &mut ViewMut) {
+    for p in 0..map.layout.pixels() {
+        map.pixel(p).fill(0.0);
+    }
+}
+
+fn view(maps: &[Buffer], place: Place) -> View<'_> {
+    View::new(maps[place.buffer].as_slice(), place.layout)
+}
+
+fn update_running(bn: &mut graph::BatchNorm, stats: &BatchStats, count: usize, update: BnUpdate) {
+    let momentum = match update {
+        BnUpdate::Momentum => bn.momentum,
+        BnUpdate::Average(seen) => 1.0 / (seen + 1) as f32,
+    };
+    // PyTorch keeps the unbiased variance and normalises with the biased one.
+    let unbias = count as f32 / (count.max(2) - 1) as f32;
+    for c in 0..bn.mean.len() {
+        bn.mean[c] += momentum * (stats.mean[c] - bn.mean[c]);
+        bn.var[c] += momentum * (unbias * stats.var[c] - bn.var[c]);
+    }
+}

@@ -1,0 +1,343 @@
+//! The training loop: dense fine-tuning, sparse training and healing are this loop with different recipes.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use data::{Augment, Dataset, Loader, LoaderConfig, Mode};
+use eval::NmsConfig;
+use eval::coco::MapResult;
+use graph::Graph;
+use graph::format::{LoadOptions, load, save};
+use prune::{Coupling, prunable_gammas};
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{Checkpoint, Progress};
+use crate::ema::{Ema, EmaConfig};
+use crate::evaluate::{Detector, evaluate, raw};
+use crate::loss::{Criterion, Distill};
+use crate::metrics_csv::{Results, Row};
+use crate::net::{BnUpdate, Infer, TrainNet};
+use crate::optim::{OptimConfig, Optimizer};
+use crate::schedule::{Schedule, ScheduleConfig};
+use crate::sparse::{GammaHistogram, SparseConfig, Sparsifier};
+use crate::watch::{BatchReport, EpochReport, Watch};
+use crate::{Error, Gradients, Result};
+
+/// How to train. The defaults are YOLOv5's recipe for fine-tuning.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TrainConfig {
+    pub epochs: usize,
+    /// Images a step.
+    pub batch: usize,
+    /// Side of the square images, pixels.
+    pub imgsz: usize,
+    pub seed: u64,
+    /// Gradients are added up over about this many images before the optimiser steps.
+    pub nominal_batch: usize,
+    pub optimizer: OptimConfig,
+    pub schedule: ScheduleConfig,
+    pub augment: Augment,
+    pub ema: EmaConfig,
+    /// Threads that decode and augment.
+    pub workers: usize,
+    /// Drives the scales of BatchNorm towards zero.
+    pub sparse: Option<SparseConfig>,
+    /// Weight of the distillation loss where a teacher is given; 0 turns it off.
+    pub distill: f32,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            epochs: 25,
+            batch: 16,
+            imgsz: 640,
+            seed: 0,
+            nominal_batch: 64,
+            optimizer: OptimConfig::default(),
+            schedule: ScheduleConfig::default(),
+            augment: Augment::default(),
+            ema: EmaConfig::default(),
+            workers: 2,
+            sparse: None,
+            distill: 0.0,
+        }
+    }
+}
+
+/// What a training run works on.
+pub struct Task<'a> {
+    pub start: &'a Graph,
+    pub dataset: &'a Dataset,
+    /// The detector whose maps are imitated where [`TrainConfig::distill`] is above 0: same head, any width.
+    pub teacher: Option<&'a Graph>,
+    /// Folder of the run; it exists.
+    pub out: &'a Path,
+    /// Go on from the checkpoint in `out`, if there is one.
+    pub resume: bool,
+}
+
+/// What a training run leaves.
+#[derive(Clone, Debug)]
+pub struct Trained {
+    /// The averaged weights after the last epoch.
+    pub last: Graph,
+    /// The averaged weights of the epoch with the best [`fitness`].
+    pub best: Graph,
+    /// One histogram an epoch, where sparse training was asked for.
+    pub gammas: Vec<GammaHistogram>,
+}
+
+/// What the best epoch is chosen by: `0.1 * mAP50 + 0.9 * mAP50-95`, as YOLOv5 does.
+pub fn fitness(map: &MapResult) -> f64 {
+    0.1 * map.map50 + 0.9 * map.map50_95
+}
+
+/// NMS as mAP is measured with: confidence 0.001, IoU 0.6.
+pub fn val_nms() -> NmsConfig {
+    NmsConfig { conf: 0.001, iou: 0.6, ..NmsConfig::default() }
+}
+
+/// Trains `task.start` on the dataset's `train` split, evaluating on `val` after every epoch.
+///
+/// Writes `results.csv`, `weights/last.safetensors`, `weights/best.safetensors` and `weights/resume.safetensors` into
+/// `task.out`, each whole or not at all, after every epoch. The same task, configuration and number of threads give the
+/// same weights, whether or not the run was killed and resumed in between.
+///
+/// # Errors
+/// Head and dataset disagree about classes, an image cannot be read, a file cannot be written, the loss diverges or the
+/// gammas do not respond to sparse training.
+pub fn train(task: &Task, config: &TrainConfig, watch: &mut dyn Watch) -> Result<Trained> {
+    Run::new(task, config)?.run(watch)
+}
+
+/// A run under way.
+struct Run<'a> {
+    task: &'a Task<'a>,
+    config: &'a TrainConfig,
+    criterion: Criterion,
+    loader: Loader,
+    schedule: Schedule,
+    net: TrainNet,
+    optimizer: Optimizer,
+    ema: Ema,
+    sparsifier: Option<Sparsifier>,
+    teacher: Option<(Infer, Distill)>,
+    results: Results,
+    progress: Progress,
+}
+
+impl<'a> Run<'a> {
+    fn new(task: &'a Task<'a>, config: &'a TrainConfig) -> Result<Self> {
+        let (head, _) = task.start.head()?;
+        if head.classes() != task.dataset.names.len() {
+            let (model, data) = (head.classes(), task.dataset.names.len());
+            return Err(Error::Mismatch {
+                what: format!("the head has {model} classes, the dataset {data}"),
+                help: "fit the head to the dataset's classes first".into(),
+            });
+        }
+        let criterion = Criterion::of(head, config.imgsz)?;
+        let loader_config = LoaderConfig {
+            size: config.imgsz as u32,
+            batch: config.batch,
+            mode: Mode::Train(config.augment),
+            threads: config.workers,
+            seed: config.seed,
+            ..LoaderConfig::default()
+        };
+        let loader = Loader::new(&task.dataset.split("train")?.items, loader_config)?;
+        let schedule =
+            Schedule::new(&config.schedule, config.epochs, loader.batches(), config.batch, config.nominal_batch);
+        let mut optim = config.optimizer.clone();
+        optim.weight_decay = schedule.weight_decay(optim.weight_decay);
+
+        let resumed = match task.out.join(RESUME) {
+            file if task.resume && file.is_file() => Some(Checkpoint::load(&file)?),
+            _ => None,
+        };
+        let start = resumed.as_ref().map_or(task.start, |c| &c.model);
+        let mut optimizer = Optimizer::new(optim, start);
+        let mut sparsifier = match &config.sparse {
+            Some(sparse) => {
+                let sites = prunable_gammas(&Coupling::of(task.start)?);
+                Some(Sparsifier::new(sparse.clone(), task.start, sites, schedule.travel())?)
+            }
+            None => None,
+        };
+        let net = TrainNet::new(start.clone(), [config.imgsz; 2])?;
+        let csv = task.out.join("results.csv");
+        let (ema, progress, results) = match resumed {
+            Some(c) => {
+                optimizer.load_state(c.optimizer)?;
+                if let (Some(s), Some(state)) = (&mut sparsifier, &c.progress.sparse) {
+                    s.resume(state.clone());
+                }
+                let results = Results::resume(csv, criterion.parts(), c.progress.epochs)?;
+                (Ema::resume(config.ema, c.ema, c.progress.updates), c.progress, results)
+            }
+            None => (Ema::new(config.ema, task.start), Progress::default(), Results::new(csv, criterion.parts())),
+        };
+        let teacher = match task.teacher.filter(|_| config.distill > 0.0) {
+            Some(teacher) => {
+                let distill = Distill { weight: config.distill, gains: criterion.clone() };
+                Some((Infer::new(teacher, [config.imgsz; 2])?, distill))
+            }
+            None => None,
+        };
+        Ok(Self {
+            task,
+            config,
+            criterion,
+            loader,
+            schedule,
+            net,
+            optimizer,
+            ema,
+            sparsifier,
+            teacher,
+            results,
+            progress,
+        })
+    }
+
+    fn run(mut self, watch: &mut dyn Watch) -> Result<Trained> {
+        let weights = self.task.out.join("weights");
+        std::fs::create_dir_all(&weights).map_err(|e| graph::Error::io("create", &weights, e))?;
+        let split = self.task.dataset.split("val")?;
+        let val_config = LoaderConfig {
+            size: self.config.imgsz as u32,
+            batch: self.config.batch,
+            mode: Mode::Val,
+            threads: self.config.workers,
+            ..LoaderConfig::default()
+        };
+        let val = Loader::new(&split.items, val_config)?;
+        let classes: Vec<usize> = (0..self.task.dataset.names.len()).collect();
+
+        for epoch in self.progress.epochs..self.config.epochs {
+            let started = Instant::now();
+            let losses = self.epoch(epoch, watch)?;
+            let mut detector = Detector::new(self.ema.graph(), self.config.imgsz)?;
+            let map = evaluate(self.task.dataset, &split.items, &val, &classes, watch, |batch| {
+                detector.detect(&batch.images, batch.n, &val_nms())
+            })?;
+            self.finish_epoch(epoch, losses, &map)?;
+            watch.epoch(&EpochReport {
+                epoch,
+                epochs: self.config.epochs,
+                losses: &self.named(losses),
+                map50: map.map50,
+                map50_95: map.map50_95,
+                seconds: started.elapsed().as_secs_f64(),
+            });
+        }
+        let best = load(&weights.join(BEST), &LoadOptions::default())?;
+        Ok(Trained { last: self.ema.graph().clone(), best, gammas: self.progress.gammas })
+    }
+
+    /// One pass over the training images; returns the mean of every part of the loss.
+    fn epoch(&mut self, epoch: usize, watch: &mut dyn Watch) -> Result<[f64; 3]> {
+        let (head, _) = self.task.start.head()?;
+        let batches = self.loader.batches();
+        let mut gradients = Gradients::zeros(&self.net.graph);
+        let (mut sums, mut waiting, mut waited) = ([0.0; 3], 0, Duration::ZERO);
+        let mut stream = self.loader.epoch(epoch as u64);
+        let mut index = 0;
+        while let Some(batch) = stream.next() {
+            let batch = batch?;
+            let pace = self.schedule.at(epoch * batches + index, epoch);
+            let maps = self.net.forward(&batch.images, batch.n, BnUpdate::Momentum)?;
+            let mut loss = self.criterion.evaluate(head, &raw(&maps), &batch.targets)?;
+            if let Some((teacher, distill)) = &mut self.teacher {
+                let taught = teacher.run(&batch.images, batch.n)?;
+                loss.add(&distill.evaluate(head, &raw(&maps), &raw(&taught))?);
+            }
+            if !loss.value.total.is_finite() {
+                return Err(Error::Diverged { value: loss.value.total, epoch: epoch + 1, batch: index + 1 });
+            }
+            self.net.backward(&loss.grads, &mut gradients);
+            waiting += 1;
+            // What is left over at the end of an epoch is stepped too: the next epoch may be another process.
+            if waiting >= pace.accumulate || index + 1 == batches {
+                self.optimizer.step(&mut self.net.graph, &gradients, pace.rates, pace.momentum);
+                if let Some(s) = &mut self.sparsifier {
+                    if let Some(change) = s.step(&mut self.net.graph, pace.rates.norm)? {
+                        watch.note(&format!("epoch {}: {change}", epoch + 1));
+                    }
+                }
+                self.ema.update(&self.net.graph);
+                gradients.clear();
+                waiting = 0;
+            }
+            for (sum, (_, part)) in sums.iter_mut().zip(loss.value.parts) {
+                *sum += f64::from(part);
+            }
+            index += 1;
+            let waited_now = stream.waited() - std::mem::replace(&mut waited, stream.waited());
+            watch.batch(&BatchReport {
+                epoch,
+                epochs: self.config.epochs,
+                batch: index - 1,
+                batches,
+                images: batch.n,
+                losses: &self.named(sums.map(|s| s / index as f64)),
+                waited: waited_now,
+            });
+        }
+        Ok(sums.map(|s| s / batches as f64))
+    }
+
+    /// Writes everything an epoch leaves.
+    fn finish_epoch(&mut self, epoch: usize, losses: [f64; 3], map: &MapResult) -> Result<()> {
+        let weights = self.task.out.join("weights");
+        save(self.ema.graph(), &weights.join("last.safetensors"))?;
+        let fit = fitness(map);
+        if epoch == 0 || fit > self.progress.best {
+            save(self.ema.graph(), &weights.join(BEST))?;
+            self.progress.best = fit;
+        }
+        if let Some(s) = &self.sparsifier {
+            self.progress.gammas.push(s.histogram(&self.net.graph, epoch));
+            self.progress.sparse = Some(s.state().clone());
+        }
+        let rates = self.schedule.at((epoch + 1) * self.loader.batches() - 1, epoch).rates;
+        let at = |v: f32| f64::from(v);
+        let seen: Vec<_> = map.per_class.iter().filter(|c| c.instances > 0).collect();
+        let mean = |f: fn(&eval::coco::ClassResult) -> Option<f64>| {
+            seen.iter().filter_map(|c| f(c)).sum::<f64>() / seen.len().max(1) as f64
+        };
+        self.results.push(Row {
+            epoch,
+            train: losses,
+            precision: mean(|c| c.precision),
+            recall: mean(|c| c.recall),
+            map50: map.map50,
+            map50_95: map.map50_95,
+            val: [0.0; 3],
+            lr: [at(rates.weight), at(rates.norm), at(rates.bias)],
+        })?;
+        self.progress.epochs = epoch + 1;
+        self.progress.updates = self.ema.updates();
+        let checkpoint = Checkpoint {
+            model: self.net.graph.clone(),
+            ema: self.ema.graph().clone(),
+            optimizer: self.optimizer.state(),
+            progress: self.progress.clone(),
+        };
+        checkpoint.save(&self.task.out.join(RESUME))?;
+        Ok(())
+    }
+
+    fn named(&self, values: [f64; 3]) -> [(&'static str, f64); 3] {
+        let names = self.criterion.parts();
+        [0, 1, 2].map(|i| (names[i], values[i]))
+    }
+}
+
+/// The checkpoint within a run's folder.
+const RESUME: &str = "weights/resume.safetensors";
+
+/// The best model within a run's `weights`.
+const BEST: &str = "best.safetensors";
