@@ -262,10 +262,10 @@ impl<'a> Run<'a> {
             // What is left over at the end of an epoch is stepped too: the next epoch may be another process.
             if waiting >= pace.accumulate || index + 1 == batches {
                 self.optimizer.step(&mut self.net.graph, &gradients, pace.rates, pace.momentum);
-                if let Some(s) = &mut self.sparsifier {
-                    if let Some(change) = s.step(&mut self.net.graph, pace.rates.norm)? {
-                        watch.note(&format!("epoch {}: {change}", epoch + 1));
-                    }
+                if let Some(s) = &mut self.sparsifier
+                    && let Some(change) = s.step(&mut self.net.graph, pace.rates.norm)?
+                {
+                    watch.note(&format!("epoch {}: {change}", epoch + 1));
                 }
                 self.ema.update(&self.net.graph);
                 gradients.clear();

@@ -1,0 +1,91 @@
+//! What `train` and `compress` share: fitting a detector to a dataset, and bars for a training under way.
+
+use data::Dataset;
+use graph::Graph;
+use indicatif::ProgressBar;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use train::watch::{BatchReport, EpochReport, Watch};
+
+use crate::ui;
+
+/// `graph` with a head for the classes of `dataset`, set up for images of `imgsz` pixels.
+pub fn fit(graph: &Graph, dataset: &Dataset, imgsz: usize, seed: u64) -> miette::Result<Graph> {
+    let mut start = graph.clone();
+    start.meta.imgsz = [imgsz; 2];
+    let fitted = train::fit_classes(&start, &dataset.names, &mut ChaCha8Rng::seed_from_u64(seed))?;
+    if fitted.meta.names != graph.meta.names {
+        ui::note(format_args!("The head now finds {}", dataset.names.join(", ")));
+    }
+    Ok(fitted)
+}
+
+/// Says how many boxes of the dataset training will not see.
+pub fn tell_skipped(dataset: &Dataset) {
+    let skipped: usize = dataset.splits.values().map(data::Split::skipped).sum();
+    if skipped > 0 {
+        ui::warn(format_args!("{skipped} boxes of the dataset are skipped; `prunella data check` lists them"));
+    }
+}
+
+/// A bar an epoch, a line after it.
+#[derive(Default)]
+pub struct Bars {
+    /// What the training is for, such as `heal`; stands before the epoch.
+    pub stage: String,
+    bar: Option<ProgressBar>,
+    /// Time spent waiting for batches, and training in all, this epoch.
+    waited: f64,
+}
+
+impl Bars {
+    /// Bars for `stage`.
+    pub fn new(stage: &str) -> Self {
+        Self { stage: stage.into(), ..Self::default() }
+    }
+}
+
+fn losses(parts: &[(&'static str, f64)]) -> String {
+    parts.iter().map(|(name, value)| format!("{name} {value:.4}")).collect::<Vec<_>>().join("  ")
+}
+
+impl Watch for Bars {
+    fn batch(&mut self, r: &BatchReport) {
+        let bar = self.bar.get_or_insert_with(|| {
+            ui::bar(&format!("{} {}/{}", self.stage, r.epoch + 1, r.epochs), r.batches, "batches")
+        });
+        self.waited += r.waited.as_secs_f64();
+        bar.set_message(losses(r.losses));
+        bar.set_position(r.batch as u64 + 1);
+    }
+
+    fn images(&mut self, _task: &str, done: usize, total: usize) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(format!("evaluating {done}/{total}"));
+        }
+    }
+
+    fn epoch(&mut self, r: &EpochReport) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+        let waited = std::mem::take(&mut self.waited);
+        ui::note(format_args!(
+            "{:>12} {:>3}/{}  {}  mAP50 {:.4}  mAP50-95 {:.4}  {:.1} s ({waited:.1} s waiting for data)",
+            self.stage,
+            r.epoch + 1,
+            r.epochs,
+            losses(r.losses),
+            r.map50,
+            r.map50_95,
+            r.seconds,
+        ));
+    }
+
+    fn note(&mut self, text: &str) {
+        match &self.bar {
+            Some(bar) if !bar.is_hidden() => bar.println(format!("{:>12} {text}", self.stage)),
+            _ => ui::note(format_args!("{:>12} {text}", self.stage)),
+        }
+    }
+}
