@@ -4,8 +4,12 @@
 
 mod args;
 mod commands;
+mod detector;
 mod exit;
 mod report;
+mod runs;
+mod score;
+mod training;
 mod ui;
 
 use clap::Parser;
