@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use graph::format::write_whole;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::exit::Error;
 
@@ -42,4 +43,13 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> miette::Result<()> {
     let mut text = serde_json::to_string_pretty(value).expect("results have string keys only");
     text.push('\n');
     Ok(write_whole(path, text.as_bytes())?)
+}
+
+/// Reads what [`write_json`] wrote.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> miette::Result<T> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, &e))?;
+    serde_json::from_slice(&bytes).map_err(|e| {
+        let what = format!("`{}`: {e}", path.display());
+        Error::failed(what, "the file is damaged; delete it and resume the run, which makes it anew")
+    })
 }

@@ -45,6 +45,22 @@ impl Bars {
     }
 }
 
+/// A bar for an evaluation alone.
+#[derive(Default)]
+pub struct Counter {
+    bar: Option<ProgressBar>,
+}
+
+impl Watch for Counter {
+    fn images(&mut self, task: &str, done: usize, total: usize) {
+        let bar = self.bar.get_or_insert_with(|| ui::bar(task, total, "images"));
+        bar.set_position(done as u64);
+        if done == total {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 fn losses(parts: &[(&'static str, f64)]) -> String {
     parts.iter().map(|(name, value)| format!("{name} {value:.4}")).collect::<Vec<_>>().join("  ")
 }

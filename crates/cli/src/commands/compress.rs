@@ -1,9 +1,118 @@
 //! `compress`: the whole method, from a trained detector to a small one with its report.
 
-use crate::args::Compress;
+use std::path::Path;
+
+use data::OpenOptions;
+use graph::Graph;
+
+use crate::args::{Compress, Optimizer, load_model};
+use crate::commands::train::recipe as training;
+use crate::detector::image_size;
 use crate::exit::{Error, Exit};
+use crate::pipeline::{Pipeline, Recipe, cut, stage_table};
+use crate::training::tell_skipped;
+use crate::{runs, ui};
+
+/// Epochs of each training unless told otherwise.
+const EPOCHS: usize = 25;
 
 /// Runs the command.
-pub fn run(_args: &Compress) -> miette::Result<Exit> {
-    Err(Error::failed("`compress` is not built into this version yet", "a later version will have it"))
+pub fn run(args: &Compress) -> miette::Result<Exit> {
+    let resumed = args.out.as_ref().filter(|_| args.resume).map(|out| out.join("recipe.toml"));
+    let recipe = match resumed.filter(|file| file.is_file()) {
+        Some(file) => Recipe::load(&file)?,
+        None => recipe(args)?,
+    };
+    if recipe.budget == (prune::Budget { params: None, macs: None, rate: None }) {
+        return Err(Error::usage("no budget was given", "say how much to keep, such as `--macs 0.5`"));
+    }
+    let model = load_model(&recipe.model, recipe.weights.as_deref())?;
+    let dataset = data::open(&recipe.data, &OpenOptions::default())?;
+    tell_skipped(&dataset);
+    if args.dry_run {
+        return dry_run(&model, &recipe);
+    }
+    let recipe = fitted(recipe, &model, &dataset.names)?;
+    let out = runs::folder(args.out.as_deref(), "compress", args.resume)?;
+    runs::write_toml(&out.join("recipe.toml"), &recipe)?;
+    compress(&recipe, &model, &dataset, &out, args.json)
+}
+
+/// Runs a complete recipe and shows what came of it.
+pub fn compress(
+    recipe: &Recipe,
+    model: &Graph,
+    dataset: &data::Dataset,
+    out: &Path,
+    json: bool,
+) -> miette::Result<Exit> {
+    let summary = Pipeline { recipe, dataset, out }.run(model)?;
+    if json {
+        ui::print_json(&summary);
+    } else {
+        ui::print(format_args!("{}\n", stage_table(&summary.stages)));
+    }
+    ui::note(format_args!("The report is `{}`", out.join("report.html").display()));
+    Ok(Exit::Done)
+}
+
+/// The recipe file with the command line over it.
+fn recipe(args: &Compress) -> miette::Result<Recipe> {
+    let mut recipe = match &args.recipe {
+        Some(file) => Recipe::load(file)?,
+        None => {
+            let mut fresh = Recipe::default();
+            fresh.each_training(|t| *t = train::TrainConfig { epochs: EPOCHS, imgsz: 0, ..t.clone() });
+            fresh
+        }
+    };
+    recipe.model = args.model.clone().unwrap_or(recipe.model);
+    recipe.weights = args.weights.clone().or(recipe.weights);
+    recipe.data = args.data.clone().unwrap_or(recipe.data);
+    for (what, path) in [("--model", &recipe.model), ("--data", &recipe.data)] {
+        if path.as_os_str().is_empty() {
+            return Err(Error::usage(format!("`{what}` is missing"), "give it, or a `--recipe` that has it"));
+        }
+    }
+    if !args.budget.is_empty() {
+        recipe.budget = args.budget.budget();
+    }
+    recipe.similarity_share = args.similarity_share.unwrap_or(recipe.similarity_share);
+    recipe.similarity.mode = args.similarity.map_or(recipe.similarity.mode, Into::into);
+    recipe.importance.limits = args.limits.over(recipe.importance.limits);
+    recipe.similarity.limits = args.limits.over(recipe.similarity.limits);
+    recipe.seed = args.seed.unwrap_or(recipe.seed);
+    let (seed, rates) = (recipe.seed, args.optimizer.is_some() || args.lr0.is_some() || args.lrf.is_some());
+    let asked = training(args.optimizer.unwrap_or(Optimizer::Sgd), args.lr0, args.lrf);
+    recipe.each_training(|t| {
+        t.seed = seed;
+        t.epochs = args.epochs.unwrap_or(t.epochs);
+        t.batch = args.batch.unwrap_or(t.batch);
+        t.imgsz = args.imgsz.unwrap_or(t.imgsz);
+        if rates {
+            t.optimizer = asked.optimizer.clone();
+            t.schedule = asked.schedule.clone();
+        }
+    });
+    Ok(recipe)
+}
+
+/// What depends on the detector: its image size where none was asked for, and no dense training where it knows the
+/// dataset's classes already.
+fn fitted(mut recipe: Recipe, model: &Graph, names: &[String]) -> miette::Result<Recipe> {
+    let asked = Some(recipe.heal.imgsz).filter(|&size| size > 0);
+    let imgsz = image_size(model, asked)?;
+    recipe.each_training(|t| t.imgsz = imgsz);
+    if model.meta.names == names {
+        recipe.dense.epochs = 0;
+    }
+    Ok(recipe)
+}
+
+/// Plans stage 1 on the detector as it is; stage 2 needs activations of the detector that stage 1 leaves.
+fn dry_run(model: &Graph, recipe: &Recipe) -> miette::Result<Exit> {
+    let target = recipe.budget.target(cut::size(model)?)?;
+    let plan = cut::by_importance(model, &recipe.importance, &target)?;
+    ui::print(format_args!("{plan}\n"));
+    Ok(Exit::Done)
 }

@@ -23,8 +23,18 @@ pub struct StageRow {
     pub bytes: u64,
     pub map50: f64,
     pub map50_95: f64,
+    /// The same on the `test` split, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test: Option<Accuracy>,
     /// Milliseconds an image, forward pass only.
     pub ms_per_image: f64,
+}
+
+/// Mean average precision on one split.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Accuracy {
+    pub map50: f64,
+    pub map50_95: f64,
 }
 
 /// summary.json: what a run came to.

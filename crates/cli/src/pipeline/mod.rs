@@ -1,0 +1,243 @@
+//! `compress`: dense fine-tuning, sparse training, both cuts, healing, each measured and each resumable.
+//!
+//! The run's folder holds a detector and its figures for every stage under `stages/`. A stage whose figures are there is
+//! done; a killed run goes on with the first that is not.
+
+pub mod cut;
+mod outcome;
+mod pictures;
+mod recipe;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use data::{Dataset, Loader, LoaderConfig, Mode};
+use eval::coco::{ClassResult, MapResult};
+use graph::format::{LoadOptions, load, save};
+use graph::{Graph, cost};
+use prune::{Coupling, Plan, surgery};
+use serde::{Deserialize, Serialize};
+use train::evaluate::{Detector, evaluate};
+use train::net::Infer;
+use train::sparse::{GammaHistogram, SparseConfig};
+use train::{Task, TrainConfig, Trained, val_nms};
+
+use crate::exit::Error;
+use crate::report::{Accuracy, StageRow, Summary};
+use crate::runs;
+use crate::training::{Bars, Counter, fit};
+use crate::ui;
+
+pub use outcome::stage_table;
+pub use recipe::Recipe;
+
+/// A run of a recipe in a folder.
+pub struct Pipeline<'a> {
+    pub recipe: &'a Recipe,
+    pub dataset: &'a Dataset,
+    pub out: &'a Path,
+}
+
+/// One stage, as its JSON file holds it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Stage {
+    row: StageRow,
+    /// Precision and recall at IoU 0.5 on the validation split, by class: (name, [(recall, precision)]).
+    curves: Vec<(String, Vec<[f64; 2]>)>,
+}
+
+impl Pipeline<'_> {
+    /// Runs what has not been run yet and writes the outcome: slim detector, ONNX, summary.json, report.html.
+    pub fn run(&self, model: &Graph) -> miette::Result<Summary> {
+        let recipe = self.recipe;
+        for folder in ["stages", "plans"] {
+            let folder = self.out.join(folder);
+            std::fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, &e))?;
+        }
+        let mut rows = vec![];
+        let dense = self.stage(&mut rows, "dense", || {
+            let start = fit(model, self.dataset, recipe.dense.imgsz, recipe.seed)?;
+            match recipe.dense.epochs {
+                0 => Ok(start),
+                _ => Ok(self.train("dense", &start, None, &recipe.dense)?.best),
+            }
+        })?;
+        let reference = cut::size(&dense)?;
+        let target = recipe.budget.target(reference)?;
+        let first_target = target.before_similarity(reference, recipe.similarity_share);
+
+        let sparse = match recipe.sparse.epochs {
+            0 => dense.clone(),
+            _ => self.stage(&mut rows, "sparse", || self.sparse(&dense, &first_target))?,
+        };
+        let first = self.plan("importance", || cut::by_importance(&sparse, &recipe.importance, &first_target))?;
+        self.stage(&mut rows, "masked", || Ok(surgery::mask(&sparse, &first.uncompensated())?))?;
+        let folded = self.stage(&mut rows, "folded", || cut::apply(&sparse, &first))?;
+
+        let replaced = if recipe.similarity_share > 0.0 {
+            let calibration = self.calibration(recipe.calibration_images);
+            let second =
+                self.plan("similarity", || cut::by_similarity(&folded, &recipe.similarity, &target, &calibration))?;
+            self.stage(&mut rows, "replaced", || cut::apply(&folded, &second))?
+        } else {
+            folded
+        };
+        let size = cut::size(&replaced)?;
+        let cut = if target.met(size) {
+            replaced
+        } else {
+            let rest = self.plan("rest", || cut::by_importance(&replaced, &recipe.importance, &target))?;
+            ui::note("Similarity alone did not reach the budget; importance removed the rest");
+            self.stage(&mut rows, "trimmed", || cut::apply(&replaced, &rest))?
+        };
+        cut::must_meet(&cut, &target)?;
+
+        let mut slim = match recipe.recalibration_epochs {
+            0 => cut,
+            epochs => self.stage(&mut rows, "recalibrated", || {
+                self.calibration(usize::MAX).recalibrate(&cut, recipe.heal.augment, epochs)
+            })?,
+        };
+        if recipe.heal.epochs > 0 {
+            slim =
+                self.stage(&mut rows, "healed", || Ok(self.train("heal", &slim, Some(&dense), &recipe.heal)?.best))?;
+        }
+        self.finish(&dense, &slim, rows)
+    }
+
+    fn calibration(&self, images: usize) -> cut::Calibration<'_> {
+        cut::Calibration { dataset: self.dataset, imgsz: self.recipe.heal.imgsz, images, seed: self.recipe.seed }
+    }
+
+    /// Sparse training towards the share of channels that stage 1 will remove, judged with fresh statistics: moving
+    /// scales leave the running ones behind.
+    fn sparse(&self, dense: &Graph, target: &prune::Target) -> miette::Result<Graph> {
+        let recipe = self.recipe;
+        let coupling = Coupling::of(dense)?;
+        let prunable = coupling.classes.iter().filter(|c| c.pinned.is_none()).count();
+        let removed = cut::by_importance(dense, &recipe.importance, target)?.removals.len();
+        let share = (removed as f32 / prunable.max(1) as f32).clamp(0.01, 0.95);
+        let mut config = recipe.sparse.clone();
+        config.sparse = Some(SparseConfig { target: share, ..config.sparse.unwrap_or_default() });
+        let trained = self.train("sparse", dense, None, &config)?;
+        runs::write_json(&self.out.join("gammas.json"), &trained.gammas)?;
+        self.calibration(usize::MAX).recalibrate(&trained.last, config.augment, recipe.recalibration_epochs.max(1))
+    }
+
+    fn train(
+        &self,
+        stage: &str,
+        start: &Graph,
+        teacher: Option<&Graph>,
+        config: &TrainConfig,
+    ) -> miette::Result<Trained> {
+        let out = self.out.join(stage);
+        std::fs::create_dir_all(&out).map_err(|e| Error::io("create", &out, &e))?;
+        // A training that was killed is always worth going on with: the whole run is being resumed, or its folder is new.
+        let task = Task { start, dataset: self.dataset, teacher, out: &out, resume: true };
+        Ok(train::train(&task, config, &mut Bars::new(stage))?)
+    }
+
+    /// The detector of a stage: made and measured, or read if that has been done before.
+    fn stage(
+        &self,
+        rows: &mut Vec<Stage>,
+        name: &str,
+        make: impl FnOnce() -> miette::Result<Graph>,
+    ) -> miette::Result<Graph> {
+        let file = self.stage_file(name);
+        let figures = file.with_extension("json");
+        if figures.is_file() {
+            rows.push(runs::read_json(&figures)?);
+            return Ok(load(&file, &LoadOptions::default())?);
+        }
+        let graph = make()?;
+        save(&graph, &file)?;
+        let stage = self.measure(name, &graph, &file)?;
+        // Last: where the figures are, the stage is done.
+        runs::write_json(&figures, &stage)?;
+        let test = stage.row.test.map(|t| format!("  test {:.4} / {:.4}", t.map50, t.map50_95)).unwrap_or_default();
+        ui::note(format_args!(
+            "{name:>12}  {} parameters  {} MACs  mAP50 / mAP50-95 {:.4} / {:.4}{test}",
+            ui::count(stage.row.params),
+            ui::count(stage.row.macs),
+            stage.row.map50,
+            stage.row.map50_95
+        ));
+        rows.push(stage);
+        Ok(graph)
+    }
+
+    fn stage_file(&self, name: &str) -> PathBuf {
+        self.out.join("stages").join(format!("{name}.safetensors"))
+    }
+
+    fn plan(&self, name: &str, make: impl FnOnce() -> miette::Result<Plan>) -> miette::Result<Plan> {
+        let file = self.out.join("plans").join(format!("{name}.json"));
+        if file.is_file() {
+            return runs::read_json(&file);
+        }
+        let plan = make()?;
+        runs::write_json(&file, &plan)?;
+        Ok(plan)
+    }
+
+    fn measure(&self, name: &str, graph: &Graph, file: &Path) -> miette::Result<Stage> {
+        let imgsz = self.recipe.heal.imgsz;
+        let cost = cost::total(graph, [imgsz; 2])?;
+        let map = self.score(graph, "val")?;
+        let test = match self.dataset.splits.contains_key("test") {
+            true => Some(self.score(graph, "test")?),
+            false => None,
+        };
+        let accuracy = |m: &MapResult| Accuracy { map50: m.map50, map50_95: m.map50_95 };
+        let row = StageRow {
+            stage: name.into(),
+            params: cost.params,
+            macs: cost.macs,
+            bytes: std::fs::metadata(file).map_err(|e| Error::io("read", file, &e))?.len(),
+            map50: map.map50,
+            map50_95: map.map50_95,
+            test: test.as_ref().map(accuracy),
+            ms_per_image: latency(graph, imgsz)?,
+        };
+        let curve = |c: &ClassResult| (c.name.clone(), c.curve.iter().map(|p| [p.recall, p.precision]).collect());
+        Ok(Stage { row, curves: map.per_class.iter().map(curve).collect() })
+    }
+
+    fn score(&self, graph: &Graph, split: &str) -> miette::Result<MapResult> {
+        let imgsz = self.recipe.heal.imgsz;
+        let items = &self.dataset.split(split)?.items;
+        let config = LoaderConfig { size: imgsz as u32, mode: Mode::Val, ..LoaderConfig::default() };
+        let loader = Loader::new(items, config)?;
+        let classes: Vec<usize> = (0..self.dataset.names.len()).collect();
+        let mut detector = Detector::new(graph, imgsz)?;
+        let mut counter = Counter::default();
+        let map = evaluate(self.dataset, items, &loader, &classes, &mut counter, |batch| {
+            detector.detect(&batch.images, batch.n, &val_nms())
+        })?;
+        Ok(map)
+    }
+
+    /// The gamma histograms of sparse training, if there was one.
+    fn gammas(&self) -> miette::Result<Vec<GammaHistogram>> {
+        let file = self.out.join("gammas.json");
+        if file.is_file() { runs::read_json(&file) } else { Ok(vec![]) }
+    }
+}
+
+/// Median milliseconds of one image through our own executor, decoding and suppression left out.
+fn latency(graph: &Graph, imgsz: usize) -> miette::Result<f64> {
+    let mut infer = Infer::new(graph, [imgsz; 2])?;
+    let image = vec![114; imgsz * imgsz * 3];
+    let mut times = vec![];
+    for _ in 0..24 {
+        let start = Instant::now();
+        infer.run(&image, 1)?;
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    // The first runs fill caches and the pool of buffers.
+    let times = &mut times[4..];
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
+}

@@ -1,0 +1,140 @@
+//! What a run leaves for people and programs: the slim detector, summary.json, the stage table and report.html.
+
+use graph::format::{save, write_whole};
+use graph::{Graph, Op};
+
+use super::{Pipeline, Stage};
+use crate::report::{
+    GammaHistogram, LayerChannels, PrCurve, PrPanel, ReportData, StageRow, Summary, mean_curve, render,
+};
+use crate::ui::{Column, Table};
+use crate::{runs, ui};
+
+/// Stages whose precision-recall curves the report draws.
+const DRAWN: [&str; 3] = ["dense", "recalibrated", "healed"];
+
+impl Pipeline<'_> {
+    pub(super) fn finish(&self, dense: &Graph, slim: &Graph, stages: Vec<Stage>) -> miette::Result<Summary> {
+        let recipe = self.recipe;
+        save(slim, &self.out.join("slim.safetensors"))?;
+        let summary = Summary {
+            model: recipe.model.display().to_string(),
+            data: recipe.data.display().to_string(),
+            split: "val".into(),
+            imgsz: recipe.heal.imgsz,
+            seed: recipe.seed,
+            stages: stages.iter().map(|s| s.row.clone()).collect(),
+        };
+        let report = ReportData {
+            summary: summary.clone(),
+            channels: channels(dense, slim),
+            gammas: self.gammas()?.iter().map(histogram).collect(),
+            curves: panels(&stages),
+            images: super::pictures::pairs(self, dense, slim)?,
+            notes: self.notes()?,
+            recipe: toml::to_string(recipe).unwrap_or_default(),
+            environment: environment(),
+        };
+        write_whole(&self.out.join("report.html"), render(&report).as_bytes())?;
+        runs::write_json(&self.out.join("summary.json"), &summary)?;
+        Ok(summary)
+    }
+
+    /// Remarks of the planners.
+    fn notes(&self) -> miette::Result<Vec<String>> {
+        let mut notes = vec![];
+        for name in ["importance", "similarity", "rest"] {
+            let file = self.out.join("plans").join(format!("{name}.json"));
+            if file.is_file() {
+                let plan: prune::Plan = runs::read_json(&file)?;
+                notes.push(format!("{} – {} channel classes removed", plan.method, plan.removals.len()));
+                notes.extend(plan.notes);
+            }
+        }
+        Ok(notes)
+    }
+}
+
+/// Output channels of every convolution before and after.
+fn channels(dense: &Graph, slim: &Graph) -> Vec<LayerChannels> {
+    let width = |g: &Graph, name: &str| {
+        g.nodes.iter().find(|n| n.name == name).and_then(|n| match &n.op {
+            Op::Conv(c) => Some(c.out_channels()),
+            _ => None,
+        })
+    };
+    let layer = |n: &graph::Node| {
+        Some(LayerChannels { name: n.name.clone(), before: width(dense, &n.name)?, after: width(slim, &n.name)? })
+    };
+    dense.nodes.iter().filter_map(layer).collect()
+}
+
+fn histogram(h: &train::sparse::GammaHistogram) -> GammaHistogram {
+    GammaHistogram {
+        epoch: h.epoch,
+        max: f64::from(h.top),
+        counts: h.counts.iter().map(|&c| u64::from(c)).collect(),
+        near_zero: f64::from(h.share),
+    }
+}
+
+/// One panel for all classes together, one for each class.
+fn panels(stages: &[Stage]) -> Vec<PrPanel> {
+    let drawn: Vec<&Stage> = stages.iter().filter(|s| DRAWN.contains(&s.row.stage.as_str())).collect();
+    let Some(first) = drawn.first() else { return vec![] };
+    let seen: Vec<usize> =
+        (0..first.curves.len()).filter(|&c| drawn.iter().any(|s| !s.curves[c].1.is_empty())).collect();
+    let panel = |title: &str, points: &dyn Fn(&Stage) -> Vec<[f64; 2]>| PrPanel {
+        title: title.into(),
+        curves: drawn.iter().map(|s| PrCurve { stage: s.row.stage.clone(), points: points(s) }).collect(),
+    };
+    let all = |s: &Stage| mean_curve(&seen.iter().map(|&c| s.curves[c].1.clone()).collect::<Vec<_>>());
+    let mut panels = vec![panel("all classes", &all)];
+    // Eighty small panels help nobody.
+    for &c in seen.iter().take(11) {
+        panels.push(panel(&first.curves[c].0, &|s| s.curves[c].1.clone()));
+    }
+    panels
+}
+
+fn environment() -> Vec<(String, String)> {
+    let threads = rayon::current_num_threads().to_string();
+    let system = format!("{} {}", std::env::consts::OS, std::env::consts::ARCH);
+    [("Prunella", env!("CARGO_PKG_VERSION").to_string()), ("threads", threads), ("system", system)]
+        .map(|(k, v)| (k.to_string(), v))
+        .into()
+}
+
+/// The stages as a table for the terminal.
+pub fn stage_table(stages: &[StageRow]) -> String {
+    let mut columns = vec![
+        Column::text("stage"),
+        Column::number("params"),
+        Column::number("MACs"),
+        Column::number("file"),
+        Column::number("mAP50"),
+        Column::number("mAP50-95"),
+    ];
+    let tested = stages.iter().any(|s| s.test.is_some());
+    if tested {
+        columns.extend([Column::number("test 50"), Column::number("test 50-95")]);
+    }
+    columns.push(Column::number("ms"));
+    let mut table = Table::new(columns);
+    for s in stages {
+        let mut cells = vec![
+            s.stage.clone(),
+            ui::count(s.params),
+            ui::count(s.macs),
+            ui::bytes(s.bytes),
+            ui::fixed(Some(s.map50), 4),
+            ui::fixed(Some(s.map50_95), 4),
+        ];
+        if tested {
+            cells.extend([ui::fixed(s.test.map(|t| t.map50), 4), ui::fixed(s.test.map(|t| t.map50_95), 4)]);
+        }
+        cells.push(ui::fixed(Some(s.ms_per_image), 1));
+        table.row(cells);
+    }
+    table.to_string()
+}

@@ -1,0 +1,73 @@
+//! The recipe of a run: every setting of `compress`, echoed into the run's folder as recipe.toml.
+
+use std::path::{Path, PathBuf};
+
+use prune::{Budget, Criterion, Importance, Similarity};
+use serde::{Deserialize, Serialize};
+use train::TrainConfig;
+
+use crate::exit::Error;
+
+/// What `compress` does, from which detector, on which data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Recipe {
+    pub model: PathBuf,
+    /// Weights of a Darknet `.cfg`.
+    pub weights: Option<PathBuf>,
+    pub data: PathBuf,
+    pub seed: u64,
+    /// Share of the removal that stage 2 does, in 0..=1.
+    pub similarity_share: f64,
+    /// Training images that stage 2 learns channel statistics from.
+    pub calibration_images: usize,
+    /// Passes over the training images in which BatchNorm statistics are estimated anew.
+    pub recalibration_epochs: usize,
+    pub budget: Budget,
+    pub importance: Importance,
+    pub similarity: Similarity,
+    /// Fine-tuning before anything is cut; skipped where the detector knows the dataset's classes, or with 0 epochs.
+    pub dense: TrainConfig,
+    /// Sparse training; skipped with 0 epochs. Its target share is set from the budget.
+    pub sparse: TrainConfig,
+    /// Fine-tuning after the cut; skipped with 0 epochs.
+    pub heal: TrainConfig,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self {
+            model: PathBuf::new(),
+            weights: None,
+            data: PathBuf::new(),
+            seed: 0,
+            similarity_share: 0.5,
+            calibration_images: 256,
+            recalibration_epochs: 2,
+            budget: Budget { params: None, macs: None, rate: None },
+            importance: Importance { criterion: Criterion::OutputError, ..Importance::default() },
+            similarity: Similarity::default(),
+            dense: TrainConfig::default(),
+            sparse: TrainConfig::default(),
+            heal: TrainConfig::default(),
+        }
+    }
+}
+
+impl Recipe {
+    /// Reads a recipe.
+    pub fn load(path: &Path) -> miette::Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, &e))?;
+        toml::from_str(&text).map_err(|e| {
+            let what = format!("`{}` is no recipe: {}", path.display(), e.to_string().trim());
+            Error::failed(what, "a run writes a complete recipe.toml into its folder; start from one of those")
+        })
+    }
+
+    /// Applies `change` to all three trainings.
+    pub fn each_training(&mut self, mut change: impl FnMut(&mut TrainConfig)) {
+        change(&mut self.dense);
+        change(&mut self.sparse);
+        change(&mut self.heal);
+    }
+}
