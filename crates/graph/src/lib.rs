@@ -8,6 +8,7 @@
 //! (N, C, H, W); the [`Head`] node at the end receives the raw maps a detector is decoded from. Weights live inside
 //! the ops that own them, in PyTorch's layout.
 
+pub mod build;
 pub mod cost;
 mod error;
 pub mod format;

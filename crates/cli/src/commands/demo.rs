@@ -1,9 +1,59 @@
 //! `demo`: the whole method on a dataset made on the spot.
 
+use data::OpenOptions;
+use data::synth::{self, SynthConfig};
+use graph::build::Yolov5;
+use graph::format::save;
+use prune::Budget;
+use train::TrainConfig;
+use train::schedule::ScheduleConfig;
+
 use crate::args::Demo;
+use crate::commands::compress::compress;
 use crate::exit::{Error, Exit};
+use crate::pipeline::Recipe;
+use crate::{runs, ui};
+
+/// Side of the images, pixels.
+const SIZE: usize = 160;
 
 /// Runs the command.
-pub fn run(_args: &Demo) -> miette::Result<Exit> {
-    Err(Error::failed("`demo` is not built into this version yet", "a later version will have it"))
+pub fn run(args: &Demo) -> miette::Result<Exit> {
+    let out = runs::folder(Some(&args.out), "demo", true)?;
+    let folder = out.join("dataset");
+    let config = SynthConfig { train: 320, val: 80, test: 40, size: SIZE as u32, seed: args.seed };
+    let yaml = folder.join("data.yaml");
+    if !yaml.is_file() {
+        std::fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, &e))?;
+        let spinner = ui::spinner("Rendering");
+        synth::write(&folder, &config)?;
+        spinner.finish_and_clear();
+        ui::note(format_args!("Rendered {} blood smears into `{}`", 320 + 80 + 40, folder.display()));
+    }
+    let dataset = data::open(&yaml, &OpenOptions::default())?;
+    let names = dataset.names.clone();
+    let model = Yolov5 { names, imgsz: SIZE, width: 0.25, depth: 0.33, seed: args.seed }.build()?;
+    let start = out.join("untrained.safetensors");
+    save(&model, &start)?;
+
+    let recipe = Recipe {
+        model: start,
+        data: yaml,
+        seed: args.seed,
+        similarity_share: 0.5,
+        budget: Budget { params: None, macs: Some(0.4), rate: None },
+        dense: training(args.seed, 50),
+        sparse: training(args.seed, 0),
+        heal: training(args.seed, 25),
+        ..Recipe::default()
+    };
+    runs::write_toml(&out.join("recipe.toml"), &recipe)?;
+    ui::note("Training a small YOLO from scratch, then keeping 40 % of its multiply-accumulates");
+    compress(&recipe, &model, &dataset, &out, false)
+}
+
+/// From scratch on few images: small batches, so that there are enough steps.
+fn training(seed: u64, epochs: usize) -> TrainConfig {
+    let schedule = ScheduleConfig { warmup_epochs: 2.0, warmup_min_iterations: 20, ..ScheduleConfig::default() };
+    TrainConfig { epochs, seed, batch: 16, nominal_batch: 16, imgsz: SIZE, schedule, ..TrainConfig::default() }
 }
