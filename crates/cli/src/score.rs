@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use data::{Dataset, Item, Loader, LoaderConfig, Mode};
+use data::{Dataset, Loader, LoaderConfig, Mode};
 use eval::NmsConfig;
-use eval::coco::{self, Annotation, Category, GroundTruth, Image, MapResult, ScoredBox};
+use eval::coco::MapResult;
+use train::evaluate::evaluate;
 
 use crate::detector::Detector;
 use crate::exit::Error;
+use crate::training::Counter;
 use crate::ui;
 
 /// What an evaluation came to.
@@ -35,53 +37,14 @@ pub fn score(
     let config =
         LoaderConfig { size: detector.imgsz as u32, batch, mode: Mode::Val, cache_bytes: 0, ..Default::default() };
     let loader = Loader::new(items, config)?;
-    let bar = ui::bar("Evaluating", items.len(), "images");
-    let mut found = vec![];
     let mut detecting = Duration::ZERO;
-    for batch in loader.epoch(0) {
-        let batch = batch?;
+    let map = evaluate(dataset, items, &loader, &classes, &mut Counter::default(), |batch| {
         let start = Instant::now();
-        let detections = detector.detect(&batch.images, batch.n, nms)?;
+        let detections = detector.detect(&batch.images, batch.n, nms);
         detecting += start.elapsed();
-        for ((item, placed), boxes) in batch.items.iter().zip(&batch.letterboxes).zip(detections) {
-            found.extend(boxes.iter().map(|d| {
-                let [x1, y1, x2, y2] = placed.to_image(d.bbox).map(f64::from);
-                ScoredBox {
-                    image_id: items[*item].id as i64,
-                    category_id: dataset.category_ids[classes[d.class]] as i64,
-                    bbox: [x1, y1, x2 - x1, y2 - y1],
-                    score: f64::from(d.score),
-                }
-            }));
-        }
-        bar.inc(batch.n as u64);
-    }
-    bar.finish_and_clear();
-    Ok(Score { map: coco::evaluate(&truth(dataset, items), &found)?, images: items.len(), detecting })
-}
-
-/// The labels of `items` as COCO puts them. VOC's difficult objects are crowds: found or not, they do not count.
-fn truth(dataset: &Dataset, items: &[Item]) -> GroundTruth {
-    let ids = dataset.category_ids.iter().map(|&id| id as i64);
-    let categories = ids.zip(&dataset.names).map(|(id, name)| Category { id, name: name.clone() });
-    let images = items.iter().map(|item| Image {
-        id: item.id as i64,
-        file_name: item.image.display().to_string(),
-        width: item.size.0 as usize,
-        height: item.size.1 as usize,
-    });
-    let boxes = items.iter().flat_map(|item| item.boxes.iter().map(move |b| (item.id as i64, b)));
-    let annotations = boxes.map(|(image_id, b)| {
-        let [x1, y1, x2, y2] = b.xyxy.map(f64::from);
-        Annotation {
-            image_id,
-            category_id: dataset.category_ids[b.class] as i64,
-            bbox: [x1, y1, x2 - x1, y2 - y1],
-            area: b.area,
-            crowd: !b.counts(),
-        }
-    });
-    GroundTruth { images: images.collect(), annotations: annotations.collect(), categories: categories.collect() }
+        detections
+    })?;
+    Ok(Score { map, images: items.len(), detecting })
 }
 
 /// The dataset's class of each of the detector's: by name where the names are the same, else by place.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, Progress};
 use crate::ema::{Ema, EmaConfig};
-use crate::evaluate::{Detector, evaluate, raw};
+use crate::evaluate::{evaluate, raw};
 use crate::loss::{Criterion, Distill};
 use crate::metrics_csv::{Results, Row};
 use crate::net::{BnUpdate, Infer, TrainNet};
@@ -219,11 +219,18 @@ impl<'a> Run<'a> {
         for epoch in self.progress.epochs..self.config.epochs {
             let started = Instant::now();
             let losses = self.epoch(epoch, watch)?;
-            let mut detector = Detector::new(self.ema.graph(), self.config.imgsz)?;
+            let (head, _) = self.task.start.head()?;
+            let mut infer = Infer::new(self.ema.graph(), [self.config.imgsz; 2])?;
+            let mut val_losses = [0.0; 3];
             let map = evaluate(self.task.dataset, &split.items, &val, &classes, watch, |batch| {
-                detector.detect(&batch.images, batch.n, &val_nms())
+                let maps = infer.run(&batch.images, batch.n)?;
+                let loss = self.criterion.evaluate(head, &raw(&maps), &batch.targets)?.value;
+                for (sum, (_, part)) in val_losses.iter_mut().zip(loss.parts) {
+                    *sum += f64::from(part) / val.batches() as f64;
+                }
+                Ok::<_, Error>(eval::detect(head, &raw(&maps), &val_nms()))
             })?;
-            self.finish_epoch(epoch, losses, &map)?;
+            self.finish_epoch(epoch, losses, val_losses, &map)?;
             watch.epoch(&EpochReport {
                 epoch,
                 epochs: self.config.epochs,
@@ -290,7 +297,7 @@ impl<'a> Run<'a> {
     }
 
     /// Writes everything an epoch leaves.
-    fn finish_epoch(&mut self, epoch: usize, losses: [f64; 3], map: &MapResult) -> Result<()> {
+    fn finish_epoch(&mut self, epoch: usize, losses: [f64; 3], val_losses: [f64; 3], map: &MapResult) -> Result<()> {
         let weights = self.task.out.join("weights");
         save(self.ema.graph(), &weights.join("last.safetensors"))?;
         let fit = fitness(map);
@@ -315,7 +322,7 @@ impl<'a> Run<'a> {
             recall: mean(|c| c.recall),
             map50: map.map50,
             map50_95: map.map50_95,
-            val: [0.0; 3],
+            val: val_losses,
             lr: [at(rates.weight), at(rates.norm), at(rates.bias)],
         })?;
         self.progress.epochs = epoch + 1;

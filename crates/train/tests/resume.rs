@@ -1,0 +1,55 @@
+//! A run that is killed between two epochs and resumed ends with the same weights, bit for bit.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use data::OpenOptions;
+use data::synth::{SynthConfig, write};
+use graph::build::Yolov5;
+use train::schedule::ScheduleConfig;
+use train::sparse::SparseConfig;
+use train::watch::{EpochReport, Quiet, Watch};
+use train::{Task, TrainConfig, Trained, train};
+
+/// Pulls the plug after the first epoch.
+struct Kill;
+
+impl Watch for Kill {
+    fn epoch(&mut self, _: &EpochReport) {
+        panic!("killed");
+    }
+}
+
+#[test]
+fn a_killed_run_resumes_to_the_same_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let yaml = write(folder.path(), &SynthConfig { train: 10, val: 3, test: 1, size: 64, seed: 1 }).unwrap();
+    let dataset = data::open(&yaml, &OpenOptions::default()).unwrap();
+    let spec = Yolov5 { names: dataset.names.clone(), imgsz: 64, width: 0.125, depth: 0.33, seed: 2 };
+    let start = spec.build().unwrap();
+    let config = TrainConfig {
+        epochs: 3,
+        batch: 4,
+        nominal_batch: 8,
+        imgsz: 64,
+        schedule: ScheduleConfig { warmup_epochs: 0.0, ..ScheduleConfig::default() },
+        sparse: Some(SparseConfig { target: 0.2, lambda: [1e-5, 100.0], ..SparseConfig::default() }),
+        ..TrainConfig::default()
+    };
+    let run = |out: &Path, resume: bool, watch: &mut dyn Watch| -> Trained {
+        std::fs::create_dir_all(out).unwrap();
+        let task = Task { start: &start, dataset: &dataset, teacher: None, out, resume };
+        train(&task, &config, watch).unwrap()
+    };
+    let whole = run(&folder.path().join("whole"), false, &mut Quiet);
+    let killed = folder.path().join("killed");
+    assert!(catch_unwind(AssertUnwindSafe(|| run(&killed, false, &mut Kill))).is_err());
+    let resumed = run(&killed, true, &mut Quiet);
+
+    assert!(whole.last == resumed.last, "the weights differ");
+    assert!(whole.best == resumed.best && whole.gammas == resumed.gammas);
+    assert_eq!(resumed.gammas.len(), 3);
+    let csv = |run: &str| std::fs::read_to_string(folder.path().join(run).join("results.csv")).unwrap();
+    assert_eq!(csv("whole"), csv("killed"));
+    assert_eq!(csv("whole").lines().count(), 4);
+}
