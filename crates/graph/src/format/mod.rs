@@ -1,6 +1,7 @@
 //! Detector files: [`load`] turns any of them into a checked [`Graph`], [`save`] writes the native one.
 
 mod native;
+pub mod onnx;
 mod pickle;
 mod torch;
 mod ultralytics;

@@ -1,0 +1,206 @@
+//! A [`Graph`] as an ONNX model: batch normalisation folded into its convolution, the head's decoding as operators.
+
+use prost::Message;
+
+use crate::{Act, BatchNorm, Conv, Error, Graph, NodeId, Op, Result};
+
+use super::proto::{AttributeProto, ModelProto, OperatorSetIdProto};
+use super::writer::{Writer, value_info};
+use super::{INPUT, OUTPUT, head, metadata};
+
+/// ONNX IR version 7 came with opset 13; both are old enough for every runtime in use.
+const IR_VERSION: i64 = 7;
+/// The first opset whose `Softmax` works along one axis and whose `ReduceSum` takes its axes as an input.
+const OPSET: i64 = 13;
+
+/// For which input to export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExportOptions {
+    /// (height, width) in pixels, multiples of the largest stride; fixed in the exported file.
+    pub imgsz: [usize; 2],
+    /// Images at once; ignored where the batch is dynamic.
+    pub batch: usize,
+    /// Leaves the batch axis open.
+    pub dynamic_batch: bool,
+}
+
+/// The bytes of an ONNX model with one input `images` (N, channels, H, W), RGB in 0..1, and one output `output0`:
+///
+/// | head | shape | order |
+/// |---|---|---|
+/// | anchors | (N, A, 5 + classes) | cx, cy, w, h, objectness, class probabilities; rows by level, anchor, row, column |
+/// | YOLOX | (N, A, 5 + classes) | the same, rows by level, row, column |
+/// | distributions | (N, 4 + classes, A) | cx, cy, w, h, class probabilities |
+///
+/// Boxes are in pixels of the input. Probabilities are not multiplied with objectness. No non-maximum suppression.
+///
+/// # Errors
+/// The graph is no detector, does not fit `imgsz`, or the batch is 0.
+pub fn export(graph: &Graph, options: &ExportOptions) -> Result<Vec<u8>> {
+    let (head, inputs) = graph.head()?;
+    let shapes = graph.shapes(options.imgsz).map_err(|e| {
+        let largest = head.strides().into_iter().max().unwrap_or(1);
+        e.hint(format!("the image size must be a multiple of {largest} pixels on both sides"))
+    })?;
+    let batch = match (options.dynamic_batch, options.batch) {
+        (true, _) => None,
+        (false, 0) => return Err(Error::node(INPUT, "cannot export for a batch of 0 images").hint("give 1 or more")),
+        (false, batch) => Some(batch),
+    };
+
+    let mut writer = Writer::default();
+    let readers = graph.consumers();
+    let mut values: Vec<String> = Vec::with_capacity(graph.nodes.len());
+    for (id, node) in graph.nodes.iter().enumerate() {
+        let inputs: Vec<&str> = node.inputs.iter().map(|&i| values[i].as_str()).collect();
+        let value = match &node.op {
+            Op::BatchNorm(_) if folds_into(graph, &readers, node.inputs[0]) == Some(id) => inputs[0].to_owned(),
+            Op::Conv(conv) => {
+                let norm = folds_into(graph, &readers, id).and_then(|reader| match &graph.nodes[reader].op {
+                    Op::BatchNorm(norm) => Some(norm),
+                    _ => None,
+                });
+                write_conv(&mut writer, &node.name, conv, norm, inputs[0])
+            }
+            op => write_op(&mut writer, &node.name, op, &inputs),
+        };
+        values.push(value);
+    }
+    let maps: Vec<String> = inputs.iter().map(|&i| values[i].clone()).collect();
+    let map_shapes: Vec<_> = inputs.iter().map(|&i| shapes[i]).collect();
+    let name = &graph.nodes[graph.nodes.len() - 1].name;
+    let [rows, columns] = head::write(&mut writer, head, &value_name(name), &maps, &map_shapes);
+
+    let [height, width] = options.imgsz;
+    writer.graph.name = "detector".into();
+    writer.graph.input = vec![value_info(INPUT, &[batch, Some(shapes[0].c), Some(height), Some(width)])];
+    writer.graph.output = vec![value_info(OUTPUT, &[batch, Some(rows), Some(columns)])];
+    let model = ModelProto {
+        ir_version: IR_VERSION,
+        producer_name: "prunella".into(),
+        producer_version: env!("CARGO_PKG_VERSION").into(),
+        graph: Some(writer.graph),
+        opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: OPSET }],
+        metadata_props: metadata::properties(graph, head, options.imgsz),
+    };
+    Ok(model.encode_to_vec())
+}
+
+/// Value of a node. The slash keeps it apart from the input, the output and the weights.
+fn value_name(node: &str) -> String {
+    format!("/{node}")
+}
+
+/// The batch normalisation that becomes part of convolution `conv`: its only reader.
+fn folds_into(graph: &Graph, readers: &[Vec<NodeId>], conv: NodeId) -> Option<NodeId> {
+    match (&graph.nodes[conv].op, readers[conv].as_slice()) {
+        (Op::Conv(_), &[reader]) if matches!(graph.nodes[reader].op, Op::BatchNorm(_)) => Some(reader),
+        _ => None,
+    }
+}
+
+fn write_conv(w: &mut Writer, name: &str, conv: &Conv, norm: Option<&BatchNorm>, x: &str) -> String {
+    let (weight, bias) = match norm {
+        Some(norm) => {
+            let (weight, bias) = fold(conv, norm);
+            (weight, Some(bias))
+        }
+        None => (conv.weight.data.clone(), conv.bias.clone()),
+    };
+    let weight = w.floats(&format!("{name}.weight"), &conv.weight.shape, &weight);
+    let bias = bias.map(|b| w.floats(&format!("{name}.bias"), &[b.len()], &b));
+    let ([ph, pw], inputs) = (conv.pad, [Some(x), Some(&weight), bias.as_deref()]);
+    let attributes = vec![
+        AttributeProto::ints("dilations", &[1, 1]),
+        AttributeProto::int("group", conv.groups as i64),
+        AttributeProto::ints("kernel_shape", &conv.kernel()),
+        AttributeProto::ints("pads", &[ph, pw, ph, pw]),
+        AttributeProto::ints("strides", &conv.stride),
+    ];
+    let inputs: Vec<&str> = inputs.into_iter().flatten().collect();
+    w.node("Conv", &value_name(name), &inputs, attributes)
+}
+
+/// Weights and biases of a convolution that does what `conv` and `norm` do one after the other; f64 until the end.
+fn fold(conv: &Conv, norm: &BatchNorm) -> (Vec<f32>, Vec<f32>) {
+    let mut weight = Vec::with_capacity(conv.weight.len());
+    let mut bias = Vec::with_capacity(conv.out_channels());
+    for o in 0..conv.out_channels() {
+        let scale = f64::from(norm.gamma[o]) / (f64::from(norm.var[o]) + f64::from(norm.eps)).sqrt();
+        weight.extend(conv.weight.outer(o).iter().map(|&v| (f64::from(v) * scale) as f32));
+        let own = conv.bias.as_ref().map_or(0.0, |b| f64::from(b[o]));
+        bias.push(((own - f64::from(norm.mean[o])) * scale + f64::from(norm.beta[o])) as f32);
+    }
+    (weight, bias)
+}
+
+/// Any operator but a convolution; returns its value. The head has none.
+fn write_op(w: &mut Writer, name: &str, op: &Op, inputs: &[&str]) -> String {
+    let value = value_name(name);
+    match op {
+        Op::Input { .. } => INPUT.into(),
+        Op::Conv(conv) => write_conv(w, name, conv, None, inputs[0]),
+        Op::BatchNorm(norm) => {
+            let mut all = vec![inputs[0].to_owned()];
+            let channels = norm.gamma.len();
+            all.extend(op.weights().into_iter().map(|(what, v)| w.floats(&format!("{name}.{what}"), &[channels], v)));
+            let all: Vec<&str> = all.iter().map(String::as_str).collect();
+            w.node("BatchNormalization", &value, &all, vec![AttributeProto::float("epsilon", norm.eps)])
+        }
+        Op::Act(act) => write_act(w, &value, *act, inputs[0]),
+        Op::Concat => w.node("Concat", &value, inputs, vec![AttributeProto::int("axis", 1)]),
+        Op::Add => {
+            // ONNX adds two at a time; the last sum has the node's own name.
+            let mut sum = inputs[0].to_owned();
+            for (i, term) in inputs.iter().enumerate().skip(1) {
+                let name = if i + 1 == inputs.len() { value.clone() } else { format!("{value}.{i}") };
+                sum = w.node("Add", &name, &[&sum, term], vec![]);
+            }
+            sum
+        }
+        Op::Upsample { factor } => {
+            let factor = *factor as f32;
+            let scales = w.floats(&format!("{name}.scales"), &[4], &[1.0, 1.0, factor, factor]);
+            let attributes = vec![
+                AttributeProto::string("coordinate_transformation_mode", "asymmetric"),
+                AttributeProto::string("mode", "nearest"),
+                AttributeProto::string("nearest_mode", "floor"),
+            ];
+            w.node("Resize", &value, &[inputs[0], "", &scales], attributes)
+        }
+        Op::MaxPool(pool) => {
+            let [before, after] = pool.pad;
+            let attributes = vec![
+                AttributeProto::ints("kernel_shape", &[pool.kernel; 2]),
+                AttributeProto::ints("pads", &[before, before, after, after]),
+                AttributeProto::ints("strides", &[pool.stride; 2]),
+            ];
+            w.node("MaxPool", &value, inputs, attributes)
+        }
+        Op::Slice { start, len } => w.slice(&value, inputs[0], 1, *start, *len),
+        Op::Head(_) => String::new(),
+    }
+}
+
+fn write_act(w: &mut Writer, value: &str, act: Act, x: &str) -> String {
+    match act {
+        Act::Identity => x.to_owned(),
+        Act::Silu => {
+            let gate = w.node("Sigmoid", &format!("{value}.sigmoid"), &[x], vec![]);
+            w.node("Mul", value, &[x, &gate], vec![])
+        }
+        Act::Leaky => w.node("LeakyRelu", value, &[x], vec![AttributeProto::float("alpha", 0.1)]),
+        Act::Mish => {
+            let soft = w.node("Softplus", &format!("{value}.softplus"), &[x], vec![]);
+            let gate = w.node("Tanh", &format!("{value}.tanh"), &[&soft], vec![]);
+            w.node("Mul", value, &[x, &gate], vec![])
+        }
+        Act::Relu => w.node("Relu", value, &[x], vec![]),
+        Act::Relu6 => {
+            let low = w.floats(&format!("{value}.min"), &[], &[0.0]);
+            let high = w.floats(&format!("{value}.max"), &[], &[6.0]);
+            w.node("Clip", value, &[x, &low, &high], vec![])
+        }
+        Act::Sigmoid => w.node("Sigmoid", value, &[x], vec![]),
+    }
+}

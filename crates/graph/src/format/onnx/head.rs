@@ -1,0 +1,151 @@
+//! The head as ONNX operators: from raw maps to boxes in pixels and probabilities.
+//!
+//! Grids, strides and anchors are constants of the exported size; the batch axis is never named, so it may stay open.
+
+use crate::{AnchorHead, AnchorLevel, BoxDecode, DflHead, Head, Shape, YoloxHead};
+
+use super::OUTPUT;
+use super::proto::AttributeProto;
+use super::writer::Writer;
+
+/// Writes the decoding of `head`, named after the head's node, on the values `maps` of the given shapes. Returns the shape of the output
+/// without its batch axis.
+pub fn write(w: &mut Writer, head: &Head, name: &str, maps: &[String], shapes: &[Shape]) -> [usize; 2] {
+    match head {
+        Head::Anchor(head) => anchors(w, head, name, maps, shapes),
+        Head::Dfl(head) => distributions(w, head, name, maps, shapes),
+        Head::Yolox(head) => yolox(w, head, name, maps, shapes),
+    }
+}
+
+/// (column, row) of every cell, row-major.
+fn cells(shape: Shape) -> impl Iterator<Item = [f32; 2]> {
+    (0..shape.h).flat_map(move |y| (0..shape.w).map(move |x| [x as f32, y as f32]))
+}
+
+fn anchors(w: &mut Writer, head: &AnchorHead, name: &str, maps: &[String], shapes: &[Shape]) -> [usize; 2] {
+    let columns = 5 + head.classes;
+    let mut levels = Vec::new();
+    let mut rows = 0;
+    for (i, ((level, map), &shape)) in head.levels.iter().zip(maps).zip(shapes).enumerate() {
+        let prefix = format!("{name}.{i}");
+        let (priors, plane) = (level.anchors.len(), shape.h * shape.w);
+        let split = [0, priors as i64, columns as i64, plane as i64];
+        let x = w.reshape(&format!("{prefix}.split"), map, &split);
+        let x = w.transpose(&format!("{prefix}.transpose"), &x, &[0, 1, 3, 2]);
+        let x = w.reshape(&format!("{prefix}.rows"), &x, &[0, (priors * plane) as i64, columns as i64]);
+        levels.push(anchor_level(w, level, head.classes, &prefix, &x, shape));
+        rows += priors * plane;
+    }
+    join(w, &levels, 1);
+    [rows, columns]
+}
+
+/// One level's rows, (N, anchors * H * W, 5 + classes), decoded; the formulas are [`BoxDecode`]'s.
+fn anchor_level(w: &mut Writer, level: &AnchorLevel, classes: usize, prefix: &str, x: &str, shape: Shape) -> String {
+    let stride = level.stride as f32;
+    let named = |part: &str| format!("{prefix}.{part}");
+    let squashed = match level.decode {
+        BoxDecode::V5 | BoxDecode::Darknet { .. } => w.node("Sigmoid", &named("sigmoid"), &[x], vec![]),
+        BoxDecode::DarknetNew { .. } => x.to_owned(),
+    };
+    let xy = w.slice(&named("xy"), &squashed, 2, 0, 2);
+    let scores = w.slice(&named("scores"), &squashed, 2, 4, 1 + classes);
+    // V5's `2 s - 0.5` is Darknet's rule with scale 2.
+    let scale = match level.decode {
+        BoxDecode::V5 => 2.0,
+        BoxDecode::Darknet { scale_xy } | BoxDecode::DarknetNew { scale_xy } => scale_xy,
+    };
+    let (wh, factor) = match level.decode {
+        BoxDecode::V5 | BoxDecode::DarknetNew { .. } => {
+            let wh = w.slice(&named("wh"), &squashed, 2, 2, 2);
+            (w.node("Mul", &named("square"), &[&wh, &wh], vec![]), 4.0)
+        }
+        BoxDecode::Darknet { .. } => {
+            let wh = w.slice(&named("wh"), x, 2, 2, 2);
+            (w.node("Exp", &named("exp"), &[&wh], vec![]), 1.0)
+        }
+    };
+    let rows = level.anchors.len() * shape.h * shape.w;
+    let corner = |c: f32| (c - (scale - 1.0) / 2.0) * stride;
+    let places: Vec<f32> = level.anchors.iter().flat_map(|_| cells(shape).flatten().map(corner)).collect();
+    let sizes: Vec<f32> =
+        level.anchors.iter().flat_map(|p| cells(shape).flat_map(|_| p.map(|side| side * factor))).collect();
+    let xy = w.with_constant("Mul", &named("spread"), &xy, &[], &[scale * stride]);
+    let xy = w.with_constant("Add", &named("centre"), &xy, &[1, rows, 2], &places);
+    let wh = w.with_constant("Mul", &named("size"), &wh, &[1, rows, 2], &sizes);
+    w.concat(&named("boxes"), &[xy, wh, scores], 2)
+}
+
+fn distributions(w: &mut Writer, head: &DflHead, name: &str, maps: &[String], shapes: &[Shape]) -> [usize; 2] {
+    let named = |part: &str| format!("{name}.{part}");
+    let (mut boxes, mut scores) = (Vec::new(), Vec::new());
+    let (mut centres, mut strides) = ([Vec::new(), Vec::new()], Vec::new());
+    for (i, (&stride, pair)) in head.strides.iter().zip(maps.chunks_exact(2)).enumerate() {
+        let shape = shapes[2 * i];
+        let flat = |channels: usize| [0, channels as i64, (shape.h * shape.w) as i64];
+        boxes.push(w.reshape(&named(&format!("{i}.box")), &pair[0], &flat(4 * head.reg_max)));
+        scores.push(w.reshape(&named(&format!("{i}.class")), &pair[1], &flat(head.classes)));
+        for cell in cells(shape) {
+            for (axis, c) in centres.iter_mut().zip(cell) {
+                axis.push(c + 0.5);
+            }
+            strides.push(stride as f32);
+        }
+    }
+    let count = strides.len();
+    let x = w.concat(&named("box"), &boxes, 2);
+    let x = w.reshape(&named("bins"), &x, &[0, 4, head.reg_max as i64, count as i64]);
+    let x = w.node("Softmax", &named("softmax"), &[&x], vec![AttributeProto::int("axis", 2)]);
+    let bins: Vec<f32> = (0..head.reg_max).map(|b| b as f32).collect();
+    let x = w.with_constant("Mul", &named("weighted"), &x, &[1, 1, head.reg_max, 1], &bins);
+    let axis = w.ints(&named("distance.axes"), &[2]);
+    let distance = w.node("ReduceSum", &named("distance"), &[&x, &axis], vec![AttributeProto::int("keepdims", 0)]);
+    // (N, 4, A): left, top, right, bottom in cells.
+    let low = w.slice(&named("low"), &distance, 1, 0, 2);
+    let high = w.slice(&named("high"), &distance, 1, 2, 2);
+    let size = w.node("Add", &named("size"), &[&low, &high], vec![]);
+    let shift = w.node("Sub", &named("shift"), &[&high, &low], vec![]);
+    let shift = w.with_constant("Mul", &named("half"), &shift, &[], &[0.5]);
+    let centre = w.with_constant("Add", &named("centre"), &shift, &[1, 2, count], &centres.concat());
+    let cells = w.concat(&named("cells"), &[centre, size], 1);
+    let pixels = w.with_constant("Mul", &named("pixels"), &cells, &[1, 1, count], &strides);
+    let logits = w.concat(&named("class"), &scores, 2);
+    let scores = w.node("Sigmoid", &named("scores"), &[&logits], vec![]);
+    join(w, &[pixels, scores], 1);
+    [4 + head.classes, count]
+}
+
+fn yolox(w: &mut Writer, head: &YoloxHead, name: &str, maps: &[String], shapes: &[Shape]) -> [usize; 2] {
+    let named = |part: &str| format!("{name}.{part}");
+    let columns = 5 + head.classes;
+    let mut levels = Vec::new();
+    let (mut places, mut strides) = (Vec::new(), Vec::new());
+    for (i, (&stride, level)) in head.strides.iter().zip(maps.chunks_exact(3)).enumerate() {
+        let shape = shapes[3 * i];
+        let x = w.concat(&named(&format!("{i}.concat")), level, 1);
+        let flat = [0, columns as i64, (shape.h * shape.w) as i64];
+        levels.push(w.reshape(&named(&format!("{i}.flat")), &x, &flat));
+        places.extend(cells(shape).flatten().map(|c| c * stride as f32));
+        strides.extend(cells(shape).map(|_| stride as f32));
+    }
+    let count = strides.len();
+    let x = w.concat(&named("levels"), &levels, 2);
+    let x = w.transpose(&named("rows"), &x, &[0, 2, 1]);
+    let xy = w.slice(&named("xy"), &x, 2, 0, 2);
+    let xy = w.with_constant("Mul", &named("offset"), &xy, &[1, count, 1], &strides);
+    let xy = w.with_constant("Add", &named("centre"), &xy, &[1, count, 2], &places);
+    let wh = w.slice(&named("wh"), &x, 2, 2, 2);
+    let wh = w.node("Exp", &named("exp"), &[&wh], vec![]);
+    let wh = w.with_constant("Mul", &named("size"), &wh, &[1, count, 1], &strides);
+    let scores = w.slice(&named("logits"), &x, 2, 4, 1 + head.classes);
+    let scores = w.node("Sigmoid", &named("scores"), &[&scores], vec![]);
+    join(w, &[xy, wh, scores], 2);
+    [count, columns]
+}
+
+/// Ends the graph: all of `parts` along `axis` under the output's name, also where there is a single part.
+fn join(w: &mut Writer, parts: &[String], axis: i64) {
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    w.node("Concat", OUTPUT, &parts, vec![AttributeProto::int("axis", axis)]);
+}

@@ -1,0 +1,125 @@
+//! What an exported file says of itself, in the keys and notation Ultralytics uses.
+
+use std::path::Path;
+
+use prost::Message;
+
+use crate::{Error, Graph, Head, Result};
+
+use super::proto::{ModelProto, StringStringEntryProto};
+
+/// The properties of an ONNX detector; whatever a foreign file does not tell is empty or `None`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Metadata {
+    /// The tool that wrote the file.
+    pub producer: String,
+    /// Class names in order of their numbers.
+    pub names: Vec<String>,
+    /// Largest stride, pixels.
+    pub stride: Option<usize>,
+    /// (height, width) in pixels.
+    pub imgsz: Option<[usize; 2]>,
+    pub task: Option<String>,
+}
+
+/// Reads the properties of an ONNX file from its bytes; `path` is for messages.
+///
+/// # Errors
+/// The bytes are no ONNX model, or a property is not in Ultralytics' notation.
+pub fn read_metadata(path: &Path, bytes: &[u8]) -> Result<Metadata> {
+    let damaged = |what: String| {
+        Error::format(path, what).hint("the file is damaged or truncated; copy it again or repeat the export")
+    };
+    let model = ModelProto::decode(bytes).map_err(|e| damaged(format!("is no readable ONNX model: {e}")))?;
+    if model.graph.is_none() {
+        return Err(damaged("is an ONNX model without a graph".into()));
+    }
+    let get = |key: &str| model.metadata_props.iter().find(|p| p.key == key).map(|p| p.value.as_str());
+    let parsed = |key: &str, text: &str| {
+        Error::format(path, format!("has no value Prunella can read: {text}"))
+            .at(format!("property `{key}`"))
+            .hint("write it as Ultralytics does, for example {0: 'person', 1: 'car'} or [640, 640]")
+    };
+    let names = match get("names") {
+        Some(text) => parse_names(text).ok_or_else(|| parsed("names", text))?,
+        None => vec![],
+    };
+    let stride = match get("stride") {
+        Some(text) => Some(text.trim().parse().map_err(|_| parsed("stride", text))?),
+        None => None,
+    };
+    let imgsz = match get("imgsz") {
+        Some(text) => Some(parse_size(text).ok_or_else(|| parsed("imgsz", text))?),
+        None => None,
+    };
+    let task = get("task").map(str::to_owned);
+    Ok(Metadata { producer: model.producer_name, names, stride, imgsz, task })
+}
+
+/// The properties an export carries.
+pub(super) fn properties(graph: &Graph, head: &Head, [height, width]: [usize; 2]) -> Vec<StringStringEntryProto> {
+    let names: Vec<String> =
+        graph.meta.names.iter().enumerate().map(|(i, name)| format!("{i}: {}", quote(name))).collect();
+    [
+        ("author", "prunella".to_owned()),
+        ("task", "detect".to_owned()),
+        ("stride", head.strides().into_iter().max().unwrap_or(1).to_string()),
+        ("imgsz", format!("[{height}, {width}]")),
+        ("names", format!("{{{}}}", names.join(", "))),
+    ]
+    .map(|(key, value)| StringStringEntryProto { key: key.into(), value })
+    .into()
+}
+
+/// A Python string literal.
+fn quote(text: &str) -> String {
+    let escaped = text.replace('\\', "\\\\").replace('\'', "\\'").replace('\n', "\\n").replace('\r', "\\r");
+    format!("'{escaped}'")
+}
+
+/// `[height, width]`.
+fn parse_size(text: &str) -> Option<[usize; 2]> {
+    let (height, width) = text.trim().strip_prefix('[')?.strip_suffix(']')?.split_once(',')?;
+    Some([height.trim().parse().ok()?, width.trim().parse().ok()?])
+}
+
+/// `{0: 'person', 1: "driver's seat"}`, numbers ascending from 0.
+fn parse_names(text: &str) -> Option<Vec<String>> {
+    let mut rest = text.trim().strip_prefix('{')?.strip_suffix('}')?.trim();
+    let mut names = Vec::new();
+    while !rest.is_empty() {
+        let (key, value) = rest.split_once(':')?;
+        if key.trim().parse::<usize>().ok()? != names.len() {
+            return None;
+        }
+        let (name, after) = parse_string(value.trim_start())?;
+        names.push(name);
+        rest = after.trim_start();
+        rest = match rest.strip_prefix(',') {
+            Some(next) => next.trim_start(),
+            None if rest.is_empty() => rest,
+            None => return None,
+        };
+    }
+    Some(names)
+}
+
+/// A Python string literal and what follows it.
+fn parse_string(text: &str) -> Option<(String, &str)> {
+    let quote = text.chars().next().filter(|c| matches!(c, '\'' | '"'))?;
+    let mut value = String::new();
+    let mut chars = text.char_indices().skip(1);
+    while let Some((at, c)) = chars.next() {
+        match c {
+            _ if c == quote => return Some((value, &text[at + 1..])),
+            '\\' => value.push(match chars.next()?.1 {
+                'n' => '\n',
+                'r' => '\r',
+                't' => '\t',
+                other => other,
+            }),
+            _ => value.push(c),
+        }
+    }
+    None
+}
