@@ -1,1 +1,7 @@
 //! The embedded ONNX runtime: running exported models, checking them against our own forward, timing them.
+
+mod error;
+mod session;
+
+pub use error::{Error, Result};
+pub use session::{Output, Session};

@@ -1,0 +1,212 @@
+//! Exported detectors, run by the embedded runtime, against the reference executor and our own decoding.
+
+use std::path::Path;
+
+use eval::RawMap;
+use graph::build::Yolov5;
+use graph::format::onnx::{ExportOptions, export};
+use graph::reference::{Map, forward};
+use graph::{
+    Act, AnchorHead, AnchorLevel, BatchNorm, BoxDecode, Conv, DflHead, Family, Graph, Head, MaxPool, Meta, NodeId, Op,
+    Shape, Tensor, YoloxHead,
+};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use runtime::{Error, Session};
+
+/// Two images that differ, values in 0..1.
+fn images(seed: u64, shape: [usize; 4]) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..shape.iter().product()).map(|_| rng.random_range(0.0..1.0)).collect()
+}
+
+/// What the export should return: reference maps, decoded by `eval`, in the export's layout.
+fn expected(graph: &Graph, images: &[f32], [n, c, h, w]: [usize; 4]) -> Vec<f32> {
+    let (head, inputs) = graph.head().unwrap();
+    let mut all = Vec::new();
+    for image in images.chunks_exact(c * h * w).take(n) {
+        let data = image.iter().map(|&v| f64::from(v)).collect();
+        let maps = forward(graph, &Map { shape: Shape { c, h, w }, data }).unwrap();
+        let dense: Vec<Vec<f32>> = inputs.iter().map(|&i| channels_last(&maps[i])).collect();
+        let raw: Vec<RawMap> = inputs
+            .iter()
+            .zip(&dense)
+            .map(|(&i, data)| RawMap { n: 1, h: maps[i].shape.h, w: maps[i].shape.w, c: maps[i].shape.c, data })
+            .collect();
+        let predictions = eval::decode(head, &raw);
+        let (rows, columns) = (predictions.boxes(), predictions.columns());
+        match head {
+            Head::Dfl(_) => all.extend((0..columns).flat_map(|k| {
+                let predictions = &predictions;
+                (0..rows).map(move |r| predictions.row(0, r)[k])
+            })),
+            Head::Anchor(_) | Head::Yolox(_) => all.extend_from_slice(predictions.image(0)),
+        }
+    }
+    all
+}
+
+fn channels_last(map: &Map) -> Vec<f32> {
+    let plane = map.shape.h * map.shape.w;
+    (0..plane).flat_map(|p| (0..map.shape.c).map(move |c| map.data[c * plane + p] as f32)).collect()
+}
+
+/// Exports with an open batch and compares two images at once.
+fn assert_exported(graph: &Graph, imgsz: [usize; 2], tolerance: f32) {
+    let bytes = export(graph, &ExportOptions { imgsz, batch: 1, dynamic_batch: true }).unwrap();
+    let mut session = Session::from_bytes(Path::new("exported.onnx"), bytes, 2).unwrap();
+    assert_eq!(session.metadata().names, graph.meta.names);
+    assert_eq!(session.input_shape(), [None, Some(3), Some(imgsz[0]), Some(imgsz[1])]);
+    let shape = [2, 3, imgsz[0], imgsz[1]];
+    let images = images(7, shape);
+    let worst = session.verify(&images, shape, &expected(graph, &images, shape), tolerance).unwrap();
+    println!("largest difference {worst}");
+}
+
+#[test]
+fn yolov5n_is_what_the_reference_computes() {
+    let Some(shared) = testkit::shared() else { return };
+    let graph = graph::format::load(&shared.join("weights/yolov5n/yolov5n.pt"), &Default::default()).unwrap();
+    assert_exported(&graph, [96, 64], 1e-3);
+}
+
+#[test]
+fn yolov8n_is_what_the_reference_computes() {
+    let Some(shared) = testkit::shared() else { return };
+    let graph = graph::format::load(&shared.join("weights/yolov8n/yolov8n-rail.pt"), &Default::default()).unwrap();
+    assert_exported(&graph, [64, 96], 1e-3);
+}
+
+struct Random {
+    graph: Graph,
+    rng: ChaCha8Rng,
+}
+
+impl Random {
+    fn new() -> Self {
+        let meta = Meta { family: Family::Other, names: vec!["a".into(), "b".into()], imgsz: [16, 24] };
+        Self { graph: Graph::new(meta, 3), rng: ChaCha8Rng::seed_from_u64(3) }
+    }
+
+    fn values(&mut self, len: usize, low: f32, high: f32) -> Vec<f32> {
+        (0..len).map(|_| self.rng.random_range(low..high)).collect()
+    }
+
+    fn push(&mut self, op: Op, inputs: &[NodeId]) -> NodeId {
+        self.graph.push(format!("n{}", self.graph.nodes.len()), op, inputs.to_vec())
+    }
+
+    /// A convolution with a bias, `groups` of `per_group` input channels each.
+    fn conv(&mut self, from: NodeId, weight: [usize; 4], stride: [usize; 2], pad: [usize; 2], groups: usize) -> NodeId {
+        let data = self.values(weight.iter().product(), -0.5, 0.5);
+        let bias = Some(self.values(weight[0], -0.5, 0.5));
+        self.push(Op::Conv(Conv { weight: Tensor::new(weight, data), bias, stride, pad, groups }), &[from])
+    }
+
+    fn norm(&mut self, from: NodeId, channels: usize) -> NodeId {
+        let norm = BatchNorm {
+            gamma: self.values(channels, 0.5, 1.5),
+            beta: self.values(channels, -0.5, 0.5),
+            mean: self.values(channels, -0.5, 0.5),
+            var: self.values(channels, 0.5, 1.5),
+            eps: 1e-3,
+            momentum: 0.03,
+        };
+        self.push(Op::BatchNorm(norm), &[from])
+    }
+
+    /// Every operator once, in 8 channels at stride 2.
+    fn body(&mut self) -> NodeId {
+        let x = self.conv(0, [8, 3, 3, 3], [2, 2], [1, 1], 1);
+        let mut x = self.norm(x, 8);
+        for act in [Act::Silu, Act::Leaky, Act::Mish, Act::Relu6, Act::Identity, Act::Sigmoid] {
+            let y = self.conv(x, [8, 4, 1, 3], [1, 1], [0, 1], 2);
+            let y = self.norm(y, 8);
+            x = self.push(Op::Act(act), &[y]);
+        }
+        // A convolution read twice: its normalisation must not be folded.
+        let depthwise = self.conv(x, [8, 1, 3, 3], [1, 1], [1, 1], 8);
+        let normed = self.norm(depthwise, 8);
+        let relu = self.push(Op::Act(Act::Relu), &[depthwise]);
+        let sum = self.push(Op::Add, &[normed, relu, x]);
+        let pooled = self.push(Op::MaxPool(MaxPool { kernel: 2, stride: 2, pad: [0, 0] }), &[sum]);
+        let up = self.push(Op::Upsample { factor: 2 }, &[pooled]);
+        let same = self.push(Op::MaxPool(MaxPool { kernel: 2, stride: 1, pad: [0, 1] }), &[sum]);
+        let joined = self.push(Op::Concat, &[up, same]);
+        self.push(Op::Slice { start: 4, len: 8 }, &[joined])
+    }
+
+    /// Ends the graph in `head`, every input a convolution of the right width from the right stride.
+    fn head(mut self, head: Head) -> Graph {
+        let from = self.body();
+        let per_level = head.inputs() / head.strides().len();
+        let inputs: Vec<NodeId> = (0..head.inputs())
+            .map(|i| {
+                let step = head.strides()[i / per_level] / 2;
+                self.conv(from, [head.input_channels(i), 8, 1, 1], [step; 2], [0, 0], 1)
+            })
+            .collect();
+        self.push(Op::Head(head), &inputs);
+        self.graph.validate().unwrap();
+        self.graph
+    }
+}
+
+#[test]
+fn every_operator_and_every_head_is_what_the_reference_computes() {
+    let level = |stride, decode| AnchorLevel { stride, anchors: vec![[5.0, 9.0], [12.0, 7.0]], decode };
+    let anchors = |decode| Head::Anchor(AnchorHead { classes: 2, levels: vec![level(4, decode), level(8, decode)] });
+    let single = AnchorHead { classes: 2, levels: vec![level(8, BoxDecode::V5)] };
+    for head in [
+        anchors(BoxDecode::V5),
+        anchors(BoxDecode::Darknet { scale_xy: 1.05 }),
+        anchors(BoxDecode::DarknetNew { scale_xy: 2.0 }),
+        Head::Anchor(single),
+        Head::Dfl(DflHead { classes: 2, reg_max: 5, strides: vec![4, 8] }),
+        Head::Yolox(YoloxHead { classes: 2, strides: vec![4, 8] }),
+    ] {
+        println!("{head:?}");
+        assert_exported(&Random::new().head(head), [16, 24], 1e-4);
+    }
+}
+
+fn small() -> Vec<u8> {
+    let graph = Yolov5 { names: vec!["a".into()], imgsz: 64, width: 0.125, depth: 0.33, seed: 1 }.build().unwrap();
+    export(&graph, &ExportOptions { imgsz: [64, 64], batch: 1, dynamic_batch: false }).unwrap()
+}
+
+#[test]
+fn times_every_run_and_refuses_other_shapes() {
+    let mut session = Session::from_bytes(Path::new("small.onnx"), small(), 1).unwrap();
+    let times = session.latency([1, 3, 64, 64], 1, 3).unwrap();
+    assert!(times.len() == 3 && times.iter().all(|&t| t > 0.0), "{times:?}");
+    for shape in [[2, 3, 64, 64], [1, 1, 64, 64], [1, 3, 32, 64]] {
+        let error = session.run(&vec![0.0; shape.iter().product()], shape).unwrap_err();
+        assert!(matches!(error, Error::Input { .. }), "{error}");
+    }
+    assert!(matches!(session.run(&[0.0; 5], [1, 3, 64, 64]), Err(Error::Input { .. })));
+}
+
+#[test]
+fn verification_finds_a_difference() {
+    let mut session = Session::from_bytes(Path::new("small.onnx"), small(), 1).unwrap();
+    let (shape, images) = ([1, 3, 64, 64], images(1, [1, 3, 64, 64]));
+    let mut output = session.run(&images, shape).unwrap().data;
+    assert_eq!(session.verify(&images, shape, &output, 0.0).unwrap(), 0.0);
+    output[5] += 0.5;
+    let error = session.verify(&images, shape, &output, 0.1).unwrap_err();
+    assert!(error.to_string().contains("value 5"), "{error}");
+    output[5] = f32::NAN;
+    assert!(session.verify(&images, shape, &output, 0.1).is_err());
+}
+
+#[test]
+fn what_cannot_be_loaded_is_an_error_with_the_file_in_it() {
+    let missing = Session::load(Path::new("no-such.onnx"), 1).err().unwrap();
+    assert!(matches!(missing, Error::Read { .. }) && missing.to_string().contains("no-such.onnx"), "{missing}");
+    let bytes = small();
+    for length in [0, 10, 1000, bytes.len() / 2, bytes.len() - 1] {
+        let error = Session::from_bytes(Path::new("cut.onnx"), bytes[..length].to_vec(), 1).err().unwrap();
+        assert!(error.to_string().contains("cut.onnx"), "{error}");
+    }
+}
