@@ -198,7 +198,7 @@ impl Op {
 }
 
 /// Saturates where numbers from a hostile file overflow: the sum is then too large for anything it is compared with.
-fn infer(op: &Op, inputs: &[Shape], imgsz: [usize; 2]) -> Result<Shape, String> {
+pub(crate) fn infer(op: &Op, inputs: &[Shape], imgsz: [usize; 2]) -> Result<Shape, String> {
     let arity = match op {
         Op::Input { .. } => 0,
         Op::Concat | Op::Add => inputs.len().max(1),

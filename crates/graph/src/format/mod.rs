@@ -1,5 +1,6 @@
 //! Detector files: [`load`] turns any of them into a checked [`Graph`], [`save`] writes the native one.
 
+pub mod darknet;
 mod native;
 pub mod onnx;
 mod pickle;
@@ -32,6 +33,7 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Graph> {
     }
     let graph = match extension.as_str() {
         "pt" | "pth" => ultralytics::load(path)?,
+        "cfg" | "weights" => darknet::load(path, options.weights.as_deref())?,
         "safetensors" => native::load(path)?,
         _ => {
             return Err(Error::format(path, "no detector format has this extension").hint(
