@@ -76,8 +76,8 @@ impl Pipeline<'_> {
 
         let replaced = if recipe.similarity_share > 0.0 {
             let calibration = self.calibration(recipe.calibration_images);
-            let second =
-                self.plan("similarity", || cut::by_similarity(&folded, &recipe.similarity, &target, &calibration))?;
+            let settings = &recipe.similarity;
+            let second = self.plan("similarity", || cut::by_similarity(&folded, settings, &target, &calibration))?;
             self.stage(&mut rows, "replaced", || cut::apply(&folded, &second))?
         } else {
             folded
@@ -92,12 +92,19 @@ impl Pipeline<'_> {
         };
         cut::must_meet(&cut, &target)?;
 
-        let mut slim = match recipe.recalibration_epochs {
-            0 => cut,
-            epochs => self.stage(&mut rows, "recalibrated", || {
-                self.calibration(usize::MAX).recalibrate(&cut, recipe.heal.augment, epochs)
-            })?,
-        };
+        let mut slim = cut;
+        if recipe.recalibration_epochs > 0 {
+            let fresh = self.stage(&mut rows, "recalibrated", || {
+                let all = self.calibration(usize::MAX);
+                all.recalibrate(&slim, recipe.heal.augment, recipe.recalibration_epochs)
+            })?;
+            // After least squares the old statistics may be the better ones: they are what the fit was made with.
+            if let [.., before, after] = &rows[..]
+                && after.row.map50_95 > before.row.map50_95
+            {
+                slim = fresh;
+            }
+        }
         if recipe.heal.epochs > 0 {
             slim =
                 self.stage(&mut rows, "healed", || Ok(self.train("heal", &slim, Some(&dense), &recipe.heal)?.best))?;
