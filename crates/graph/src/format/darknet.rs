@@ -109,7 +109,8 @@ impl Builder<'_> {
         Ok(Some(match s.name.as_str() {
             "convolutional" | "conv" => self.convolution(s, &name, from(self.last)?)?,
             "maxpool" | "max" => {
-                s.refuse(&[("maxpool_depth", "0"), ("antialiasing", "0"), ("stride_x", "1"), ("stride_y", "1")])?;
+                let both = s.text("stride").unwrap_or("1");
+                s.refuse(&[("maxpool_depth", "0"), ("antialiasing", "0"), ("stride_x", both), ("stride_y", both)])?;
                 let stride = s.extent("stride", 1)?;
                 let kernel = s.extent("size", stride)?;
                 let total: usize = s.number("padding", kernel - 1)?;
@@ -258,7 +259,7 @@ impl Builder<'_> {
         }
         let sizes: Vec<f32> = s.list("anchors")?;
         let all: Vec<[f32; 2]> = sizes.chunks_exact(2).map(|p| [p[0], p[1]]).collect();
-        if sizes.len() % 2 != 0 || all.len() != s.number("num", all.len())? {
+        if !sizes.len().is_multiple_of(2) || all.len() != s.number("num", all.len())? {
             return Err(s.error_at("anchors", format!("{} numbers are not `num` pairs", sizes.len())));
         }
         let mask: Vec<usize> = if s.text("mask").is_some() { s.list("mask")? } else { (0..all.len()).collect() };
