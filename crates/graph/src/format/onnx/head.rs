@@ -8,8 +8,8 @@ use super::OUTPUT;
 use super::proto::AttributeProto;
 use super::writer::Writer;
 
-/// Writes the decoding of `head`, named after the head's node, on the values `maps` of the given shapes. Returns the shape of the output
-/// without its batch axis.
+/// Writes the decoding of `head` on the values `maps` of the given shapes; `name` is the head's value name. Returns the
+/// shape of the output without its batch axis.
 pub fn write(w: &mut Writer, head: &Head, name: &str, maps: &[String], shapes: &[Shape]) -> [usize; 2] {
     match head {
         Head::Anchor(head) => anchors(w, head, name, maps, shapes),
