@@ -82,7 +82,7 @@ pub struct Prune {
     pub budget: BudgetArgs,
     #[command(flatten)]
     pub limits: LimitArgs,
-    /// Share of the removal the similarity stage does; above 0 it needs --data [default: 0.5 with --data, else 0]
+    /// Share of the removal the similarity stage does; above 0 it needs --data [default: 0.8 with --data, else 0]
     #[arg(long, value_name = "SHARE", value_parser = share)]
     pub similarity_share: Option<f64>,
     /// Who stands in for a removed channel in the similarity stage
@@ -124,7 +124,7 @@ pub struct Compress {
     pub budget: BudgetArgs,
     #[command(flatten)]
     pub limits: LimitArgs,
-    /// Share of the removal the similarity stage does [default: 0.5]
+    /// Share of the removal the similarity stage does [default: 0.8]
     #[arg(long, value_name = "SHARE", value_parser = share)]
     pub similarity_share: Option<f64>,
     /// Who stands in for a removed channel in the similarity stage [default: span]
@@ -133,9 +133,12 @@ pub struct Compress {
     /// Height and width in pixels [default: the detector's own]
     #[arg(long, value_name = "PIXELS", value_parser = positive)]
     pub imgsz: Option<usize>,
-    /// Epochs of each training: dense, sparse, healing [default: 25]
+    /// Epochs of dense fine-tuning (where the detector does not know the dataset's classes) and of healing [default: 25]
     #[arg(long, short, value_name = "N", value_parser = positive)]
     pub epochs: Option<usize>,
+    /// Epochs of sparse training before the first cut [default: 0, none]
+    #[arg(long, value_name = "N")]
+    pub sparse_epochs: Option<usize>,
     /// Images a step [default: 16]
     #[arg(long, short, value_name = "N", value_parser = positive)]
     pub batch: Option<usize>,

@@ -14,10 +14,9 @@ use graph::Graph;
 use graph::format::{LoadOptions, load};
 
 pub use bench::{Bench, BenchInfer, BenchTrain};
-pub use compress::{BudgetArgs, Compress, Demo, LimitArgs, Prune, SimilarityMode};
+pub use compress::{Compress, Demo, Prune};
 pub use score::{Export, ExportFormat, Predict, Val};
 pub use train::{Optimizer, Train};
-pub use value::Device;
 
 /// Prunes, compresses, trains and evaluates YOLO detectors.
 #[derive(Debug, Parser)]

@@ -13,9 +13,6 @@ use crate::pipeline::{Pipeline, Recipe, cut, stage_table};
 use crate::training::tell_skipped;
 use crate::{runs, ui};
 
-/// Epochs of each training unless told otherwise.
-const EPOCHS: usize = 25;
-
 /// Runs the command.
 pub fn run(args: &Compress) -> miette::Result<Exit> {
     let resumed = args.out.as_ref().filter(|_| args.resume).map(|out| out.join("recipe.toml"));
@@ -62,7 +59,7 @@ fn recipe(args: &Compress) -> miette::Result<Recipe> {
         Some(file) => Recipe::load(file)?,
         None => {
             let mut fresh = Recipe::default();
-            fresh.each_training(|t| *t = train::TrainConfig { epochs: EPOCHS, imgsz: 0, ..t.clone() });
+            fresh.each_training(|t| t.imgsz = 0);
             fresh
         }
     };
@@ -86,7 +83,6 @@ fn recipe(args: &Compress) -> miette::Result<Recipe> {
     let asked = training(args.optimizer.unwrap_or(Optimizer::Sgd), args.lr0, args.lrf);
     recipe.each_training(|t| {
         t.seed = seed;
-        t.epochs = args.epochs.unwrap_or(t.epochs);
         t.batch = args.batch.unwrap_or(t.batch);
         t.imgsz = args.imgsz.unwrap_or(t.imgsz);
         if rates {
@@ -94,6 +90,9 @@ fn recipe(args: &Compress) -> miette::Result<Recipe> {
             t.schedule = asked.schedule.clone();
         }
     });
+    recipe.dense.epochs = args.epochs.unwrap_or(recipe.dense.epochs);
+    recipe.heal.epochs = args.epochs.unwrap_or(recipe.heal.epochs);
+    recipe.sparse.epochs = args.sparse_epochs.unwrap_or(recipe.sparse.epochs);
     Ok(recipe)
 }
 

@@ -40,10 +40,9 @@ pub fn run(args: &Demo) -> miette::Result<Exit> {
         model: start,
         data: yaml,
         seed: args.seed,
-        similarity_share: 0.5,
         budget: Budget { params: None, macs: Some(0.4), rate: None },
         dense: training(args.seed, 50),
-        sparse: training(args.seed, 0),
+        sparse: training(args.seed, 25),
         heal: training(args.seed, 25),
         ..Recipe::default()
     };

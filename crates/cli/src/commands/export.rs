@@ -1,9 +1,50 @@
-//! `export`: writes a detector for another runtime and runs it there.
+//! `export`: writes a detector for another runtime, after running it there.
 
-use crate::args::Export;
+use std::path::{Path, PathBuf};
+
+use graph::format::onnx::ExportOptions;
+use graph::format::save;
+
+use crate::args::{Export, ExportFormat};
+use crate::detector::image_size;
 use crate::exit::{Error, Exit};
+use crate::onnx::export_verified;
+use crate::ui;
 
 /// Runs the command.
-pub fn run(_args: &Export) -> miette::Result<Exit> {
-    Err(Error::failed("`export` is not built into this version yet", "a later version will have it"))
+pub fn run(args: &Export) -> miette::Result<Exit> {
+    let mut graph = args.model.load()?;
+    let imgsz = image_size(&graph, args.imgsz)?;
+    let out = target(args)?;
+    match args.format {
+        ExportFormat::Safetensors => {
+            graph.meta.imgsz = [imgsz; 2];
+            save(&graph, &out)?;
+            ui::note(format_args!("Wrote `{}`", out.display()));
+        }
+        ExportFormat::Onnx => {
+            let options = ExportOptions { imgsz: [imgsz; 2], batch: 1, dynamic_batch: args.dynamic };
+            let difference = export_verified(&graph, &out, &options)?;
+            ui::note(format_args!(
+                "Wrote `{}`; the embedded runtime differs from our own forward by {difference:.5} at most",
+                out.display()
+            ));
+        }
+    }
+    ui::print(format_args!("{}\n", out.display()));
+    Ok(Exit::Done)
+}
+
+/// Where to write to: what was asked for, else beside the model. The model itself is never overwritten.
+fn target(args: &Export) -> miette::Result<PathBuf> {
+    let extension = match args.format {
+        ExportFormat::Onnx => "onnx",
+        ExportFormat::Safetensors => "safetensors",
+    };
+    let out = args.out.clone().unwrap_or_else(|| args.model.model.with_extension(extension));
+    let same = |a: &Path, b: &Path| a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b));
+    if same(&out, &args.model.model) {
+        return Err(Error::usage(format!("`{}` is the model itself", out.display()), "give another file with `--out`"));
+    }
+    Ok(out)
 }

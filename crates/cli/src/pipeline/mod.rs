@@ -9,7 +9,6 @@ mod pictures;
 mod recipe;
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use data::{Dataset, Loader, LoaderConfig, Mode};
 use eval::coco::{ClassResult, MapResult};
@@ -18,11 +17,11 @@ use graph::{Graph, cost};
 use prune::{Coupling, Plan, surgery};
 use serde::{Deserialize, Serialize};
 use train::evaluate::{Detector, evaluate};
-use train::net::Infer;
 use train::sparse::{GammaHistogram, SparseConfig};
 use train::{Task, TrainConfig, Trained, val_nms};
 
 use crate::exit::Error;
+use crate::onnx::latency;
 use crate::report::{Accuracy, StageRow, Summary};
 use crate::runs;
 use crate::training::{Bars, Counter, fit};
@@ -30,6 +29,9 @@ use crate::ui;
 
 pub use outcome::stage_table;
 pub use recipe::Recipe;
+
+/// Runs of the embedded runtime that a stage's milliseconds are the median of.
+const TIMED_RUNS: usize = 20;
 
 /// A run of a recipe in a folder.
 pub struct Pipeline<'a> {
@@ -206,7 +208,7 @@ impl Pipeline<'_> {
             map50: map.map50,
             map50_95: map.map50_95,
             test: test.as_ref().map(accuracy),
-            ms_per_image: latency(graph, imgsz)?,
+            ms_per_image: latency(graph, imgsz, TIMED_RUNS)?,
         };
         let curve = |c: &ClassResult| (c.name.clone(), c.curve.iter().map(|p| [p.recall, p.precision]).collect());
         Ok(Stage { row, curves: map.per_class.iter().map(curve).collect() })
@@ -231,20 +233,4 @@ impl Pipeline<'_> {
         let file = self.out.join("gammas.json");
         if file.is_file() { runs::read_json(&file) } else { Ok(vec![]) }
     }
-}
-
-/// Median milliseconds of one image through our own executor, decoding and suppression left out.
-fn latency(graph: &Graph, imgsz: usize) -> miette::Result<f64> {
-    let mut infer = Infer::new(graph, [imgsz; 2])?;
-    let image = vec![114; imgsz * imgsz * 3];
-    let mut times = vec![];
-    for _ in 0..24 {
-        let start = Instant::now();
-        infer.run(&image, 1)?;
-        times.push(start.elapsed().as_secs_f64() * 1e3);
-    }
-    // The first runs fill caches and the pool of buffers.
-    let times = &mut times[4..];
-    times.sort_by(f64::total_cmp);
-    Ok(times[times.len() / 2])
 }

@@ -1,9 +1,11 @@
 //! What a run leaves for people and programs: the slim detector, summary.json, the stage table and report.html.
 
+use graph::format::onnx::ExportOptions;
 use graph::format::{save, write_whole};
 use graph::{Graph, Op};
 
 use super::{Pipeline, Stage};
+use crate::onnx::export_verified;
 use crate::report::{
     GammaHistogram, LayerChannels, PrCurve, PrPanel, ReportData, StageRow, Summary, mean_curve, render,
 };
@@ -17,6 +19,8 @@ impl Pipeline<'_> {
     pub(super) fn finish(&self, dense: &Graph, slim: &Graph, stages: Vec<Stage>) -> miette::Result<Summary> {
         let recipe = self.recipe;
         save(slim, &self.out.join("slim.safetensors"))?;
+        let options = ExportOptions { imgsz: [recipe.heal.imgsz; 2], batch: 1, dynamic_batch: false };
+        export_verified(slim, &self.out.join("slim.onnx"), &options)?;
         let summary = Summary {
             model: recipe.model.display().to_string(),
             data: recipe.data.display().to_string(),

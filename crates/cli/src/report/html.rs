@@ -22,7 +22,7 @@ pub fn render(data: &ReportData) -> String {
     let _ = write!(
         page,
         "<header><div class=\"eyebrow\">Prunella · compression report</div><h1>{title}</h1>\
-         <p class=\"lead\">{} · split <code>{}</code> · {px}×{px} px · seed {}</p></header>\n",
+         <p class=\"lead\">{} · split <code>{}</code> · {px}×{px} px · seed {}</p></header>",
         escape(&summary.data),
         escape(&summary.split),
         summary.seed,

@@ -26,7 +26,7 @@ pub struct StageRow {
     /// The same on the `test` split, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<Accuracy>,
-    /// Milliseconds an image, forward pass only.
+    /// Milliseconds of one image in the embedded ONNX runtime, decoding included.
     pub ms_per_image: f64,
 }
 

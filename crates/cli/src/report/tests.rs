@@ -11,6 +11,7 @@ fn sample() -> ReportData {
         macs: if i < 2 { 560_000_000 } else { 279_800_000 },
         bytes: if i < 2 { 7_174_000 } else { 2_921_000 },
         map50: map + 0.31,
+        test: (i % 2 == 0).then_some(Accuracy { map50: map + 0.3, map50_95: map - 0.01 }),
         map50_95: map,
         ms_per_image: if i < 2 { 21.4 } else { 12.9 },
     });
@@ -22,7 +23,7 @@ fn sample() -> ReportData {
             after: before * (i * 7 % 10 + 1) / 11 + 4,
         }
     });
-    let gammas = (0..12).map(|epoch| {
+    let gammas = (0..12u8).map(|epoch| {
         let shift = f64::from(epoch) / 12.0;
         let count = |k: usize| {
             let x = (k as f64 + 0.5) / 40.0 * 2.0;
@@ -30,7 +31,7 @@ fn sample() -> ReportData {
             (bump + if k == 0 { 2400.0 * shift } else { 0.0 }) as u64
         };
         GammaHistogram {
-            epoch: epoch as usize + 1,
+            epoch: usize::from(epoch) + 1,
             max: 2.0,
             counts: (0..40).map(count).collect(),
             near_zero: 0.6 * shift,

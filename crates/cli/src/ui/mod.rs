@@ -13,7 +13,7 @@ use miette::Diagnostic;
 
 pub use number::{bytes, count, fixed};
 pub use progress::{bar, spinner};
-pub use table::{Align, Column, Table};
+pub use table::{Column, Table};
 
 static QUIET: AtomicBool = AtomicBool::new(false);
 

@@ -1,10 +1,11 @@
 //! A detector ready to be shown images, whatever runs it.
 
+mod exported;
+
 use std::path::Path;
 
-use eval::{Detection, NmsConfig, RawMap};
-use graph::{Graph, Head};
-use train::net::Infer;
+use eval::{Detection, NmsConfig};
+use graph::Graph;
 
 use crate::args::load_model;
 use crate::exit::Error;
@@ -14,30 +15,37 @@ pub struct Detector {
     pub names: Vec<String>,
     /// Side of the square images it is shown, pixels.
     pub imgsz: usize,
-    infer: Infer,
-    head: Head,
+    engine: Engine,
+}
+
+/// What does the computing.
+enum Engine {
+    /// Our own executor.
+    Own(Box<train::evaluate::Detector>),
+    /// The embedded ONNX runtime.
+    Onnx(Box<exported::Exported>),
 }
 
 impl Detector {
     /// Reads a detector and readies it for images of `imgsz` pixels, or of the size it was trained at.
     pub fn open(model: &Path, weights: Option<&Path>, imgsz: Option<usize>) -> miette::Result<Self> {
+        if weights.is_none() && model.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx")) {
+            let exported = exported::Exported::open(model, imgsz)?;
+            let (names, imgsz) = (exported.names().to_vec(), exported.imgsz());
+            return Ok(Self { names, imgsz, engine: Engine::Onnx(Box::new(exported)) });
+        }
         let graph = load_model(model, weights)?;
         let imgsz = image_size(&graph, imgsz)?;
-        Self::of(&graph, imgsz)
-    }
-
-    /// Readies a graph.
-    pub fn of(graph: &Graph, imgsz: usize) -> miette::Result<Self> {
-        let (head, _) = graph.head()?;
-        let infer = Infer::new(graph, [imgsz, imgsz])?;
-        Ok(Self { names: graph.meta.names.clone(), imgsz, infer, head: head.clone() })
+        let engine = Engine::Own(Box::new(train::evaluate::Detector::new(&graph, imgsz)?));
+        Ok(Self { names: graph.meta.names, imgsz, engine })
     }
 
     /// Detects in `n` images, (N, S, S, 3) as RGB bytes.
     pub fn detect(&mut self, images: &[u8], n: usize, config: &NmsConfig) -> miette::Result<Vec<Vec<Detection>>> {
-        let maps = self.infer.run(images, n)?;
-        let raw: Vec<RawMap> = maps.iter().map(|m| RawMap { n: m.n, h: m.h, w: m.w, c: m.c, data: &m.data }).collect();
-        Ok(eval::detect(&self.head, &raw, config))
+        match &mut self.engine {
+            Engine::Own(detector) => Ok(detector.detect(images, n, config)?),
+            Engine::Onnx(exported) => exported.detect(images, n, config),
+        }
     }
 }
 
@@ -50,7 +58,7 @@ pub fn image_size(graph: &Graph, asked: Option<usize>) -> miette::Result<usize> 
     let size = asked.unwrap_or(own);
     let (head, _) = graph.head()?;
     let stride = head.strides().into_iter().max().unwrap_or(1);
-    if size % stride == 0 && size > 0 {
+    if size > 0 && size.is_multiple_of(stride) {
         return Ok(size);
     }
     let below = (size / stride * stride).max(stride);

@@ -1,0 +1,111 @@
+//! A detector exported to ONNX, run by the embedded runtime.
+
+use std::path::Path;
+
+use eval::{Detection, Layout, NmsConfig, Predictions, candidates_from_rows, nms};
+use runtime::{Output, Session};
+
+use crate::exit::Error;
+use crate::onnx::planar;
+
+/// An ONNX detector whose boxes come out decoded.
+pub(super) struct Exported {
+    session: Session,
+    layout: Layout,
+    names: Vec<String>,
+    imgsz: usize,
+}
+
+/// Side of the images where neither the user nor the file says.
+const USUAL_SIZE: usize = 640;
+
+impl Exported {
+    /// Loads the file and shows it a grey image, to see what comes out.
+    pub(super) fn open(path: &Path, asked: Option<usize>) -> miette::Result<Self> {
+        let mut session = Session::load(path, rayon::current_num_threads())?;
+        let imgsz = image_size(path, &session, asked)?;
+        let refuse = |what: String| {
+            let what = format!("`{}` is no detector Prunella can read: {what}", path.display());
+            Error::failed(what, "its output has to be (N, boxes, 5 + classes) or (N, 4 + classes, boxes), in pixels")
+        };
+        let batch = session.input_shape()[0].unwrap_or(1);
+        let shape = [batch, 3, imgsz, imgsz];
+        let probe = session.run(&vec![114.0 / 255.0; shape.iter().product()], shape)?;
+        let [_, rows, columns] = probe.shape[..] else {
+            return Err(refuse(format!("it has an output of {} axes", probe.shape.len())));
+        };
+        // There are always more boxes than columns: the smallest input in use has over a thousand.
+        let (layout, classes) = match rows > columns {
+            true => (Layout::Rows, columns.checked_sub(5)),
+            false => (Layout::Columns, rows.checked_sub(4)),
+        };
+        let classes = classes.filter(|&n| n > 0).ok_or_else(|| refuse(format!("its output is {:?}", probe.shape)))?;
+        let stated = session.metadata().names.clone();
+        if !stated.is_empty() && stated.len() != classes {
+            return Err(refuse(format!("it names {} classes, its output has room for {classes}", stated.len())));
+        }
+        let names = match stated.is_empty() {
+            true => (0..classes).map(|c| format!("class{c}")).collect(),
+            false => stated,
+        };
+        let exported = Self { session, layout, names, imgsz };
+        // Centres of decoded boxes cover the image; raw ones, or ones in shares of it, stay near nought.
+        let predictions = exported.predictions(&probe)?;
+        let farthest = predictions.rows(0).map(|row| row[0]).fold(0.0, f32::max);
+        if farthest < imgsz as f32 / 2.0 {
+            return Err(refuse(format!("its boxes are not in pixels (largest centre {farthest:.2})")));
+        }
+        Ok(exported)
+    }
+
+    pub(super) fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    pub(super) fn imgsz(&self) -> usize {
+        self.imgsz
+    }
+
+    /// As [`super::Detector::detect`]; where the file fixes the batch, the last one is filled up with nothing.
+    pub(super) fn detect(
+        &mut self,
+        images: &[u8],
+        n: usize,
+        config: &NmsConfig,
+    ) -> miette::Result<Vec<Vec<Detection>>> {
+        let side = self.imgsz;
+        let batch = self.session.input_shape()[0].unwrap_or(n);
+        let mut found = Vec::with_capacity(n);
+        for chunk in images.chunks(batch * side * side * 3) {
+            let mut input = planar(chunk, chunk.len() / (side * side * 3));
+            input.resize(batch * 3 * side * side, 0.0);
+            let output = self.session.run(&input, [batch, 3, side, side])?;
+            found.extend(nms(&self.predictions(&output)?, config));
+        }
+        found.truncate(n);
+        Ok(found)
+    }
+
+    fn predictions(&self, output: &Output) -> miette::Result<Predictions> {
+        let shape = [output.shape[0], output.shape[1], output.shape[2]];
+        Ok(candidates_from_rows(&output.data, shape, self.layout, self.names.len())?)
+    }
+}
+
+/// The side of the square images the file takes.
+fn image_size(path: &Path, session: &Session, asked: Option<usize>) -> miette::Result<usize> {
+    let [_, channels, height, width] = session.input_shape();
+    if channels.is_some_and(|c| c != 3) || (height != width) {
+        let shape = [channels, height, width].map(|s| s.map_or("?".into(), |n| n.to_string())).join("x");
+        let what = format!("`{}` takes images of {shape} (C, H, W)", path.display());
+        return Err(Error::failed(what, "export it for square RGB images"));
+    }
+    match (height, asked) {
+        (Some(fixed), Some(asked)) if fixed != asked => Err(Error::usage(
+            format!("`--imgsz {asked}`, but `{}` takes images of {fixed} pixels only", path.display()),
+            format!("leave `--imgsz` out, or export it again with `--imgsz {asked}`"),
+        )),
+        (Some(fixed), _) => Ok(fixed),
+        (None, asked) => Ok(asked.or(session.metadata().imgsz.map(|s| s[0])).unwrap_or(USUAL_SIZE)),
+    }
+}
