@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use graph::Act;
-use kernels::{ConvShape, Epilogue, Isa, Layout, Packed, View, ViewMut};
+use kernels::{BnAct, ConvShape, Epilogue, Isa, Layout, Packed, Pool, View, ViewMut};
 
 /// Kernel size, input channels, output channels, input height and width, stride.
 type Row = (usize, usize, usize, usize, usize);
@@ -30,6 +30,9 @@ const ROWS: [Row; 16] = [
     (1, 128, 128, 20, 1),
     (1, 384, 256, 10, 1),
 ];
+const DEPTHWISE: [Row; 3] = [(3, 64, 64, 80, 1), (3, 96, 96, 40, 1), (3, 96, 96, 80, 2)];
+/// Channels, height and width of maps for batch norm and the like.
+const MAPS: [(usize, usize); 5] = [(16, 160), (64, 80), (37, 80), (64, 40), (256, 10)];
 const BATCH: usize = 8;
 
 /// Best time of a call within a fifth of a second.
@@ -73,18 +76,61 @@ fn main() {
         isa.scope(|| {
             println!("{isa:?}, {} threads, one tile alone {:.0} GFLOP/s", rayon::current_num_threads(), peak());
             println!("{:28} {:>9} {:>9} {:>9}   GFLOP/s", "convolution, batch 8", "forward", "dx", "dw");
-            ROWS.iter().for_each(|row| convolution(*row));
+            ROWS.iter().for_each(|row| convolution(*row, 1));
+            println!("{:28} {:>9} {:>9} {:>9}   GFLOP/s", "depthwise, batch 8", "forward", "dx", "dw");
+            DEPTHWISE.iter().for_each(|row| convolution(*row, row.1));
+            println!(
+                "{:28} {:>9} {:>9} {:>9}   GB/s read and written",
+                "others, batch 8", "stats", "forward", "backward"
+            );
+            MAPS.iter().for_each(|map| others(*map));
         });
     }
 }
 
-fn convolution((k, ci, co, size, stride): Row) {
+/// Batch norm with SiLU and, on small maps, max pooling and upsampling, against the bytes they must move.
+fn others((c, size): (usize, usize)) {
+    let l = Layout::dense(BATCH, size, size, c);
+    let (x, dy, mut y) = (fill(l.end()), fill(l.end()), vec![0.0; l.end()]);
+    let (ones, zeros, mut dgamma, mut dbeta) = (vec![1.0; c], vec![0.0; c], vec![0.0; c], vec![0.0; c]);
+    let bn = BnAct { mean: &zeros, inv_std: &ones, gamma: &ones, beta: &zeros, act: Act::Silu };
+    let (x, dy) = (View::new(&x, l), View::new(&dy, l));
+    let gigabytes = l.end() as f64 * 4e-9;
+    let stats = best(|| drop(black_box(kernels::batch_stats(x))));
+    let forward = best(|| kernels::bn_act_forward(x, &bn, ViewMut::new(&mut y, l)));
+    let backward = best(|| kernels::bn_act_backward(x, dy, &bn, ViewMut::new(&mut y, l), &mut dgamma, &mut dbeta));
+    let name = format!("batch norm, SiLU, {c} @{size}");
+    println!(
+        "{name:28} {:9.1} {:9.1} {:9.1}",
+        gigabytes / stats,
+        2.0 * gigabytes / forward,
+        5.0 * gigabytes / backward
+    );
+
+    if size > 40 {
+        return;
+    }
+    let pool = Pool { kernel: 5, stride: 1, pad: [2, 2] };
+    let forward = best(|| kernels::max_pool_forward(pool, x, ViewMut::new(&mut y, l)));
+    let backward = best(|| kernels::max_pool_backward(pool, x, dy, ViewMut::new(&mut y, l)));
+    let name = format!("max pool 5x5, {c} @{size}");
+    println!("{name:28} {:>9} {:9.1} {:9.1}", "", 2.0 * gigabytes / forward, 4.0 * gigabytes / backward);
+
+    let large = Layout { h: 2 * l.h, w: 2 * l.w, ..l };
+    let mut big = fill(large.end());
+    let forward = best(|| kernels::upsample_forward(2, x, ViewMut::new(&mut big, large)));
+    let backward = best(|| kernels::upsample_backward(2, View::new(&big, large), ViewMut::new(&mut y, l), false));
+    let name = format!("upsample, {c} @{size}");
+    println!("{name:28} {:>9} {:9.1} {:9.1}", "", 5.0 * gigabytes / forward, 5.0 * gigabytes / backward);
+}
+
+fn convolution((k, ci, co, size, stride): Row, groups: usize) {
     let pad = if k == 6 { 2 } else { k / 2 };
-    let shape = ConvShape { ci, co, kernel: [k, k], stride: [stride; 2], pad: [pad; 2], groups: 1 };
+    let shape = ConvShape { ci, co, kernel: [k, k], stride: [stride; 2], pad: [pad; 2], groups };
     let from = Layout::dense(BATCH, size, size, ci);
     let (oh, ow) = shape.output(from);
     let to = Layout::dense(BATCH, oh, ow, co);
-    let (mut x, mut y, mut w) = (fill(from.end()), fill(to.end()), fill(co * ci * k * k));
+    let (mut x, mut y, mut w) = (fill(from.end()), fill(to.end()), fill(co * ci / groups * k * k));
     let flops = 2.0 * (to.pixels() * w.len()) as f64 * 1e-9;
     let epilogue = Epilogue { bias: None, act: Act::Identity };
     let forward = best(|| {

@@ -1,8 +1,12 @@
 //! Activations on vectors: value and derivative, with an exponential of our own, since libm's would take most of the time.
 
+use std::marker::PhantomData;
+
 use graph::Act;
 
-use crate::isa::Simd;
+use crate::ViewMut;
+use crate::isa::{Isa, Kernel, Simd};
+use crate::vectors::{for_vectors, load, store};
 
 /// An activation known at compile time, so that loops over maps contain no branch on it.
 pub(crate) trait Curve {
@@ -172,29 +176,37 @@ impl Curve for Sigmoid {
     }
 }
 
-/// Applies the activation to a few floats in place.
-#[inline(always)]
-pub(crate) fn apply<S: Simd>(s: S, act: Act, values: &mut [f32]) {
-    if act != Act::Identity {
-        with_curve!(act, C => {
-            let mut chunks = values.chunks_exact_mut(S::LANES);
-            for chunk in &mut chunks {
-                s.store(C::value(s, s.load(chunk)), chunk);
-            }
-            let rest = chunks.into_remainder();
-            s.store_part(C::value(s, s.load_part(rest)), rest);
-        });
+/// Applies the activation to a map in place.
+pub(crate) fn apply(isa: Isa, act: Act, map: ViewMut) {
+    with_curve!(act, C => isa.run(InPlace::<C> { map, curve: PhantomData }));
+}
+
+struct InPlace<'a, C> {
+    map: ViewMut<'a>,
+    curve: PhantomData<C>,
+}
+
+impl<C: Curve> Kernel for InPlace<'_, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        for p in 0..self.map.layout.pixels() {
+            let pixel = self.map.pixel(p);
+            for_vectors!(S, pixel.len(), |c| {
+                store(s, C::value(s, load(s, pixel, c)), pixel, c);
+            });
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isa::{Isa, Kernel};
     use crate::reference;
 
     /// Value, slope and plain exponential of every point.
-    struct Curves<'a, C>(&'a [f32], std::marker::PhantomData<C>);
+    struct Curves<'a, C>(&'a [f32], PhantomData<C>);
 
     impl<C: Curve> Kernel for Curves<'_, C> {
         type Output = Vec<[f32; 3]>;
@@ -219,7 +231,7 @@ mod tests {
         let points: Vec<f32> = (-80_000..=80_000).map(|i| i as f32 * 1e-3 + 1e-4).collect();
         for isa in Isa::available() {
             for act in [Act::Identity, Act::Silu, Act::Leaky, Act::Mish, Act::Relu, Act::Relu6, Act::Sigmoid] {
-                let got = with_curve!(act, C => isa.run(Curves::<C>(&points, std::marker::PhantomData)));
+                let got = with_curve!(act, C => isa.run(Curves::<C>(&points, PhantomData)));
                 for (x, [value, slope, exponential]) in points.iter().map(|x| f64::from(*x)).zip(got) {
                     let error = (f64::from(value) / reference::value(act, x) - 1.0).abs();
                     assert!(

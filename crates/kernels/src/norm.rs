@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use crate::act::{Curve, with_curve};
 use crate::isa::{Isa, Kernel, Simd};
 use crate::map::Band;
-use crate::vectors::{for_vectors, load, rows_per_band, store};
+use crate::vectors::{Lanes, for_vectors, load, rows_per_band, store};
 use crate::{View, ViewMut};
 
 /// Per-channel statistics of a map over images, rows and columns.
@@ -99,15 +99,15 @@ impl Moments<'_> {
     fn add<S: Simd, const P: usize>(&mut self, s: S, at: usize) {
         let pixels: [&[f32]; P] = std::array::from_fn(|i| self.x.pixel(at + i));
         for_vectors!(S, self.shift.len(), |c| {
-            let shift = load(s, &self.shift[c.clone()]);
-            let (mut first, mut second) = (load(s, &self.first[c.clone()]), load(s, &self.second[c.clone()]));
+            let shift = load(s, self.shift, c);
+            let (mut first, mut second) = (load(s, self.first, c), load(s, self.second, c));
             for pixel in pixels {
-                let d = s.sub(load(s, &pixel[c.clone()]), shift);
+                let d = s.sub(load(s, pixel, c), shift);
                 first = s.add(first, d);
                 second = s.fma(d, d, second);
             }
-            store(s, first, &mut self.first[c.clone()]);
-            store(s, second, &mut self.second[c]);
+            store(s, first, self.first, c);
+            store(s, second, self.second, c);
         });
     }
 }
@@ -159,9 +159,9 @@ impl<C: Curve> Kernel for Forward<'_, C> {
         for p in 0..self.x.layout.pixels() {
             let (x, y) = (self.x.pixel(p), self.y.pixel(p));
             for_vectors!(S, channels, |c| {
-                let d = s.sub(load(s, &x[c.clone()]), load(s, &self.bn.mean[c.clone()]));
-                let z = s.fma(d, load(s, &self.scale[c.clone()]), load(s, &self.bn.beta[c.clone()]));
-                store(s, C::value(s, z), &mut y[c]);
+                let d = s.sub(load(s, x, c), load(s, self.bn.mean, c));
+                let z = s.fma(d, load(s, self.scale, c), load(s, self.bn.beta, c));
+                store(s, C::value(s, z), y, c);
             });
         }
     }
@@ -212,10 +212,10 @@ struct Gradient<'a> {
 impl Gradient<'_> {
     /// `d = x - mean` and `g = dy * act'(z)` of some channels of a pixel.
     #[inline(always)]
-    fn at<S: Simd, C: Curve>(&self, s: S, x: &[f32], dy: &[f32], c: Range<usize>) -> (S::V, S::V) {
-        let d = s.sub(load(s, &x[c.clone()]), load(s, &self.bn.mean[c.clone()]));
-        let z = s.fma(d, load(s, &self.scale[c.clone()]), load(s, &self.bn.beta[c.clone()]));
-        (d, s.mul(load(s, &dy[c]), C::slope(s, z)))
+    fn at<S: Simd, C: Curve>(&self, s: S, x: &[f32], dy: &[f32], c: Lanes) -> (S::V, S::V) {
+        let d = s.sub(load(s, x, c), load(s, self.bn.mean, c));
+        let z = s.fma(d, load(s, self.scale, c), load(s, self.bn.beta, c));
+        (d, s.mul(load(s, dy, c), C::slope(s, z)))
     }
 }
 
@@ -236,10 +236,10 @@ impl<C: Curve> Kernel for GradientSums<'_, C> {
         for p in self.range {
             let (x, dy) = (self.gradient.x.pixel(p), self.gradient.dy.pixel(p));
             for_vectors!(S, channels, |c| {
-                let (d, g) = self.gradient.at::<S, C>(s, x, dy, c.clone());
-                let (first, second) = (load(s, &self.first[c.clone()]), load(s, &self.second[c.clone()]));
-                store(s, s.add(first, g), &mut self.first[c.clone()]);
-                store(s, s.fma(g, d, second), &mut self.second[c]);
+                let (d, g) = self.gradient.at::<S, C>(s, x, dy, c);
+                let (first, second) = (load(s, self.first, c), load(s, self.second, c));
+                store(s, s.add(first, g), self.first, c);
+                store(s, s.fma(g, d, second), self.second, c);
             });
         }
     }
@@ -265,9 +265,9 @@ impl<C: Curve> Kernel for Backward<'_, C> {
         for p in 0..x.layout.pixels() {
             let (x, dy, dx) = (x.pixel(p), dy.pixel(p), band.view.pixel(p));
             for_vectors!(S, channels, |c| {
-                let (d, g) = self.gradient.at::<S, C>(s, x, dy, c.clone());
-                let rest = s.fma(d, load(s, &self.slope[c.clone()]), load(s, &self.constant[c.clone()]));
-                store(s, s.fma(g, load(s, &self.gradient.scale[c.clone()]), rest), &mut dx[c]);
+                let (d, g) = self.gradient.at::<S, C>(s, x, dy, c);
+                let rest = s.fma(d, load(s, self.slope, c), load(s, self.constant, c));
+                store(s, s.fma(g, load(s, self.gradient.scale, c), rest), dx, c);
             });
         }
     }

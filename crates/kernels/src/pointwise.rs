@@ -35,7 +35,7 @@ impl<C: Curve> Kernel for Forward<'_, C> {
         for p in 0..self.x.layout.pixels() {
             let (x, y) = (self.x.pixel(p), self.y.pixel(p));
             for_vectors!(S, x.len(), |c| {
-                store(s, C::value(s, load(s, &x[c.clone()])), &mut y[c]);
+                store(s, C::value(s, load(s, x, c)), y, c);
             });
         }
     }
@@ -69,9 +69,9 @@ impl<C: Curve> Kernel for Backward<'_, C> {
         for p in 0..self.x.layout.pixels() {
             let (x, dy, dx) = (self.x.pixel(p), self.dy.pixel(p), self.dx.pixel(p));
             for_vectors!(S, x.len(), |c| {
-                let old = if self.accumulate { load(s, &dx[c.clone()]) } else { s.splat(0.0) };
-                let slope = C::slope(s, load(s, &x[c.clone()]));
-                store(s, s.fma(load(s, &dy[c.clone()]), slope, old), &mut dx[c]);
+                let old = if self.accumulate { load(s, dx, c) } else { s.splat(0.0) };
+                let slope = C::slope(s, load(s, x, c));
+                store(s, s.fma(load(s, dy, c), slope, old), dx, c);
             });
         }
     }

@@ -63,10 +63,10 @@ impl Kernel for Forward<'_> {
                 let mut best = s.splat(f32::NEG_INFINITY);
                 for row in 0..l.h {
                     for column in columns.clone() {
-                        best = s.max(best, load(s, &self.x.pixel(row * l.w + column)[c.clone()]));
+                        best = s.max(best, load(s, self.x.pixel(row * l.w + column), c));
                     }
                 }
-                store(s, best, &mut y[c]);
+                store(s, best, y, c);
             });
         }
     }
@@ -101,25 +101,24 @@ impl Kernel for Backward<'_> {
         let (l, out) = (self.x.layout, self.dy.layout);
         // Which pixel of the window wins, channel by channel: a small whole number, kept as a float to compare in vectors.
         let mut winners = vec![0.0; l.c];
+        let mut window = Vec::with_capacity(self.pool.kernel.pow(2));
         for (oy, ox) in (0..out.h).flat_map(|oy| (0..out.w).map(move |ox| (oy, ox))) {
-            let (rows, columns) = (self.pool.window(oy, l.h), self.pool.window(ox, l.w));
+            window.clear();
+            for row in self.pool.window(oy, l.h) {
+                window.extend(self.pool.window(ox, l.w).map(|column| row * l.w + column));
+            }
             for_vectors!(S, l.c, |c| {
                 let (mut best, mut winner) = (s.splat(f32::NEG_INFINITY), s.splat(0.0));
-                let mut number = 0.0;
-                for row in rows.clone() {
-                    for column in columns.clone() {
-                        let x = load(s, &self.x.pixel(row * l.w + column)[c.clone()]);
-                        winner = s.select_gt(x, best, s.splat(number), winner);
-                        best = s.max(best, x);
-                        number += 1.0;
-                    }
+                for (number, pixel) in window.iter().enumerate() {
+                    let x = load(s, self.x.pixel(*pixel), c);
+                    winner = s.select_gt(x, best, s.splat(number as f32), winner);
+                    best = s.max(best, x);
                 }
-                store(s, winner, &mut winners[c]);
+                store(s, winner, &mut winners, c);
             });
             let dy = self.dy.pixel(oy * out.w + ox);
             for (c, (winner, dy)) in winners.iter().zip(dy).enumerate() {
-                let (row, column) = (*winner as usize / columns.len(), *winner as usize % columns.len());
-                self.dx.pixel((rows.start + row) * l.w + columns.start + column)[c] += dy;
+                self.dx.pixel(window[*winner as usize])[c] += dy;
             }
         }
     }

@@ -3,35 +3,53 @@
 use crate::Layout;
 use crate::isa::Simd;
 
-/// Runs the body for consecutive ranges of `0..$len`: whole vectors, then what is left.
+/// Consecutive channels, at most a vector.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lanes {
+    pub start: usize,
+    pub len: usize,
+}
+
+impl Lanes {
+    /// As many channels, of a slice that starts with them.
+    #[inline(always)]
+    pub fn at_zero(self) -> Self {
+        Self { start: 0, ..self }
+    }
+}
+
+/// Runs the body for consecutive [`Lanes`] of `0..$len`: whole vectors, then what is left.
 ///
-/// A macro, since a closure called from two places need not be inlined, and would then lose the instruction set.
+/// A macro, since a closure called from two places need not be inlined, and would then lose the instruction set; and so
+/// that the compiler sees where `len` is that of a whole vector.
 macro_rules! for_vectors {
-    ($s:ident, $len:expr, |$range:ident| $body:block) => {{
-        let (len, mut at) = ($len, 0);
-        while at + $s::LANES <= len {
-            let $range = at..at + $s::LANES;
+    ($s:ident, $len:expr, |$lanes:ident| $body:block) => {{
+        let (len, mut start) = ($len, 0);
+        while len - start >= $s::LANES {
+            let $lanes = $crate::vectors::Lanes { start, len: $s::LANES };
             $body
-            at += $s::LANES;
+            start += $s::LANES;
         }
-        if at < len {
-            let $range = at..len;
+        if start < len {
+            let $lanes = $crate::vectors::Lanes { start, len: len - start };
             $body
         }
     }};
 }
 pub(crate) use for_vectors;
 
-/// A whole vector, or fewer floats and zeros.
+/// The channels `c` of `from`, zeros in the lanes beyond.
 #[inline(always)]
-pub(crate) fn load<S: Simd>(s: S, from: &[f32]) -> S::V {
-    if from.len() >= S::LANES { s.load(from) } else { s.load_part(from) }
+pub(crate) fn load<S: Simd>(s: S, from: &[f32], c: Lanes) -> S::V {
+    let from = &from[c.start..][..c.len];
+    if c.len == S::LANES { s.load(from) } else { s.load_part(from) }
 }
 
-/// A whole vector, or as many lanes as there is room for.
+/// Writes the channels `c` of `to`.
 #[inline(always)]
-pub(crate) fn store<S: Simd>(s: S, v: S::V, to: &mut [f32]) {
-    if to.len() >= S::LANES { s.store(v, to) } else { s.store_part(v, to) }
+pub(crate) fn store<S: Simd>(s: S, v: S::V, to: &mut [f32], c: Lanes) {
+    let to = &mut to[c.start..][..c.len];
+    if c.len == S::LANES { s.store(v, to) } else { s.store_part(v, to) }
 }
 
 /// Rows a task of a kernel should have that does little with each float: enough to outweigh its start.

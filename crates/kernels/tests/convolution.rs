@@ -8,6 +8,8 @@ use kernels::reference::{self, Map};
 use kernels::{ConvShape, Epilogue, Isa, Packed};
 use proptest::prelude::*;
 
+const NOTHING: Epilogue = Epilogue { bias: None, act: Act::Identity };
+
 /// A convolution, the map it runs on and how its maps lie in memory.
 #[derive(Clone, Debug)]
 struct Case {
@@ -121,5 +123,30 @@ fn reference_gradients_are_derivatives() {
         let by_x = differences(&x.data, 1e-4, |d| loss(&Map { data: d.to_vec(), ..x.clone() }, &w));
         assert_close(&reference::conv_backward_input(&shape, &dy, &w, &x).data, &by_x, 1e-8);
         assert_close(&reference::conv_backward_weight(&shape, &x, &dy), &differences(&w, 1e-4, |w| loss(&x, w)), 1e-8);
+    }
+}
+
+/// The same bits from one thread and from several: a run can be repeated on any machine of the same kind.
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    let dense = ConvShape { ci: 24, co: 40, kernel: [3, 3], stride: [1, 1], pad: [1, 1], groups: 1 };
+    for shape in [dense, ConvShape { stride: [2, 2], ..dense }, ConvShape { co: 24, groups: 24, ..dense }] {
+        let c = Case { shape, n: 3, h: 33, w: 35, gaps: [(0, 0), (1, 3)], seed: 5 };
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let (mut x, mut y, w) = (c.x(), c.y(), c.weights());
+                let mut dw = w.clone();
+                kernels::conv_backward_weight(&shape, x.view(), y.view(), &mut dw);
+                kernels::conv_forward(&shape, x.view(), &Packed::new(&shape, &w), NOTHING, y.view_mut());
+                kernels::conv_backward_input(&shape, y.view(), &w, x.view_mut(), true);
+                let stats = kernels::batch_stats(y.view());
+                (x.data, y.data, dw, stats)
+            })
+        };
+        let one = run(1);
+        for threads in [2, 3, 7] {
+            assert!(run(threads) == one, "{threads} threads: {shape:?}");
+        }
     }
 }

@@ -60,8 +60,9 @@ proptest! {
         let x = Buffer::noise(seed, s, g[0]);
         let (mean, var) = reference::batch_stats(&x.map());
         let stats = kernels::batch_stats(x.view());
-        assert_close(&wide(&stats.mean), &mean, 1e-6);
-        assert_close(&wide(&stats.var), &var, 1e-6);
+        // Sums over a few pixels are f32 before they are added up in f64: tens of roundings of 6e-8.
+        assert_close(&wide(&stats.mean), &mean, 4e-6);
+        assert_close(&wide(&stats.var), &var, 4e-6);
 
         let norm = Norm::of(&x, seed);
         let (gamma, beta) = (wide(&norm.gamma), wide(&norm.beta));

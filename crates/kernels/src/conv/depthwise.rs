@@ -1,13 +1,12 @@
 //! Depthwise convolution: one filter a channel, so vectors run along channels and nothing is summed across them.
 
-use graph::Act;
 use rayon::prelude::*;
 
 use super::source::{Source, Window, source, with_scratch};
 use super::tile::{Pixel, Start, range};
 use crate::isa::{Isa, Kernel, Simd};
 use crate::vectors::{for_vectors, load, store};
-use crate::{ConvShape, View, act};
+use crate::{ConvShape, View};
 
 /// Filters as (taps, channels), of the taps named, in that order; `w` is (C, 1, KH, KW).
 pub(crate) fn filters(w: &[f32], all: usize, taps: &[usize]) -> Vec<f32> {
@@ -19,14 +18,13 @@ pub(crate) fn tap_offsets(kernel: [usize; 2], source: &Source) -> Vec<usize> {
     (0..kernel[0]).flat_map(|y| (0..kernel[1]).map(move |x| y * source.row + x * source.pixel)).collect()
 }
 
-/// `destination[pixel] = act(start + sum over taps of source[pixel + tap] * filter)` for all pixels.
+/// `destination[pixel] = start + sum over taps of source[pixel + tap] * filter` for all pixels.
 pub(crate) struct Products<'a> {
     pub taps: &'a [usize],
     /// (taps, channels).
     pub filters: &'a [f32],
     pub channels: usize,
     pub start: Start<'a>,
-    pub act: Act,
     pub source: &'a [f32],
     pub pixels: &'a [Pixel],
     pub to: &'a mut [f32],
@@ -40,25 +38,27 @@ impl Products<'_> {
         assert!(pixels.iter().all(|p| p.from + reach <= self.source.len()));
         assert!(self.taps.len() * self.channels <= self.filters.len());
         for_vectors!(S, self.channels, |c| {
-            let mut sums = match self.start {
-                Start::Zero => [s.splat(0.0); P],
-                Start::Bias(bias) => [load(s, &bias[c.clone()]); P],
-                Start::Destination => pixels.map(|p| load(s, &self.to[p.to..][c.clone()])),
-            };
+            let mut sums = [s.splat(0.0); P];
+            for (sum, pixel) in sums.iter_mut().zip(pixels) {
+                match self.start {
+                    Start::Zero => {}
+                    Start::Bias(bias) => *sum = load(s, bias, c),
+                    Start::Destination => *sum = load(s, &self.to[pixel.to..], c),
+                }
+            }
             for (t, tap) in self.taps.iter().enumerate() {
                 // SAFETY: `t` is below the number of taps and `c` ends at most at `channels` (asserted above).
-                let filter = load(s, unsafe { range(self.filters, t * self.channels + c.start, c.len()) });
+                let filter = load(s, unsafe { range(self.filters, t * self.channels + c.start, c.len) }, c.at_zero());
                 for (sum, pixel) in sums.iter_mut().zip(pixels) {
-                    // SAFETY: `tap + c.end <= reach`, which lies within the source for every pixel (asserted above).
-                    let x = load(s, unsafe { range(self.source, pixel.from + tap + c.start, c.len()) });
+                    // SAFETY: `tap + the end of `c` <= reach`, which lies within the source for every pixel (asserted above).
+                    let x = load(s, unsafe { range(self.source, pixel.from + tap + c.start, c.len) }, c.at_zero());
                     *sum = s.fma(x, filter, *sum);
                 }
             }
             for (sum, pixel) in sums.into_iter().zip(pixels) {
-                store(s, sum, &mut self.to[pixel.to..][c.clone()]);
+                store(s, sum, &mut self.to[pixel.to..], c);
             }
         });
-        pixels.iter().for_each(|p| act::apply(s, self.act, &mut self.to[p.to..][..self.channels]));
     }
 }
 
@@ -130,17 +130,20 @@ impl Gradient<'_> {
         let reach = taps.iter().max().unwrap_or(&0) + (l.w - 1) * step + l.c;
         assert!(reach <= source.data.len());
         for_vectors!(S, l.c, |c| {
-            let mut sums: [S::V; T] = std::array::from_fn(|t| load(s, &self.sums[(tap + t) * l.c..][c.clone()]));
+            let mut sums = [s.splat(0.0); T];
+            for (t, sum) in sums.iter_mut().enumerate() {
+                *sum = load(s, &self.sums[(tap + t) * l.c..], c);
+            }
             for x in 0..l.w {
-                let d = load(s, &self.dy.pixel(y * l.w + x)[c.clone()]);
+                let d = load(s, self.dy.pixel(y * l.w + x), c);
                 for t in 0..T {
-                    // SAFETY: `x < w`, `c.end <= channels`: at most `reach`, which lies within the source (asserted).
-                    let x = load(s, unsafe { range(source.data, taps[t] + x * step + c.start, c.len()) });
+                    // SAFETY: `x < w`, `c` ends within the channels: at most `reach`, which lies within the source (asserted).
+                    let x = load(s, unsafe { range(source.data, taps[t] + x * step + c.start, c.len) }, c.at_zero());
                     sums[t] = s.fma(x, d, sums[t]);
                 }
             }
             for (t, sum) in sums.into_iter().enumerate() {
-                store(s, sum, &mut self.sums[(tap + t) * l.c..][c.clone()]);
+                store(s, sum, &mut self.sums[(tap + t) * l.c..], c);
             }
         });
     }

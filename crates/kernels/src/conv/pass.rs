@@ -9,7 +9,7 @@ use super::source::{Source, Window, source, with_scratch};
 use super::tile::{Pixel, Product, Run, Start};
 use crate::isa::{Isa, Kernel, Simd};
 use crate::map::Band;
-use crate::{View, ViewMut};
+use crate::{View, ViewMut, act};
 
 /// Depth worked through before moving on to other pixels: its weights stay in the first cache levels meanwhile.
 const DEPTH: usize = 384;
@@ -67,6 +67,9 @@ impl Pass<'_> {
             for phase in self.phases {
                 self.band(phase, from.image(band.image), &mut band);
             }
+            if self.act != Act::Identity {
+                act::apply(self.isa, self.act, band.view);
+            }
         });
     }
 
@@ -77,14 +80,14 @@ impl Pass<'_> {
         if grid.contains(&0) {
             return;
         }
-        let position = |y: usize, x: usize| {
+        let to = |y: usize, x: usize| {
             ((phase.first[0] + y * self.step[0]) * l.w + phase.first[1] + x * self.step[1]) * l.pitch
         };
-        let positions = (0..grid[0]).flat_map(|y| (0..grid[1]).map(move |x| (y, x)));
         if phase.window.kernel.contains(&0) {
             // No tap of the kernel gets here: a stride beyond its size.
             if let Start::Zero = self.start {
-                positions.for_each(|(y, x)| band.view.data[position(y, x)..][..l.c].fill(0.0));
+                let positions = (0..grid[0]).flat_map(|y| (0..grid[1]).map(move |x| to(y, x)));
+                positions.for_each(|at| band.view.data[at..][..l.c].fill(0.0));
             }
             return;
         }
@@ -94,24 +97,21 @@ impl Pass<'_> {
         let origin = [window.origin[0] + down, window.origin[1]];
         with_scratch(size[0] * size[1] * from.layout.c, |scratch| {
             let source = source(from, origin, size, scratch);
-            let pixels: Vec<Pixel> = positions
-                .map(|(y, x)| Pixel {
-                    from: y * window.stride[0] * source.row + x * window.stride[1] * source.pixel,
-                    to: position(y, x),
-                })
-                .collect();
-            let (channels, to) = (from.layout.c, &mut *band.view.data);
-            let (start, act) = (self.start, self.act);
+            let (down, along) = (window.stride[0] * source.row, window.stride[1] * source.pixel);
+            let mut pixels = Vec::with_capacity(grid[0] * grid[1]);
+            for y in 0..grid[0] {
+                pixels.extend((0..grid[1]).map(|x| Pixel { from: y * down + x * along, to: to(y, x) }));
+            }
+            let (start, channels, to) = (self.start, from.layout.c, &mut *band.view.data);
             match &phase.weights {
                 Weights::Dense(panels) => {
                     let runs = runs(window.kernel, &source, channels);
-                    let (source, pixels) = (source.data, &pixels);
-                    self.isa.run(Products { panels, runs: &runs, start, act, source, pixels, to });
+                    self.isa.run(Products { panels, runs: &runs, start, source: source.data, pixels: &pixels, to });
                 }
                 Weights::Depthwise(filters) => {
                     let taps = depthwise::tap_offsets(window.kernel, &source);
                     let (source, pixels, taps) = (source.data, &pixels, &taps);
-                    self.isa.run(depthwise::Products { taps, filters, channels, start, act, source, pixels, to });
+                    self.isa.run(depthwise::Products { taps, filters, channels, start, source, pixels, to });
                 }
             }
         });
@@ -153,7 +153,6 @@ struct Products<'a> {
     panels: &'a Panels,
     runs: &'a [Run],
     start: Start<'a>,
-    act: Act,
     source: &'a [f32],
     pixels: &'a [Pixel],
     to: &'a mut [f32],
@@ -169,11 +168,10 @@ impl Kernel for Products<'_> {
         for (i, runs) in stretches.iter().enumerate() {
             let end = depth + runs.iter().map(|r| r.len).sum::<usize>();
             let start = if i == 0 { self.start } else { Start::Destination };
-            let act = if i + 1 == stretches.len() { self.act } else { Act::Identity };
             for b in 0..self.panels.blocks() {
                 let panel = self.panels.block(b, depth, end);
                 let to = &mut self.to[panel.first_column..];
-                Product::new(runs, panel, start, act).apply(s, self.source, self.pixels, to);
+                Product::new(runs, panel, start).apply(s, self.source, self.pixels, to);
             }
             depth = end;
         }

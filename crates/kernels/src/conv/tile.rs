@@ -1,9 +1,6 @@
 //! The two register tiles that all dense convolution arithmetic happens in: inner products and outer products.
 
-use graph::Act;
-
 use super::panels::Panel;
-use crate::act;
 use crate::isa::{MAX_TILE, Simd};
 
 /// Consecutive floats every pixel of a tile reads, at `offset` from its own start.
@@ -38,16 +35,15 @@ pub(crate) struct Product<'a> {
     /// Floats from a pixel's start to the end of its furthest run.
     reach: usize,
     start: Start<'a>,
-    act: Act,
 }
 
 impl<'a> Product<'a> {
-    pub fn new(runs: &'a [Run], weights: Panel<'a>, start: Start<'a>, act: Act) -> Self {
+    pub fn new(runs: &'a [Run], weights: Panel<'a>, start: Start<'a>) -> Self {
         let reach = runs.iter().map(|r| r.offset + r.len).max().unwrap_or(0);
-        Self { runs, weights, reach, start, act }
+        Self { runs, weights, reach, start }
     }
 
-    /// `destination[pixel] = act(start + sum over depth of source[pixel] * weights)` for all pixels.
+    /// `destination[pixel] = start + sum over depth of source[pixel] * weights` for all pixels.
     #[inline(always)]
     pub fn apply<S: Simd>(&self, s: S, source: &[f32], pixels: &[Pixel], destination: &mut [f32]) {
         match self.weights.vectors {
@@ -97,10 +93,11 @@ impl<'a> Product<'a> {
         let mut depth = 0;
         for run in self.runs {
             for t in run.offset..run.offset + run.len {
-                // SAFETY: `depth` counts the floats of the runs so far, whose sum times `width` fits the panel (asserted).
-                let b: [S::V; V] = std::array::from_fn(|v| {
-                    s.load(unsafe { range(self.weights.data, depth * width + v * S::LANES, S::LANES) })
-                });
+                let mut b = [s.splat(0.0); V];
+                for (v, b) in b.iter_mut().enumerate() {
+                    // SAFETY: `depth` counts the floats of the runs so far, whose sum times `width` fits the panel (asserted).
+                    *b = s.load(unsafe { range(self.weights.data, depth * width + v * S::LANES, S::LANES) });
+                }
                 depth += 1;
                 for i in 0..rows {
                     // SAFETY: `t < reach`, and `from[i] + reach` lies within `source` (asserted).
@@ -116,9 +113,6 @@ impl<'a> Product<'a> {
             if i <= last {
                 write(s, sums[i], &mut to[pixels[i].to..][..columns]);
             }
-        }
-        if self.act != Act::Identity {
-            pixels.iter().for_each(|p| act::apply(s, self.act, &mut to[p.to..][..columns]));
         }
     }
 }
@@ -197,9 +191,11 @@ impl Outer<'_> {
         for row in self.rows {
             let mut from = row.from + first;
             for _ in 0..row.count {
-                // SAFETY: `at` counts pixels, whose number times `width` fits `gradient` (asserted).
-                let d: [S::V; V] =
-                    std::array::from_fn(|v| s.load(unsafe { range(self.gradient, at + v * S::LANES, S::LANES) }));
+                let mut d = [s.splat(0.0); V];
+                for (v, d) in d.iter_mut().enumerate() {
+                    // SAFETY: `at` counts pixels, whose number times `width` fits `gradient` (asserted).
+                    *d = s.load(unsafe { range(self.gradient, at + v * S::LANES, S::LANES) });
+                }
                 for (i, product) in products.iter_mut().enumerate().take(tile) {
                     // SAFETY: even the row's last pixel has `tile` floats from `first` on (asserted).
                     let a = s.splat(unsafe { *self.source.get_unchecked(from + i) });
@@ -214,8 +210,11 @@ impl Outer<'_> {
         for i in 0..tile {
             if i >= skip {
                 let to = &mut sums[(k + i) * width..][..width];
-                let old: [S::V; V] = read(s, to);
-                write::<S, V>(s, std::array::from_fn(|v| s.add(old[v], products[i][v])), to);
+                let mut total: [S::V; V] = read(s, to);
+                for (total, product) in total.iter_mut().zip(products[i]) {
+                    *total = s.add(*total, product);
+                }
+                write(s, total, to);
             }
         }
     }
@@ -242,10 +241,12 @@ pub(crate) unsafe fn range(data: &[f32], from: usize, len: usize) -> &[f32] {
 /// Vectors from a slice, zeros beyond its end.
 #[inline(always)]
 fn read<S: Simd, const V: usize>(s: S, from: &[f32]) -> [S::V; V] {
-    std::array::from_fn(|v| {
+    let mut vectors = [s.splat(0.0); V];
+    for (v, vector) in vectors.iter_mut().enumerate() {
         let part = &from[(v * S::LANES).min(from.len())..];
-        if part.len() >= S::LANES { s.load(part) } else { s.load_part(part) }
-    })
+        *vector = if part.len() >= S::LANES { s.load(part) } else { s.load_part(part) };
+    }
+    vectors
 }
 
 /// As many floats of the vectors as the slice has room for.
