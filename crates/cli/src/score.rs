@@ -34,8 +34,13 @@ pub fn score(
         return Err(Error::failed(what, "run `prunella data check` on it to see what is there"));
     }
     let classes = class_map(&detector.names, &dataset.names)?;
-    let config =
-        LoaderConfig { size: detector.imgsz as u32, batch, mode: Mode::Val, cache_bytes: 0, ..Default::default() };
+    let config = LoaderConfig {
+        size: detector.imgsz as u32,
+        batch,
+        mode: Mode::Val(detector.fit),
+        cache_bytes: 0,
+        ..Default::default()
+    };
     let loader = Loader::new(items, config)?;
     let mut detecting = Duration::ZERO;
     let map = evaluate(dataset, items, &loader, &classes, &mut Counter::default(), |batch| {

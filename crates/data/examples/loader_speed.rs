@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let dataset = open(Path::new(path), &OpenOptions::default())?;
     println!("opened in {:.2?}", start.elapsed());
     let split = dataset.split("train").or_else(|_| dataset.split("val"))?;
-    for (name, mode) in [("train", Mode::Train(Augment::default())), ("val", Mode::Val)] {
+    for (name, mode) in [("train", Mode::Train(Augment::default())), ("val", Mode::Val(data::Fit::Letterbox))] {
         let loader = Loader::new(&split.items, LoaderConfig { size, threads, mode, ..LoaderConfig::default() })?;
         for epoch in 0..3 {
             let start = Instant::now();

@@ -18,6 +18,6 @@ mod warp;
 pub use augment::Augment;
 pub use dataset::{Dataset, Format, Item, LabelBox, OpenOptions, Split, open};
 pub use error::{Error, Result};
-pub use letterbox::{FILL, Letterbox, letterbox};
+pub use letterbox::{FILL, Fit, Letterbox, letterbox};
 pub use loader::{Batch, Epoch, Loader, LoaderConfig, Mode};
 pub use target::Target;

@@ -11,7 +11,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::augment::{self, Augment, Source};
-use crate::letterbox::{Letterbox, resize};
+use crate::letterbox::{Fit, Letterbox, resize};
 use crate::{Error, Item, Result, Target, picture};
 
 /// What is made of the images.
@@ -19,8 +19,17 @@ use crate::{Error, Item, Result, Target, picture};
 pub enum Mode {
     /// Shuffled anew each epoch and augmented.
     Train(Augment),
-    /// In order, letterboxed.
-    Val,
+    /// In order, fitted to the canvas whole.
+    Val(Fit),
+}
+
+impl Mode {
+    fn fit(self) -> Fit {
+        match self {
+            Self::Val(fit) => fit,
+            Self::Train(_) => Fit::Letterbox,
+        }
+    }
 }
 
 /// How a [`Loader`] works.
@@ -103,7 +112,7 @@ impl Loader {
         Ok(Self { items: items.into(), config, cache: Arc::new(Cache { frames, used: AtomicUsize::new(0) }) })
     }
 
-    /// The same images (and the same cache of them) put to another use: gentler augmentation, say, or none.
+    /// The same images (and the same cache of them, if they are fitted alike) put to another use: gentler augmentation, say, or none.
     ///
     /// # Errors
     /// If the augmentation's settings make no sense.
@@ -111,7 +120,11 @@ impl Loader {
         if let Mode::Train(augment) = mode {
             augment.check().map_err(Error::Config)?;
         }
-        Ok(Self { config: LoaderConfig { mode, ..self.config }, ..self.clone() })
+        let config = LoaderConfig { mode, ..self.config };
+        if mode.fit() != self.config.mode.fit() {
+            return Self::new(&self.items, config);
+        }
+        Ok(Self { config, ..self.clone() })
     }
 
     /// Batches per epoch.
@@ -167,7 +180,7 @@ impl Loader {
                     let sources: Vec<_> = chosen.iter().zip(&frames).map(|(&i, f)| f.source(&self.items[i])).collect();
                     batch.targets.extend(augment::compose(&sources, &augment, rng, at, canvas, side));
                 }
-                Mode::Val => {
+                Mode::Val(_) => {
                     let frame = self.frame(item)?;
                     frame.placed.paste(&frame.pixels, canvas);
                     batch.letterboxes.push(frame.placed);
@@ -188,8 +201,9 @@ impl Loader {
             return Ok(frame.clone());
         }
         let image = picture::decode(&self.items[index].image)?;
-        let placed = Letterbox::new(image.dimensions(), self.config.size);
-        let frame = Arc::new(Frame { pixels: resize(&image, placed.resized), placed });
+        let fit = self.config.mode.fit();
+        let placed = Letterbox::fitted(image.dimensions(), self.config.size, fit);
+        let frame = Arc::new(Frame { pixels: resize(&image, placed.resized, fit), placed });
         let bytes = frame.pixels.len();
         if self.cache.used.fetch_add(bytes, Ordering::Relaxed) + bytes > self.config.cache_bytes
             || slot.set(frame.clone()).is_err()
@@ -203,7 +217,7 @@ impl Loader {
 impl Frame {
     fn source<'a>(&'a self, item: &'a Item) -> Source<'a> {
         let (width, height) = (self.placed.resized.0 as usize, self.placed.resized.1 as usize);
-        Source { pixels: &self.pixels, width, height, scale: self.placed.scale, boxes: &item.boxes }
+        Source { pixels: &self.pixels, width, height, scale: self.placed.scale[0], boxes: &item.boxes }
     }
 }
 

@@ -279,7 +279,7 @@ fn validation_comes_in_order_and_maps_back() {
     let folder = tempfile::tempdir().unwrap();
     let dataset = smears(folder.path());
     let items = &dataset.split("val").unwrap().items;
-    let config = LoaderConfig { size: 64, batch: 3, mode: Mode::Val, ..LoaderConfig::default() };
+    let config = LoaderConfig { size: 64, batch: 3, mode: Mode::Val(data::Fit::Letterbox), ..LoaderConfig::default() };
     let batches: Vec<_> = Loader::new(items, config).unwrap().epoch(0).collect::<Result<_, _>>().unwrap();
     assert_eq!(batches.iter().flat_map(|b| b.items.clone()).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
     for batch in &batches {

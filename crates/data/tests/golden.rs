@@ -57,7 +57,7 @@ fn letterboxed_batch_matches_pil() {
     let golden = testkit::tensors(&shared.join("golden/yolov5n/batch.safetensors"));
     let dataset = bccd(&shared);
     let items = &dataset.split("train").unwrap().items[..4];
-    let config = LoaderConfig { size: 320, batch: 4, mode: Mode::Val, ..LoaderConfig::default() };
+    let config = LoaderConfig { size: 320, batch: 4, mode: Mode::Val(data::Fit::Letterbox), ..LoaderConfig::default() };
     let batch = Loader::new(items, config).unwrap().epoch(0).next().unwrap().unwrap();
 
     // The file calls them (N, C, H, W); its bytes lie as (N, H, W, C).

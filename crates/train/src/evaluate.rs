@@ -1,9 +1,9 @@
 //! Scoring a detector on labelled images: what training does after every epoch and `val` does once.
 
-use data::{Batch, Dataset, Item, Loader};
+use data::{Batch, Dataset, Fit, Item, Loader};
 use eval::coco::{self, Annotation, Category, GroundTruth, Image, MapResult, ScoredBox};
 use eval::{Detection, NmsConfig};
-use graph::{Graph, Head};
+use graph::{Family, Graph, Head};
 
 use crate::Result;
 use crate::loss::RawMap;
@@ -33,6 +33,14 @@ impl Detector {
     pub fn detect(&mut self, images: &[u8], n: usize, nms: &NmsConfig) -> Result<Vec<Vec<Detection>>> {
         let maps = self.infer.run(images, n)?;
         Ok(eval::detect(&self.head, &raw(&maps), nms))
+    }
+}
+
+/// How images are fitted to the canvas where `graph` comes from: Darknet stretches them, everyone else letterboxes.
+pub fn fit(graph: &Graph) -> Fit {
+    match graph.meta.family {
+        Family::Darknet => Fit::Stretch,
+        _ => Fit::Letterbox,
     }
 }
 

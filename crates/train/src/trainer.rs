@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, Progress};
 use crate::ema::{Ema, EmaConfig};
-use crate::evaluate::{evaluate, raw};
+use crate::evaluate::{evaluate, fit, raw};
 use crate::loss::{Criterion, Distill};
 use crate::metrics_csv::{Results, Row};
 use crate::net::{BnUpdate, Infer, TrainNet};
@@ -209,7 +209,7 @@ impl<'a> Run<'a> {
         let val_config = LoaderConfig {
             size: self.config.imgsz as u32,
             batch: self.config.batch,
-            mode: Mode::Val,
+            mode: Mode::Val(fit(self.task.start)),
             threads: self.config.workers,
             ..LoaderConfig::default()
         };
@@ -300,10 +300,10 @@ impl<'a> Run<'a> {
     fn finish_epoch(&mut self, epoch: usize, losses: [f64; 3], val_losses: [f64; 3], map: &MapResult) -> Result<()> {
         let weights = self.task.out.join("weights");
         save(self.ema.graph(), &weights.join("last.safetensors"))?;
-        let fit = fitness(map);
-        if epoch == 0 || fit > self.progress.best {
+        let score = fitness(map);
+        if epoch == 0 || score > self.progress.best {
             save(self.ema.graph(), &weights.join(BEST))?;
-            self.progress.best = fit;
+            self.progress.best = score;
         }
         if let Some(s) = &self.sparsifier {
             self.progress.gammas.push(s.histogram(&self.net.graph, epoch));

@@ -43,7 +43,7 @@ pub fn run(args: &Predict) -> miette::Result<Exit> {
     let mut all = vec![];
     for path in images {
         let mut image = picture::decode(&path)?;
-        let (canvas, placed) = data::letterbox(&image, detector.imgsz as u32);
+        let (canvas, placed) = data::letterbox(&image, detector.imgsz as u32, detector.fit);
         let boxes = detector.detect(&canvas, 1, &nms)?.swap_remove(0).into_iter().map(|d| Box {
             class: d.class,
             name: detector.names[d.class].clone(),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use data::OpenOptions;
+use data::{Fit, OpenOptions};
 use eval::NmsConfig;
 use eval::coco::{self, GroundTruth, MapResult, STAT_NAMES};
 use serde::Serialize;
@@ -55,7 +55,8 @@ struct Run {
 fn score_model(model: &Path, args: &Val) -> miette::Result<Outcome> {
     let dataset = data::open(&args.data, &OpenOptions::default())?;
     let mut detector = Detector::open(model, args.weights.as_deref(), args.imgsz)?;
-    let nms = NmsConfig { conf: args.conf as f32, iou: args.iou as f32, ..NmsConfig::default() };
+    let iou = args.iou.unwrap_or(if detector.fit == Fit::Stretch { 0.45 } else { 0.6 });
+    let nms = NmsConfig { conf: args.conf as f32, iou: iou as f32, ..NmsConfig::default() };
     let score = score(&mut detector, &dataset, &args.split, args.batch, &nms)?;
     let run = Run {
         model: model.display().to_string(),
@@ -64,7 +65,7 @@ fn score_model(model: &Path, args: &Val) -> miette::Result<Outcome> {
         images: score.images,
         imgsz: detector.imgsz,
         conf: args.conf,
-        iou: args.iou,
+        iou,
         ms_per_image: score.detecting.as_secs_f64() * 1e3 / score.images as f64,
     };
     Ok(Outcome { map: score.map, run: Some(run) })

@@ -4,6 +4,7 @@ mod exported;
 
 use std::path::Path;
 
+use data::Fit;
 use eval::{Detection, NmsConfig};
 use graph::Graph;
 
@@ -15,6 +16,8 @@ pub struct Detector {
     pub names: Vec<String>,
     /// Side of the square images it is shown, pixels.
     pub imgsz: usize,
+    /// How images come onto that square. An ONNX file does not say; it is taken to be letterboxed.
+    pub fit: Fit,
     engine: Engine,
 }
 
@@ -32,12 +35,13 @@ impl Detector {
         if weights.is_none() && model.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx")) {
             let exported = exported::Exported::open(model, imgsz)?;
             let (names, imgsz) = (exported.names().to_vec(), exported.imgsz());
-            return Ok(Self { names, imgsz, engine: Engine::Onnx(Box::new(exported)) });
+            return Ok(Self { names, imgsz, fit: Fit::Letterbox, engine: Engine::Onnx(Box::new(exported)) });
         }
         let graph = load_model(model, weights)?;
         let imgsz = image_size(&graph, imgsz)?;
         let engine = Engine::Own(Box::new(train::evaluate::Detector::new(&graph, imgsz)?));
-        Ok(Self { names: graph.meta.names, imgsz, engine })
+        let fit = train::evaluate::fit(&graph);
+        Ok(Self { names: graph.meta.names, imgsz, fit, engine })
     }
 
     /// Detects in `n` images, (N, S, S, 3) as RGB bytes.

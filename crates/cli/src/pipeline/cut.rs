@@ -4,6 +4,7 @@ use data::{Augment, Dataset, Item, Loader, LoaderConfig, Mode};
 use graph::Graph;
 use prune::{Coupling, Importance, Plan, Similarity, Size, Statistics, Target, importance, similarity, surgery};
 use train::calibrate::{self, Images};
+use train::evaluate::fit;
 
 use crate::exit::Error;
 use crate::ui;
@@ -29,10 +30,10 @@ impl Calibration<'_> {
         Ok(Loader::new(self.items()?, config)?)
     }
 
-    /// Channel statistics of the tensors stage 2 looks at, over letterboxed images: what the detector meets in use.
+    /// Channel statistics of the tensors stage 2 looks at, over whole images: what the detector meets in use.
     pub fn statistics(&self, graph: &Graph, coupling: &Coupling) -> miette::Result<Statistics> {
         let nodes = prune::observed(graph, coupling);
-        let loader = self.loader(Mode::Val)?;
+        let loader = self.loader(Mode::Val(fit(graph)))?;
         let bar = ui::bar("Calibrating", self.items()?.len(), "images");
         let batches = loader.epoch(0).map(|batch| {
             let batch = batch?;

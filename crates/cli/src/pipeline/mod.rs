@@ -16,7 +16,7 @@ use graph::format::{LoadOptions, load, save};
 use graph::{Graph, cost};
 use prune::{Coupling, Plan, surgery};
 use serde::{Deserialize, Serialize};
-use train::evaluate::{Detector, evaluate};
+use train::evaluate::{Detector, evaluate, fit as canvas_fit};
 use train::sparse::{GammaHistogram, SparseConfig};
 use train::{Task, TrainConfig, Trained, val_nms};
 
@@ -217,7 +217,7 @@ impl Pipeline<'_> {
     fn score(&self, graph: &Graph, split: &str) -> miette::Result<MapResult> {
         let imgsz = self.recipe.heal.imgsz;
         let items = &self.dataset.split(split)?.items;
-        let config = LoaderConfig { size: imgsz as u32, mode: Mode::Val, ..LoaderConfig::default() };
+        let config = LoaderConfig { size: imgsz as u32, mode: Mode::Val(canvas_fit(graph)), ..LoaderConfig::default() };
         let loader = Loader::new(items, config)?;
         let classes: Vec<usize> = (0..self.dataset.names.len()).collect();
         let mut detector = Detector::new(graph, imgsz)?;

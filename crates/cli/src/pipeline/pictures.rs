@@ -8,7 +8,7 @@ use eval::NmsConfig;
 use graph::Graph;
 use image::imageops::FilterType;
 use image::{ImageFormat, RgbImage};
-use train::evaluate::Detector;
+use train::evaluate::{Detector, fit};
 
 use super::Pipeline;
 use crate::exit::Error;
@@ -27,24 +27,30 @@ const SIDE: u32 = 480;
 pub(super) fn pairs(run: &Pipeline, dense: &Graph, slim: &Graph) -> miette::Result<Vec<Pair>> {
     let imgsz = run.recipe.heal.imgsz;
     let split = run.dataset.split("test").or_else(|_| run.dataset.split("val"))?;
+    let fit = fit(dense);
     let mut detectors = [Detector::new(dense, imgsz)?, Detector::new(slim, imgsz)?];
     let step = (split.items.len() / SHOWN).max(1);
     let mut pairs = vec![];
     for item in split.items.iter().step_by(step).take(SHOWN) {
         let image = picture::decode(&item.image)?;
+        let canvas = data::letterbox(&image, imgsz as u32, fit);
         let [dense, slim] = &mut detectors;
-        let [dense, slim] =
-            [shown(&image, dense, imgsz, &run.dataset.names)?, shown(&image, slim, imgsz, &run.dataset.names)?];
+        let dense = shown(&image, &canvas, dense, &run.dataset.names)?;
+        let slim = shown(&image, &canvas, slim, &run.dataset.names)?;
         let caption = item.image.file_name().unwrap_or_default().to_string_lossy().into_owned();
         pairs.push(Pair { caption, dense, slim });
     }
     Ok(pairs)
 }
 
-fn shown(image: &RgbImage, detector: &mut Detector, imgsz: usize, names: &[String]) -> miette::Result<Picture> {
-    let (canvas, placed): (Vec<u8>, Letterbox) = data::letterbox(image, imgsz as u32);
+fn shown(
+    image: &RgbImage,
+    (canvas, placed): &(Vec<u8>, Letterbox),
+    detector: &mut Detector,
+    names: &[String],
+) -> miette::Result<Picture> {
     let nms = NmsConfig { conf: CONFIDENCE, iou: 0.45, multi_label: false, ..NmsConfig::default() };
-    let found = detector.detect(&canvas, 1, &nms)?;
+    let found = detector.detect(canvas, 1, &nms)?;
     let shrink = (SIDE as f32 / image.width().max(image.height()) as f32).min(1.0);
     let size = |side: u32| ((side as f32 * shrink).round() as u32).max(1);
     let mut small = image::imageops::resize(image, size(image.width()), size(image.height()), FilterType::Triangle);
