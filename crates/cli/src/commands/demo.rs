@@ -42,7 +42,7 @@ pub fn run(args: &Demo) -> miette::Result<Exit> {
         seed: args.seed,
         budget: Budget { params: None, macs: Some(0.4), rate: None },
         dense: training(args.seed, 50),
-        sparse: training(args.seed, 25),
+        sparse: training(args.seed, 0),
         heal: training(args.seed, 25),
         ..Recipe::default()
     };
