@@ -61,11 +61,7 @@ impl Error {
 
     /// A file system call on `path` failed; `action` is a verb such as "write".
     pub fn io(action: &str, path: &Path, source: &std::io::Error) -> miette::Report {
-        let help = match source.kind() {
-            std::io::ErrorKind::PermissionDenied => Some("choose a place you may write to with `--out`".into()),
-            std::io::ErrorKind::NotFound => Some("check the path".into()),
-            _ => None,
-        };
+        let help = crate::ui::io_hint(source.kind()).map(Into::into);
         Self::Failed { what: format!("cannot {action} `{}`: {source}", path.display()), help }.into()
     }
 }

@@ -24,7 +24,7 @@ pub enum Error {
     /// An image does not decode.
     #[error("cannot decode image `{path}`: {source}")]
     #[diagnostic(help(
-        "the file is damaged or of an unsupported kind (JPEG, PNG, BMP and WebP are read); `doctor` lists all such files"
+        "the file is damaged or of an unsupported kind (JPEG, PNG, BMP and WebP are read); `prunella data check` lists all"
     ))]
     Image { path: String, source: image::ImageError },
     /// The dataset as a whole cannot be used.

@@ -65,8 +65,9 @@ pub fn print_error(error: &dyn Diagnostic) {
     let red = Style::new().for_stderr().red().bold();
     let cyan = Style::new().for_stderr().cyan().bold();
     let mut message = error.to_string();
-    let mut source = error.source();
+    let (mut source, mut kind) = (error.source(), None);
     while let Some(inner) = source {
+        kind = inner.downcast_ref::<io::Error>().map(io::Error::kind).or(kind);
         let text = inner.to_string();
         if !message.contains(&text) {
             message = format!("{message}: {text}");
@@ -74,8 +75,21 @@ pub fn print_error(error: &dyn Diagnostic) {
         source = inner.source();
     }
     eprintln!("{} {message}", red.apply_to("error:"));
-    if let Some(help) = error.help() {
+    let help = error.help().map(|help| help.to_string()).or_else(|| io_hint(kind?).map(Into::into));
+    if let Some(help) = help {
         eprintln!("{} {help}", cyan.apply_to("hint:"));
+    }
+}
+
+/// What to do about a file that cannot be read or written.
+pub fn io_hint(kind: io::ErrorKind) -> Option<&'static str> {
+    match kind {
+        io::ErrorKind::NotFound => Some("check the path; is it spelt right, does its folder exist?"),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            Some("check who may read and write there, or choose another place")
+        }
+        io::ErrorKind::StorageFull => Some("free some space, or choose another disk"),
+        _ => None,
     }
 }
 

@@ -146,12 +146,12 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Dataset> {
         let seen: usize = dataset.splits.values().map(|s| s.problems.len()).sum();
         let what =
             if seen == 0 { "holds no images".into() } else { format!("no usable image is left ({seen} problems)") };
-        return Err(Error::dataset(path, what).hint("run `doctor` on it to see what is wrong"));
+        return Err(Error::dataset(path, what).hint("run `prunella data check` on it to see what is wrong"));
     }
     let boxes: usize = dataset.splits.values().flat_map(|s| &s.items).map(|i| i.boxes.len()).sum();
     if boxes == 0 && !options.lenient {
         return Err(Error::dataset(path, "no image has a usable box")
-            .hint("are the labels where they are looked for? run `doctor` on it to see"));
+            .hint("are the labels where they are looked for? run `prunella data check` on it to see"));
     }
     Ok(dataset)
 }

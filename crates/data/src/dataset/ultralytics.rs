@@ -181,8 +181,8 @@ fn read_item(id: u64, image: &Path, classes: usize, lenient: bool) -> Result<(Op
             Err(what) if lenient => problems.push(Problem::new(Kind::Malformed, place, what)),
             Err(what) => {
                 return Err(Error::format(&labels, Some(number + 1), what).hint(
-                    "each line is `class cx cy width height` (fractions of the image) or `class x1 y1 x2 y2 x3 y3 …`; `doctor` \
-                     lists every such line",
+                    "each line is `class cx cy width height` (fractions of the image) or `class x1 y1 x2 y2 x3 y3 …`; `prunella \
+                     data check` lists every such line",
                 ));
             }
         }

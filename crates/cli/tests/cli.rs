@@ -1,0 +1,295 @@
+//! The command line from outside: exit codes, what goes to stdout, what goes to stderr, and no file where it failed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// What a command printed, with `{dir}` for the folder it ran in, and how it ended.
+#[derive(Debug)]
+struct Ran {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+/// Runs `prunella` in `dir`; an argument `{shared}/...` names test material.
+fn prunella(dir: &Path, args: &str) -> Ran {
+    let shared = testkit::shared().map(|s| s.canonicalize().expect("it is there").display().to_string());
+    let args = args.split(' ').map(|a| a.replace("{shared}", shared.as_deref().unwrap_or("{shared}")));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_prunella"));
+    let Output { status, stdout, stderr } =
+        command.args(args).current_dir(dir).env("NO_COLOR", "1").output().expect("the binary runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8").replace(&dir.display().to_string(), "{dir}");
+    Ran { code: status.code().expect("no signal"), stdout: text(stdout), stderr: text(stderr) }
+}
+
+/// A command that has to fail, and what it has to say.
+#[derive(Debug)]
+struct Case {
+    args: &'static str,
+    code: i32,
+    stderr: &'static str,
+}
+
+/// Runs every case in `dir` and reports all that differ. A failure says nothing on stdout and leaves no new file.
+fn check(dir: &Path, cases: &[Case]) {
+    let before = files(dir);
+    let mut wrong = vec![];
+    for case in cases {
+        let ran = prunella(dir, case.args);
+        if ran.code != case.code || ran.stderr != case.stderr || !ran.stdout.is_empty() {
+            wrong.push(format!("{case:#?}\n  {ran:#?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+    assert_eq!(files(dir), before, "a command that failed left files behind");
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = vec![];
+    for entry in fs::read_dir(dir).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        }
+        found.push(path);
+    }
+    found.sort();
+    found
+}
+
+/// A folder with a dataset of one grey training image, and a validation split without images.
+fn dataset() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a folder");
+    let at = |path: &str| dir.path().join(path);
+    for folder in ["ds/images/train", "ds/images/val", "ds/labels/train", "empty"] {
+        fs::create_dir_all(at(folder)).expect("writable");
+    }
+    fs::write(at("ds/data.yaml"), "train: images/train\nval: images/val\nnames: [a, b]\n").expect("writable");
+    image::RgbImage::from_pixel(64, 48, image::Rgb([114; 3])).save(at("ds/images/train/a.png")).expect("writable");
+    fs::write(at("ds/labels/train/a.txt"), "0 0.5 0.5 0.2 0.2\n").expect("writable");
+    dir
+}
+
+#[test]
+fn files_that_are_no_detector_are_named_with_a_hint() {
+    let dir = dataset();
+    let at = |path: &str| dir.path().join(path);
+    fs::write(at("model.xyz"), "").expect("writable");
+    fs::write(at("text.onnx"), "nonsense").expect("writable");
+    fs::write(at("odd.cfg"), "[net]\nwidth=32\nheight=32\nchannels=3\n[warp]\nx=1\n").expect("writable");
+    fs::write(at("odd.weights"), [0; 20]).expect("writable");
+    let cases = [
+        Case {
+            args: "info missing.pt",
+            code: 1,
+            stderr: "error: cannot read `missing.pt`: No such file or directory (os error 2)\n\
+                     hint: check the path; is it spelt right, does its folder exist?\n",
+        },
+        Case {
+            args: "info model.xyz",
+            code: 1,
+            stderr: "error: `model.xyz`: no detector format has this extension\nhint: known are .pt (YOLOv5, YOLOv8, \
+                     YOLO11), .cfg with .weights (Darknet) and .safetensors (Prunella)\n",
+        },
+        Case {
+            args: "info text.onnx",
+            code: 1,
+            stderr: "error: `text.onnx`: an ONNX file can be run, but not read back as a detector to change\nhint: `val`, \
+                     `predict` and `bench infer` take it; elsewhere give the file it was exported from\n",
+        },
+        Case {
+            args: "val --model text.onnx --data ds --split train",
+            code: 1,
+            stderr: "error: `text.onnx`: is no readable ONNX model: failed to decode Protobuf message: invalid wire type \
+                     value: 6\nhint: the file is damaged or truncated; copy it again or repeat the export\n",
+        },
+    ];
+    check(dir.path(), &cases);
+    let odd = prunella(dir.path(), "info odd.cfg");
+    assert!(odd.code == 1 && odd.stderr.contains("`odd.cfg`") && odd.stderr.contains("warp"), "{odd:?}");
+}
+
+#[test]
+fn arguments_that_make_no_sense_are_refused_before_any_work() {
+    let dir = dataset();
+    let cases = [
+        Case {
+            args: "prune --model m.pt --out x.safetensors",
+            code: 2,
+            stderr: "error: no budget was given\nhint: say how much to keep, such as `--macs 0.5`\n",
+        },
+        Case {
+            args: "compress --data ds --macs 0.5",
+            code: 2,
+            stderr: "error: `--model` is missing\nhint: give it, or a `--recipe` that has it\n",
+        },
+        Case {
+            args: "prune --model m.pt --macs 50 --dry-run",
+            code: 2,
+            stderr: "error: invalid value '50' for '--macs <SHARE>': not a share above 0 and at most 1, such as 0.5\n\n\
+                     For more information, try '--help'.\n",
+        },
+        Case {
+            args: "val --model m.pt --data ds --device cuda:0",
+            code: 2,
+            stderr: "error: invalid value 'cuda:0' for '--device <DEVICE>': this build computes on `cpu` only\n\n\
+                     For more information, try '--help'.\n",
+        },
+        Case {
+            args: "val --detections found.json --data ds/data.yaml",
+            code: 2,
+            stderr: "error: `ds/data.yaml` is no COCO JSON\nhint: with `--detections`, `--data` is the instances JSON the \
+                     file belongs to\n",
+        },
+    ];
+    check(dir.path(), &cases);
+}
+
+#[test]
+fn datasets_that_cannot_be_used_are_named_with_a_hint() {
+    if testkit::shared().is_none() {
+        return;
+    }
+    let dir = dataset();
+    let at = |path: &str| dir.path().join(path);
+    fs::create_dir_all(at("bad/images/train")).expect("writable");
+    fs::create_dir_all(at("bad/labels/train")).expect("writable");
+    fs::write(at("bad/data.yaml"), "train: images/train\nnames: [a, b]\n").expect("writable");
+    fs::copy(at("ds/images/train/a.png"), at("bad/images/train/a.png")).expect("writable");
+    fs::write(at("bad/labels/train/a.txt"), "a b c\n").expect("writable");
+    let cases = [
+        Case {
+            args: "val --model {shared}/weights/yolov5n/yolov5n.pt --data nowhere",
+            code: 1,
+            stderr: "error: dataset `nowhere`: there is no such file or folder\n",
+        },
+        Case {
+            args: "val --model {shared}/weights/yolov5n/yolov5n.pt --data ds",
+            code: 1,
+            stderr: "error: split `val` of `ds` has no images\nhint: run `prunella data check` on it to see what is there\n",
+        },
+        Case {
+            args: "val --model {shared}/weights/yolov5n/yolov5n.pt --data ds --split test",
+            code: 1,
+            stderr: "error: dataset `ds`: has no split `test`\nhint: it has `train`, `val`\n",
+        },
+        Case {
+            args: "val --model {shared}/weights/yolov5n/yolov5n.pt --data ds --split train",
+            code: 1,
+            stderr: "error: the detector knows 80 classes, the dataset has 2\nhint: train it on this dataset first: \
+                     `prunella train --model MODEL --data DATA`\n",
+        },
+        Case {
+            args: "val --model {shared}/weights/yolov5n/yolov5n.pt --data ds --split train --imgsz 100",
+            code: 2,
+            stderr: "error: `--imgsz 100` is no multiple of 32, this detector's largest stride\nhint: try 96 or 128\n",
+        },
+        Case {
+            args: "val --model {shared}/weights/yolov5n/yolov5n.pt --data bad",
+            code: 1,
+            stderr: "error: `bad/labels/train/a.txt`:1: the class is `a`, not a number\nhint: each line is `class cx cy \
+                     width height` (fractions of the image) or `class x1 y1 x2 y2 x3 y3 …`; `prunella data check` lists \
+                     every such line\n",
+        },
+        Case {
+            args: "predict --model {shared}/weights/yolov5n/yolov5n.pt empty",
+            code: 1,
+            stderr: "error: `empty` holds no images\nhint: JPEG, PNG, BMP and WebP are read, by their extension\n",
+        },
+    ];
+    check(dir.path(), &cases);
+}
+
+#[test]
+fn the_doctor_reports_and_says_so_in_its_exit_code() {
+    let dir = dataset();
+    let ran = prunella(dir.path(), "data check ds");
+    assert_eq!((ran.code, ran.stderr.as_str()), (3, ""));
+    let wanted = "\
+split  images  boxes  left out
+──────────────────────────────
+train       1      1         0
+val         0      0         0
+
+class  boxes
+────────────
+a          1
+b          0
+
+class has no boxes: 1
+  b
+split has no images: 1
+  val
+";
+    assert_eq!(ran.stdout, wanted);
+    let json = prunella(dir.path(), "data check ds --json");
+    let report: serde_json::Value = serde_json::from_str(&json.stdout).expect("JSON");
+    assert_eq!((json.code, &report["findings"]["empty_split"]["count"]), (3, &1.into()));
+}
+
+#[test]
+fn outputs_that_cannot_be_written_fail_with_the_path() {
+    if testkit::shared().is_none() {
+        return;
+    }
+    let dir = dataset();
+    let export = "export --model {shared}/weights/yolo-fastest-1.1/yolo-fastest-1.1.cfg --imgsz 64 --out";
+    let ran = prunella(dir.path(), &format!("{export} no/such/folder/x.onnx"));
+    assert!(ran.code == 1 && ran.stderr.starts_with("error: cannot write `no/such/folder/x.onnx`"), "{ran:?}");
+    assert!(ran.stderr.contains("\nhint: check the path"), "{ran:?}");
+    // A folder in the place of a file.
+    let ran = prunella(dir.path(), &format!("{export} empty"));
+    assert!(ran.code == 1 && ran.stderr.starts_with("error: cannot write `empty`"), "{ran:?}");
+    assert!(!dir.path().join("no").exists());
+}
+
+#[test]
+fn a_detector_is_shown_exported_and_run_as_the_same_one() {
+    if testkit::shared().is_none() {
+        return;
+    }
+    let dir = dataset();
+    let model = "{shared}/weights/yolo-fastest-1.1/yolo-fastest-1.1.cfg";
+    let info = prunella(dir.path(), &format!("info {model} --json"));
+    let info: serde_json::Value = serde_json::from_str(&info.stdout).expect("JSON");
+    let sum =
+        |key: &str| info["layers"].as_array().expect("layers").iter().map(|l| l[key].as_u64().unwrap()).sum::<u64>();
+    assert_eq!((info["params"].as_u64(), info["macs"].as_u64()), (Some(sum("params")), Some(sum("macs"))));
+
+    let export = prunella(dir.path(), &format!("export --model {model} --out fast.onnx --dynamic"));
+    assert_eq!((export.code, export.stdout.as_str()), (0, "fast.onnx\n"), "{export:?}");
+    let image = "{shared}/data/coco-val-206/images/000000000139.jpg";
+    let ran = prunella(dir.path(), &format!("-q predict --model fast.onnx --json --save-txt --out seen {image}"));
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:?}");
+    let found: serde_json::Value = serde_json::from_str(&ran.stdout).expect("JSON");
+    let boxes = found[0]["detections"].as_array().expect("detections").len();
+    assert!(boxes > 0, "nothing was found");
+    let labels = fs::read_to_string(dir.path().join("seen/000000000139.txt")).expect("labels");
+    assert_eq!(labels.lines().count(), boxes);
+    assert!(dir.path().join("seen/000000000139.jpg").is_file());
+    // A model is never overwritten by its own export.
+    let export = format!("export --model {model} --format safetensors --out own.safetensors");
+    assert_eq!(prunella(dir.path(), &export).code, 0);
+    let itself = prunella(dir.path(), "export --model own.safetensors --format safetensors");
+    assert_eq!(itself.code, 2, "{itself:?}");
+}
+
+#[test]
+fn a_detector_is_pruned_to_its_budget_without_data() {
+    if testkit::shared().is_none() {
+        return;
+    }
+    let dir = dataset();
+    let prune = "prune --model {shared}/weights/yolov5n/yolov5n.pt --macs 0.6 --imgsz 64";
+    let plan = prunella(dir.path(), &format!("{prune} --dry-run --json"));
+    let plan: serde_json::Value = serde_json::from_str(&plan.stdout).expect("JSON");
+    let ran = prunella(dir.path(), &format!("{prune} --out slim.safetensors"));
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let info = prunella(dir.path(), "info slim.safetensors --json");
+    let info: serde_json::Value = serde_json::from_str(&info.stdout).expect("JSON");
+    let planned = &plan["importance"]["after"];
+    assert_eq!((&info["params"], &info["macs"]), (&planned["params"], &planned["macs"]));
+    let before = plan["importance"]["before"]["macs"].as_f64().expect("a number");
+    assert!(info["macs"].as_f64().expect("a number") <= 0.6 * before);
+}
