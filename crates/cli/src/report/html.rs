@@ -174,17 +174,27 @@ fn signed(value: f64, digits: usize) -> String {
 fn stage_table(page: &mut String, stages: &[StageRow]) {
     page.push_str(
         "<div class=\"scroll\"><table><thead><tr><th>stage</th><th>parameters</th><th>MACs</th><th>file</th><th>mAP50</th>\
-         <th>mAP50-95</th><th>ms an image</th></tr></thead><tbody>",
+         <th>mAP50-95</th>",
     );
+    let tested = stages.iter().any(|s| s.test.is_some());
+    if tested {
+        page.push_str("<th>test mAP50</th><th>test mAP50-95</th>");
+    }
+    page.push_str("<th>ms an image</th></tr></thead><tbody>");
     let first = &stages[0];
     for (i, row) in stages.iter().enumerate() {
         let small = |text: String| if i == 0 { "<small></small>".into() } else { format!("<small>{text}</small>") };
         let share = |now: u64, was: u64| small(format!("{:.1} %", 100.0 * now as f64 / was.max(1) as f64));
         let map = |now: f64, was: f64| format!("{now:.3}{}", small(signed(now - was, 3)));
+        let test = match row.test {
+            Some(test) => format!("<td>{:.3}</td><td>{:.3}</td>", test.map50, test.map50_95),
+            None if tested => "<td>–</td><td>–</td>".into(),
+            None => String::new(),
+        };
         let _ = write!(
             page,
             "<tr{}><td><span class=\"swatch\" style=\"background:{}\"></span>{}</td><td>{}{}</td><td>{}{}</td><td>{}{}</td>\
-             <td>{}</td><td>{}</td><td>{:.1}</td></tr>",
+             <td>{}</td><td>{}</td>{test}<td>{:.1}</td></tr>",
             if i + 1 == stages.len() { " class=\"last\"" } else { "" },
             plots::stage_colour(i, stages.len()),
             escape(&row.stage),

@@ -90,6 +90,7 @@ fn the_page_is_complete_and_needs_nothing_else() {
     for outside in ["http:", "https:", "<script", "<link", "url("] {
         assert!(!page.contains(outside), "refers to {outside}");
     }
+    assert_eq!(page.matches("test mAP50-95").count(), 1);
     assert_eq!(page.matches("<section>").count(), page.matches("</section>").count());
     assert_eq!(page.matches("<svg").count(), 6);
     assert_eq!(page.matches("data:image/png;base64,").count(), 4);
