@@ -180,7 +180,7 @@ fn stage_table(page: &mut String, stages: &[StageRow]) {
     if tested {
         page.push_str("<th>test mAP50</th><th>test mAP50-95</th>");
     }
-    page.push_str("<th>ms an image</th></tr></thead><tbody>");
+    page.push_str("<th>ms/image</th></tr></thead><tbody>");
     let first = &stages[0];
     for (i, row) in stages.iter().enumerate() {
         let small = |text: String| if i == 0 { "<small></small>".into() } else { format!("<small>{text}</small>") };
