@@ -84,8 +84,8 @@ proptest! {
         for (pair, span) in plans[0].compensations.iter().zip(&plans[1].compensations) {
             let (pair, span) = (residuals(&b.graph, &images, pair), residuals(&b.graph, &images, span));
             for ((pair, span), variance) in pair.iter().zip(&span).map(|(p, s)| ((p.0, s.0), p.1)) {
-                // A constant channel has no variance to compare with: what is left of it is the square of a rounding.
-                prop_assert!(span <= pair + 1e-4 * variance + 1e-20, "span leaves {span}, pairwise {pair} of {variance}");
+                // A constant channel has no variance to compare with: what is left of it is the square of a few f32 roundings.
+                prop_assert!(span <= pair + 1e-4 * variance + 1e-13, "span leaves {span}, pairwise {pair} of {variance}");
             }
         }
     }
