@@ -1,6 +1,6 @@
 //! Speed of the kernels on the shapes of yolov5n and yolov8n, against the peak of one core: `cargo bench -p prunella-kernels`.
 //!
-//! Arguments: words that a row's name must contain. Each figure is the best of several runs, since other load only slows.
+//! Arguments: instruction sets, such as `avx2`; all that the machine has without any. Each figure is the best of several runs, since other load only slows.
 //! `RAYON_NUM_THREADS=1` compares with the peak of one core directly.
 
 use std::hint::black_box;
@@ -51,30 +51,49 @@ fn fill(len: usize) -> Vec<f32> {
     (0..len).map(|i| (i * 7919 % 1009) as f32 / 504.5 - 1.0).collect()
 }
 
-/// Multiply-adds that meet nothing but registers and the first cache level: a product of one full tile.
-fn peak() -> f64 {
-    let shape = ConvShape { ci: 256, co: 32, kernel: [1, 1], stride: [1, 1], pad: [0, 0], groups: 1 };
-    let (x, mut y) = (fill(256 * 24), vec![0.0; 32 * 24]);
-    let w = Packed::new(&shape, &fill(256 * 32));
-    let epilogue = Epilogue { bias: None, act: Act::Identity };
-    let (from, to) = (Layout::dense(1, 1, 24, 256), Layout::dense(1, 1, 24, 32));
-    let seconds = best(|| {
-        for _ in 0..100 {
-            kernels::conv_forward(&shape, View::new(black_box(&x), from), &w, epilogue, ViewMut::new(&mut y, to));
-        }
-    });
-    2.0 * 100.0 * 24.0 * 256.0 * 32.0 / seconds * 1e-9
+/// Multiply-adds between registers alone, GFLOP/s of one core; `None` where nobody wrote the loop for this instruction set.
+fn peak(isa: Isa) -> Option<f64> {
+    /// Times a loop of 12 independent chains: two units of latency 4 need 8.
+    #[cfg(target_arch = "x86_64")]
+    macro_rules! chains {
+        ($features:literal, $lanes:literal, $set:ident, $fma:ident) => {{
+            use std::arch::x86_64::*;
+            #[target_feature(enable = $features)]
+            fn chains(turns: usize) {
+                let factor = $set(black_box(0.5));
+                let mut sums = [factor; 12];
+                for _ in 0..turns {
+                    for sum in &mut sums {
+                        *sum = $fma(*sum, factor, factor);
+                    }
+                }
+                black_box(sums);
+            }
+            const TURNS: usize = 100_000;
+            // SAFETY: `isa` is one that this machine has.
+            let seconds = best(|| unsafe { chains(TURNS) });
+            Some(2.0 * $lanes * 12.0 * TURNS as f64 / seconds * 1e-9)
+        }};
+    }
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => chains!("avx512f", 16.0, _mm512_set1_ps, _mm512_fmadd_ps),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => chains!("avx2,fma", 8.0, _mm256_set1_ps, _mm256_fmadd_ps),
+        _ => None,
+    }
 }
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     for isa in Isa::available() {
         let name = format!("{isa:?}").to_lowercase();
-        if wanted.iter().any(|w| w == "avx512" || w == "avx2" || w == "baseline") && !wanted.contains(&name) {
+        if !wanted.is_empty() && !wanted.contains(&name) {
             continue;
         }
         isa.scope(|| {
-            println!("{isa:?}, {} threads, one tile alone {:.0} GFLOP/s", rayon::current_num_threads(), peak());
+            let peak = peak(isa).map_or("unknown".to_owned(), |p| format!("{p:.0} GFLOP/s"));
+            println!("{isa:?}, {} threads, peak of one core {peak}", rayon::current_num_threads());
             println!("{:28} {:>9} {:>9} {:>9}   GFLOP/s", "convolution, batch 8", "forward", "dx", "dw");
             ROWS.iter().for_each(|row| convolution(*row, 1));
             println!("{:28} {:>9} {:>9} {:>9}   GFLOP/s", "depthwise, batch 8", "forward", "dx", "dw");
