@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::exit::Error;
+use crate::ui;
 
 /// The folder of a run: `asked`, or the first of `runs/<kind>`, `runs/<kind>2`, ... that is not there yet. It exists after.
 ///
@@ -40,9 +41,7 @@ pub fn write_toml(path: &Path, value: &impl Serialize) -> miette::Result<()> {
 
 /// Writes `value` as indented JSON, whole or not at all.
 pub fn write_json(path: &Path, value: &impl Serialize) -> miette::Result<()> {
-    let mut text = serde_json::to_string_pretty(value).expect("results have string keys only");
-    text.push('\n');
-    Ok(write_whole(path, text.as_bytes())?)
+    Ok(write_whole(path, ui::json(value).as_bytes())?)
 }
 
 /// Reads what [`write_json`] wrote.

@@ -63,6 +63,21 @@ impl Conv {
         [self.weight.shape[2], self.weight.shape[3]]
     }
 
+    /// Weights (O, I / groups, KH, KW) and biases (O) of one convolution that does what this one and then `norm` do, with
+    /// `norm`'s running statistics. In f64, rounded once: the shift is a small difference of large numbers where a
+    /// channel's mean is far from zero.
+    pub fn folded(&self, norm: &BatchNorm) -> (Vec<f32>, Vec<f32>) {
+        let mut weight = Vec::with_capacity(self.weight.len());
+        let mut bias = Vec::with_capacity(self.out_channels());
+        for o in 0..self.out_channels() {
+            let scale = f64::from(norm.gamma[o]) / (f64::from(norm.var[o]) + f64::from(norm.eps)).sqrt();
+            weight.extend(self.weight.outer(o).iter().map(|&v| (f64::from(v) * scale) as f32));
+            let own = self.bias.as_ref().map_or(0.0, |b| f64::from(b[o]));
+            bias.push(((own - f64::from(norm.mean[o])) * scale + f64::from(norm.beta[o])) as f32);
+        }
+        (weight, bias)
+    }
+
     /// One filter a channel, as many channels out as in.
     pub fn is_depthwise(&self) -> bool {
         self.groups > 1 && self.groups == self.out_channels() && self.weight.shape[1] == 1

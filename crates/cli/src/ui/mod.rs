@@ -37,8 +37,12 @@ pub fn print(text: impl Display) {
 
 /// Writes a result to stdout as indented JSON.
 pub fn print_json(value: &impl serde::Serialize) {
-    let text = serde_json::to_string_pretty(value).expect("results have string keys only");
-    print(format_args!("{text}\n"));
+    print(json(value));
+}
+
+/// `value` as indented JSON, with a line end.
+pub fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string_pretty(value).expect("results have string keys only") + "\n"
 }
 
 /// Writes a line about what is going on to stderr.

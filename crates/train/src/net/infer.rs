@@ -1,6 +1,6 @@
 //! The inference executor: BatchNorm folded into the convolution, activation in its epilogue, maps dropped when read.
 
-use graph::{BatchNorm, Conv, Graph, NodeId, Op, Result};
+use graph::{Graph, NodeId, Op, Result};
 use kernels::{BnAct, Epilogue, Layout, Packed, View, ViewMut};
 
 use super::HeadMap;
@@ -164,19 +164,9 @@ fn last_uses(plan: &Plan) -> Vec<usize> {
 
 /// Weight and bias of `conv` with the BatchNorm after it multiplied in.
 fn fold(graph: &Graph, conv: NodeId, bn: Option<NodeId>) -> (Vec<f32>, Vec<f32>) {
-    let Op::Conv(Conv { weight, bias, .. }) = &graph.nodes[conv].op else { unreachable!("planned as a convolution") };
-    let bias = bias.clone().unwrap_or_else(|| vec![0.0; weight.shape[0]]);
-    let Some(Op::BatchNorm(bn)) = bn.map(|id| &graph.nodes[id].op) else { return (weight.data.clone(), bias) };
-    fold_into(weight, &bias, bn)
-}
-
-/// In f64, rounded once: the shift is a small difference of large numbers where a channel's mean is far from zero.
-fn fold_into(weight: &graph::Tensor, bias: &[f32], bn: &BatchNorm) -> (Vec<f32>, Vec<f32>) {
-    let wide = f64::from;
-    let scale: Vec<f64> =
-        bn.gamma.iter().zip(&bn.var).map(|(&g, &v)| wide(g) / (wide(v) + wide(bn.eps)).sqrt()).collect();
-    let per = weight.len() / weight.shape[0];
-    let folded = weight.data.iter().enumerate().map(|(i, &w)| (wide(w) * scale[i / per]) as f32).collect();
-    let shift = |o: usize| (wide(bias[o]) - wide(bn.mean[o])) * scale[o] + wide(bn.beta[o]);
-    (folded, (0..bias.len()).map(|o| shift(o) as f32).collect())
+    let Op::Conv(conv) = &graph.nodes[conv].op else { unreachable!("planned as a convolution") };
+    match bn.map(|id| &graph.nodes[id].op) {
+        Some(Op::BatchNorm(bn)) => conv.folded(bn),
+        _ => (conv.weight.data.clone(), conv.bias.clone().unwrap_or_else(|| vec![0.0; conv.out_channels()])),
+    }
 }

@@ -102,7 +102,7 @@ fn folds_into(graph: &Graph, readers: &[Vec<NodeId>], conv: NodeId) -> Option<No
 fn write_conv(w: &mut Writer, name: &str, conv: &Conv, norm: Option<&BatchNorm>, x: &str) -> String {
     let (weight, bias) = match norm {
         Some(norm) => {
-            let (weight, bias) = fold(conv, norm);
+            let (weight, bias) = conv.folded(norm);
             (weight, Some(bias))
         }
         None => (conv.weight.data.clone(), conv.bias.clone()),
@@ -119,19 +119,6 @@ fn write_conv(w: &mut Writer, name: &str, conv: &Conv, norm: Option<&BatchNorm>,
     ];
     let inputs: Vec<&str> = inputs.into_iter().flatten().collect();
     w.node("Conv", &value_name(name), &inputs, attributes)
-}
-
-/// Weights and biases of a convolution that does what `conv` and `norm` do one after the other; f64 until the end.
-fn fold(conv: &Conv, norm: &BatchNorm) -> (Vec<f32>, Vec<f32>) {
-    let mut weight = Vec::with_capacity(conv.weight.len());
-    let mut bias = Vec::with_capacity(conv.out_channels());
-    for o in 0..conv.out_channels() {
-        let scale = f64::from(norm.gamma[o]) / (f64::from(norm.var[o]) + f64::from(norm.eps)).sqrt();
-        weight.extend(conv.weight.outer(o).iter().map(|&v| (f64::from(v) * scale) as f32));
-        let own = conv.bias.as_ref().map_or(0.0, |b| f64::from(b[o]));
-        bias.push(((own - f64::from(norm.mean[o])) * scale + f64::from(norm.beta[o])) as f32);
-    }
-    (weight, bias)
 }
 
 /// Any operator but a convolution; returns its value. The head has none.
