@@ -36,9 +36,9 @@ impl Detector {
     }
 }
 
-/// How images are fitted to the canvas where `graph` comes from: Darknet stretches them, everyone else letterboxes.
-pub fn fit(graph: &Graph) -> Fit {
-    match graph.meta.family {
+/// How images are fitted to the canvas where a family comes from: Darknet stretches them, everyone else letterboxes.
+pub fn fit(family: Family) -> Fit {
+    match family {
         Family::Darknet => Fit::Stretch,
         _ => Fit::Letterbox,
     }

@@ -209,7 +209,7 @@ impl<'a> Run<'a> {
         let val_config = LoaderConfig {
             size: self.config.imgsz as u32,
             batch: self.config.batch,
-            mode: Mode::Val(fit(self.task.start)),
+            mode: Mode::Val(fit(self.task.start.meta.family)),
             threads: self.config.workers,
             ..LoaderConfig::default()
         };

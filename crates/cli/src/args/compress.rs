@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::value::{Device, positive, rate, share, share_to_keep, share_to_remove};
-use super::{ModelArgs, Optimizer};
+use super::{DataForm, ModelArgs, Optimizer};
 
 /// How small it has to become. Where several are given, all must be met.
 #[derive(Clone, Copy, Debug, Default, Args)]
@@ -91,6 +91,8 @@ pub struct Prune {
     /// Dataset the similarity stage learns from: data.yaml, COCO JSON, or a folder
     #[arg(long, short, value_name = "PATH")]
     pub data: Option<PathBuf>,
+    #[command(flatten)]
+    pub form: DataForm,
     /// Height and width in pixels of those images [default: the detector's own]
     #[arg(long, value_name = "PIXELS", value_parser = positive)]
     pub imgsz: Option<usize>,
@@ -120,6 +122,8 @@ pub struct Compress {
     /// Dataset: data.yaml, COCO JSON, or a folder that holds one of them or Pascal VOC annotations
     #[arg(long, short, value_name = "PATH")]
     pub data: Option<PathBuf>,
+    #[command(flatten)]
+    pub form: DataForm,
     #[command(flatten)]
     pub budget: BudgetArgs,
     #[command(flatten)]
@@ -160,7 +164,7 @@ pub struct Compress {
     /// TOML file with everything above and more; a run writes its own as recipe.toml
     #[arg(long, value_name = "FILE.toml")]
     pub recipe: Option<PathBuf>,
-    /// Plan on the detector as it is and print what would be removed; train nothing, write nothing
+    /// Plan both cuts on the detector as it is and print what would be removed; train nothing, write nothing
     #[arg(long)]
     pub dry_run: bool,
     /// Folder of the run [default: a new one, runs/compress, runs/compress2, ...]

@@ -3,6 +3,7 @@
 
 mod bench;
 mod compress;
+mod dataset;
 mod score;
 mod train;
 mod value;
@@ -15,6 +16,7 @@ use graph::format::{LoadOptions, load};
 
 pub use bench::{Bench, BenchInfer, BenchTrain};
 pub use compress::{Compress, Demo, Prune};
+pub use dataset::{DataArgs, DataForm};
 pub use score::{Export, ExportFormat, Predict, Val};
 pub use train::{Optimizer, Train};
 
@@ -119,6 +121,8 @@ pub struct DataCheck {
     /// Dataset: data.yaml, COCO JSON, or a folder that holds one of them or Pascal VOC annotations
     #[arg(value_name = "DATA")]
     pub data: PathBuf,
+    #[command(flatten)]
+    pub form: DataForm,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::ModelArgs;
 use super::value::{Device, positive, share};
+use super::{DataArgs, ModelArgs};
 
 /// Arguments of `val`.
 #[derive(Debug, Args)]
@@ -19,9 +19,8 @@ pub struct Val {
     /// Score this COCO results file instead of running a detector; --data is then the COCO JSON with the truth
     #[arg(long, value_name = "RESULTS.json")]
     pub detections: Option<PathBuf>,
-    /// Dataset: data.yaml, COCO JSON, or a folder that holds one of them or Pascal VOC annotations
-    #[arg(long, short, value_name = "PATH")]
-    pub data: PathBuf,
+    #[command(flatten)]
+    pub data: DataArgs,
     /// Part of the dataset
     #[arg(long, default_value = "val", value_name = "NAME")]
     pub split: String,

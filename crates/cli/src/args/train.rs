@@ -4,17 +4,16 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::ModelArgs;
 use super::value::{Device, positive, rate, share_to_remove};
+use super::{DataArgs, ModelArgs};
 
 /// Arguments of `train`.
 #[derive(Debug, Args)]
 pub struct Train {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Dataset: data.yaml, COCO JSON, or a folder that holds one of them or Pascal VOC annotations
-    #[arg(long, short, value_name = "PATH")]
-    pub data: PathBuf,
+    #[command(flatten)]
+    pub data: DataArgs,
     /// Height and width in pixels to train at [default: the detector's own]
     #[arg(long, value_name = "PIXELS", value_parser = positive)]
     pub imgsz: Option<usize>,

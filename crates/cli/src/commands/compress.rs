@@ -2,15 +2,16 @@
 
 use std::path::Path;
 
-use data::OpenOptions;
 use graph::Graph;
 
 use crate::args::{Compress, Optimizer, load_model};
+use crate::commands::prune::show;
 use crate::commands::train::recipe as training;
 use crate::detector::image_size;
 use crate::exit::{Error, Exit};
-use crate::pipeline::{Pipeline, Recipe, cut, stage_table};
-use crate::training::tell_skipped;
+use crate::pipeline::cut::{Calibration, Cut};
+use crate::pipeline::{Pipeline, Recipe, stage_table};
+use crate::training::{fit, tell_skipped};
 use crate::{runs, ui};
 
 /// Runs the command.
@@ -24,12 +25,12 @@ pub fn run(args: &Compress) -> miette::Result<Exit> {
         return Err(Error::usage("no budget was given", "say how much to keep, such as `--macs 0.5`"));
     }
     let model = load_model(&recipe.model, recipe.weights.as_deref())?;
-    let dataset = data::open(&recipe.data, &OpenOptions::default())?;
+    let dataset = recipe.dataset()?;
     tell_skipped(&dataset);
-    if args.dry_run {
-        return dry_run(&model, &recipe);
-    }
     let recipe = fitted(recipe, &model, &dataset.names)?;
+    if args.dry_run {
+        return dry_run(&recipe, &model, &dataset, args.json);
+    }
     let out = runs::folder(args.out.as_deref(), "compress", args.resume)?;
     runs::write_toml(&out.join("recipe.toml"), &recipe)?;
     compress(&recipe, &model, &dataset, &out, args.json)
@@ -43,7 +44,7 @@ pub fn compress(
     out: &Path,
     json: bool,
 ) -> miette::Result<Exit> {
-    let summary = Pipeline { recipe, dataset, out }.run(model)?;
+    let summary = Pipeline::new(recipe, dataset, out, model.meta.family)?.run(model)?;
     if json {
         ui::print_json(&summary);
     } else {
@@ -66,6 +67,8 @@ fn recipe(args: &Compress) -> miette::Result<Recipe> {
     recipe.model = args.model.clone().unwrap_or(recipe.model);
     recipe.weights = args.weights.clone().or(recipe.weights);
     recipe.data = args.data.clone().unwrap_or(recipe.data);
+    recipe.data_format = args.form.options().format.or(recipe.data_format);
+    recipe.images = args.form.images.clone().or(recipe.images);
     for (what, path) in [("--model", &recipe.model), ("--data", &recipe.data)] {
         if path.as_os_str().is_empty() {
             return Err(Error::usage(format!("`{what}` is missing"), "give it, or a `--recipe` that has it"));
@@ -108,10 +111,17 @@ fn fitted(mut recipe: Recipe, model: &Graph, names: &[String]) -> miette::Result
     Ok(recipe)
 }
 
-/// Plans stage 1 on the detector as it is; stage 2 needs activations of the detector that stage 1 leaves.
-fn dry_run(model: &Graph, recipe: &Recipe) -> miette::Result<Exit> {
-    let target = recipe.budget.target(cut::size(model)?)?;
-    let plan = cut::by_importance(model, &recipe.importance, &target)?;
-    ui::print(format_args!("{plan}\n"));
+/// Plans both cuts on the detector as it is, with a head for the dataset's classes.
+fn dry_run(recipe: &Recipe, model: &Graph, dataset: &data::Dataset, json: bool) -> miette::Result<Exit> {
+    let imgsz = recipe.heal.imgsz;
+    let start = fit(model, dataset, imgsz, recipe.seed)?;
+    let calibration = Calibration { dataset, imgsz, images: recipe.calibration_images, seed: recipe.seed };
+    let cut = Cut {
+        importance: &recipe.importance,
+        similarity: &recipe.similarity,
+        budget: &recipe.budget,
+        similarity_share: recipe.similarity_share,
+    };
+    show(&cut.at_once(&start, Some(&calibration))?, json);
     Ok(Exit::Done)
 }

@@ -15,7 +15,7 @@ pub fn run(args: &Data) -> miette::Result<Exit> {
 }
 
 fn check(args: &DataCheck) -> miette::Result<Exit> {
-    let dataset = data::open(&args.data, &OpenOptions { lenient: true, ..OpenOptions::default() })?;
+    let dataset = data::open(&args.data, &OpenOptions { lenient: true, ..args.form.options() })?;
     let spinner = ui::spinner("Checking");
     let report = doctor::check(&dataset);
     spinner.finish_and_clear();

@@ -1,6 +1,7 @@
 //! `demo`: the whole method on a dataset made on the spot.
 
-use data::OpenOptions;
+use std::path::Path;
+
 use data::synth::{self, SynthConfig};
 use graph::build::Yolov5;
 use graph::format::save;
@@ -20,9 +21,16 @@ const SIZE: usize = 160;
 /// Runs the command.
 pub fn run(args: &Demo) -> miette::Result<Exit> {
     let out = runs::folder(Some(&args.out), "demo", true)?;
+    let recipe = recipe(&out, args.seed);
+    let told = out.join("recipe.toml");
+    if told.is_file() && Recipe::load(&told)? != recipe {
+        let what = format!("`{}` holds a demo with another seed, or of another version", out.display());
+        return Err(Error::failed(what, "give another `--out`, or delete that folder"));
+    }
+    runs::write_toml(&told, &recipe)?;
     let folder = out.join("dataset");
     let config = SynthConfig { train: 320, val: 80, test: 40, size: SIZE as u32, seed: args.seed };
-    let yaml = folder.join("data.yaml");
+    let yaml = &recipe.data;
     if !yaml.is_file() {
         std::fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, &e))?;
         let spinner = ui::spinner("Rendering");
@@ -30,25 +38,26 @@ pub fn run(args: &Demo) -> miette::Result<Exit> {
         spinner.finish_and_clear();
         ui::note(format_args!("Rendered {} blood smears into `{}`", 320 + 80 + 40, folder.display()));
     }
-    let dataset = data::open(&yaml, &OpenOptions::default())?;
+    let dataset = recipe.dataset()?;
     let names = dataset.names.clone();
     let model = Yolov5 { names, imgsz: SIZE, width: 0.25, depth: 0.33, seed: args.seed }.build()?;
-    let start = out.join("untrained.safetensors");
-    save(&model, &start)?;
-
-    let recipe = Recipe {
-        model: start,
-        data: yaml,
-        seed: args.seed,
-        budget: Budget { params: None, macs: Some(0.4), rate: None },
-        dense: training(args.seed, 50),
-        sparse: training(args.seed, 0),
-        heal: training(args.seed, 25),
-        ..Recipe::default()
-    };
-    runs::write_toml(&out.join("recipe.toml"), &recipe)?;
+    save(&model, &recipe.model)?;
     ui::note("Training a small YOLO from scratch, then keeping 40 % of its multiply-accumulates");
     compress(&recipe, &model, &dataset, &out, false)
+}
+
+/// What a demo in `out` does.
+fn recipe(out: &Path, seed: u64) -> Recipe {
+    Recipe {
+        model: out.join("untrained.safetensors"),
+        data: out.join("dataset").join("data.yaml"),
+        seed,
+        budget: Budget { params: None, macs: Some(0.4), rate: None },
+        dense: training(seed, 50),
+        sparse: training(seed, 0),
+        heal: training(seed, 25),
+        ..Recipe::default()
+    }
 }
 
 /// From scratch on few images: small batches, so that there are enough steps.

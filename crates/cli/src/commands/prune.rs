@@ -1,26 +1,16 @@
 //! `prune`: removes channels once, without training.
 
-use data::OpenOptions;
 use graph::format::save;
-use prune::{Importance, Plan, Similarity};
-use serde::Serialize;
+use prune::{Importance, Similarity};
 
 use crate::args::Prune;
 use crate::detector::image_size;
 use crate::exit::{Error, Exit};
-use crate::pipeline::cut::{self, Calibration};
+use crate::pipeline::cut::{Calibration, Cut, Outcome};
 use crate::ui;
 
 /// Images stage 2 learns from.
 const CALIBRATION_IMAGES: usize = 256;
-
-/// What `prune --json` prints.
-#[derive(Serialize)]
-struct Plans {
-    importance: Plan,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    similarity: Option<Plan>,
-}
 
 /// Runs the command.
 pub fn run(args: &Prune) -> miette::Result<Exit> {
@@ -33,38 +23,39 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
     if share > 0.0 && args.data.is_none() {
         return Err(Error::usage("the similarity stage needs images", "give `--data`, or `--similarity-share 0`"));
     }
-    let reference = cut::size(&model)?;
-    let target = args.budget.budget().target(reference)?;
-    let importance = Importance {
-        criterion: prune::Criterion::OutputError,
-        limits: args.limits.over(prune::Limits::default()),
-        ..Importance::default()
+    let limits = args.limits.over(prune::Limits::default());
+    let importance = Importance { criterion: prune::Criterion::OutputError, limits, ..Importance::default() };
+    let similarity = Similarity { mode: args.similarity.into(), limits, ..Similarity::default() };
+    let dataset = match args.data.as_ref().filter(|_| share > 0.0) {
+        Some(path) => Some(data::open(path, &args.form.options())?),
+        None => None,
     };
-    let first = cut::by_importance(&model, &importance, &target.before_similarity(reference, share))?;
-    let mut slim = cut::apply(&model, &first)?;
-    let mut second = None;
-    if let Some(path) = args.data.as_ref().filter(|_| share > 0.0) {
-        let dataset = data::open(path, &OpenOptions::default())?;
-        let calibration =
-            Calibration { dataset: &dataset, imgsz: model.meta.imgsz[0], images: CALIBRATION_IMAGES, seed: args.seed };
-        let settings = Similarity { mode: args.similarity.into(), limits: importance.limits, ..Similarity::default() };
-        let plan = cut::by_similarity(&slim, &settings, &target, &calibration)?;
-        slim = cut::apply(&slim, &plan)?;
-        second = Some(plan);
-    }
-    let plans = Plans { importance: first, similarity: second };
-    if args.json {
-        ui::print_json(&plans);
-    } else {
-        ui::print(format_args!("{}\n", plans.importance));
-        if let Some(plan) = &plans.similarity {
-            ui::print(format_args!("{plan}\n"));
-        }
-    }
-    cut::must_meet(&slim, &target)?;
+    let calibration = dataset.as_ref().map(|dataset| Calibration {
+        dataset,
+        imgsz: model.meta.imgsz[0],
+        images: CALIBRATION_IMAGES,
+        seed: args.seed,
+    });
+    let cut = Cut {
+        importance: &importance,
+        similarity: &similarity,
+        budget: &args.budget.budget(),
+        similarity_share: share,
+    };
+    let outcome = cut.at_once(&model, calibration.as_ref())?;
+    show(&outcome, args.json);
     if let Some(out) = args.out.as_ref().filter(|_| !args.dry_run) {
-        save(&slim, out)?;
+        save(&outcome.slim, out)?;
         ui::note(format_args!("Wrote `{}`", out.display()));
     }
     Ok(Exit::Done)
+}
+
+/// Prints the plans, as a table each or as one JSON list.
+pub fn show(outcome: &Outcome, json: bool) {
+    if json {
+        ui::print_json(&outcome.plans);
+    } else {
+        outcome.plans.iter().for_each(|plan| ui::print(format_args!("{plan}\n")));
+    }
 }

@@ -1,6 +1,5 @@
 //! `train`: fine-tunes a detector.
 
-use data::OpenOptions;
 use train::optim::{OptimConfig, OptimKind};
 use train::schedule::ScheduleConfig;
 use train::sparse::SparseConfig;
@@ -15,7 +14,7 @@ use crate::ui;
 
 /// Runs the command.
 pub fn run(args: &Train) -> miette::Result<Exit> {
-    let dataset = data::open(&args.data, &OpenOptions::default())?;
+    let dataset = args.data.open()?;
     tell_skipped(&dataset);
     let model = args.model.load()?;
     let imgsz = image_size(&model, args.imgsz)?;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use data::{Fit, OpenOptions};
+use data::Fit;
 use eval::NmsConfig;
 use eval::coco::{self, GroundTruth, MapResult, STAT_NAMES};
 use serde::Serialize;
@@ -16,7 +16,7 @@ use crate::ui::{self, Column, Table};
 /// Runs the command.
 pub fn run(args: &Val) -> miette::Result<Exit> {
     let outcome = match (&args.detections, &args.model) {
-        (Some(file), _) => Outcome { map: score_file(file, &args.data)?, run: None },
+        (Some(file), _) => Outcome { map: score_file(file, &args.data.data)?, run: None },
         (None, Some(model)) => score_model(model, args)?,
         (None, None) => return Err(Error::usage("nothing to evaluate", "give `--model` or `--detections`")),
     };
@@ -53,14 +53,14 @@ struct Run {
 }
 
 fn score_model(model: &Path, args: &Val) -> miette::Result<Outcome> {
-    let dataset = data::open(&args.data, &OpenOptions::default())?;
+    let dataset = args.data.open()?;
     let mut detector = Detector::open(model, args.weights.as_deref(), args.imgsz)?;
     let iou = args.iou.unwrap_or(if detector.fit == Fit::Stretch { 0.45 } else { 0.6 });
     let nms = NmsConfig { conf: args.conf as f32, iou: iou as f32, ..NmsConfig::default() };
     let score = score(&mut detector, &dataset, &args.split, args.batch, &nms)?;
     let run = Run {
         model: model.display().to_string(),
-        data: args.data.display().to_string(),
+        data: args.data.data.display().to_string(),
         split: args.split.clone(),
         images: score.images,
         imgsz: detector.imgsz,

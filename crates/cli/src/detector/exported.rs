@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use data::Fit;
 use eval::{Detection, Layout, NmsConfig, Predictions, candidates_from_rows, nms};
 use runtime::{Output, Session};
 
@@ -60,6 +61,10 @@ impl Exported {
 
     pub(super) fn names(&self) -> &[String] {
         &self.names
+    }
+
+    pub(super) fn fit(&self) -> Fit {
+        self.session.metadata().family.map_or(Fit::Letterbox, train::evaluate::fit)
     }
 
     pub(super) fn imgsz(&self) -> usize {

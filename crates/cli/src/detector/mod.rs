@@ -16,7 +16,7 @@ pub struct Detector {
     pub names: Vec<String>,
     /// Side of the square images it is shown, pixels.
     pub imgsz: usize,
-    /// How images come onto that square. An ONNX file does not say; it is taken to be letterboxed.
+    /// How images come onto that square. An ONNX file that does not say is taken to be letterboxed.
     pub fit: Fit,
     engine: Engine,
 }
@@ -35,12 +35,12 @@ impl Detector {
         if weights.is_none() && model.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx")) {
             let exported = exported::Exported::open(model, imgsz)?;
             let (names, imgsz) = (exported.names().to_vec(), exported.imgsz());
-            return Ok(Self { names, imgsz, fit: Fit::Letterbox, engine: Engine::Onnx(Box::new(exported)) });
+            return Ok(Self { names, imgsz, fit: exported.fit(), engine: Engine::Onnx(Box::new(exported)) });
         }
         let graph = load_model(model, weights)?;
         let imgsz = image_size(&graph, imgsz)?;
         let engine = Engine::Own(Box::new(train::evaluate::Detector::new(&graph, imgsz)?));
-        let fit = train::evaluate::fit(&graph);
+        let fit = train::evaluate::fit(graph.meta.family);
         Ok(Self { names: graph.meta.names, imgsz, fit, engine })
     }
 

@@ -2,7 +2,9 @@
 
 use data::{Augment, Dataset, Item, Loader, LoaderConfig, Mode};
 use graph::Graph;
-use prune::{Coupling, Importance, Plan, Similarity, Size, Statistics, Target, importance, similarity, surgery};
+use prune::{
+    Budget, Coupling, Importance, Plan, Similarity, Size, Statistics, Target, importance, similarity, surgery,
+};
 use train::calibrate::{self, Images};
 use train::evaluate::fit;
 
@@ -33,7 +35,7 @@ impl Calibration<'_> {
     /// Channel statistics of the tensors stage 2 looks at, over whole images: what the detector meets in use.
     pub fn statistics(&self, graph: &Graph, coupling: &Coupling) -> miette::Result<Statistics> {
         let nodes = prune::observed(graph, coupling);
-        let loader = self.loader(Mode::Val(fit(graph)))?;
+        let loader = self.loader(Mode::Val(fit(graph.meta.family)))?;
         let bar = ui::bar("Calibrating", self.items()?.len(), "images");
         let batches = loader.epoch(0).map(|batch| {
             let batch = batch?;
@@ -75,6 +77,48 @@ pub fn by_similarity(
     let coupling = Coupling::of(graph)?;
     let statistics = calibration.statistics(graph, &coupling)?;
     Ok(similarity::plan(graph, &coupling, &statistics, settings, target)?)
+}
+
+/// What to cut, and how both stages share the work.
+pub struct Cut<'a> {
+    pub importance: &'a Importance,
+    pub similarity: &'a Similarity,
+    pub budget: &'a Budget,
+    /// Share of the removal that stage 2 does, in 0..=1.
+    pub similarity_share: f64,
+}
+
+/// The plans of a cut without training in between, in order, and what they leave.
+pub struct Outcome {
+    pub plans: Vec<Plan>,
+    pub slim: Graph,
+}
+
+impl Cut<'_> {
+    /// Plans and carries out both stages at once; stage 2 only where it has a share, which needs `calibration`.
+    ///
+    /// # Errors
+    /// The budget cannot be met.
+    pub fn at_once(&self, model: &Graph, calibration: Option<&Calibration>) -> miette::Result<Outcome> {
+        let reference = size(model)?;
+        let target = self.budget.target(reference)?;
+        let share = if calibration.is_some() { self.similarity_share } else { 0.0 };
+        let first = by_importance(model, self.importance, &target.before_similarity(reference, share))?;
+        let mut slim = apply(model, &first)?;
+        let mut plans = vec![first];
+        if let Some(calibration) = calibration.filter(|_| share > 0.0) {
+            let second = by_similarity(&slim, self.similarity, &target, calibration)?;
+            slim = apply(&slim, &second)?;
+            plans.push(second);
+        }
+        if !target.met(size(&slim)?) {
+            let rest = by_importance(&slim, self.importance, &target)?;
+            slim = apply(&slim, &rest)?;
+            plans.push(rest);
+        }
+        must_meet(&slim, &target)?;
+        Ok(Outcome { plans, slim })
+    }
 }
 
 /// Carries out `plan`.

@@ -10,10 +10,10 @@ mod recipe;
 
 use std::path::{Path, PathBuf};
 
-use data::{Dataset, Loader, LoaderConfig, Mode};
+use data::{Dataset, Item, Loader, LoaderConfig, Mode};
 use eval::coco::{ClassResult, MapResult};
 use graph::format::{LoadOptions, load, save};
-use graph::{Graph, cost};
+use graph::{Family, Graph, cost};
 use prune::{Coupling, Plan, surgery};
 use serde::{Deserialize, Serialize};
 use train::evaluate::{Detector, evaluate, fit as canvas_fit};
@@ -38,6 +38,14 @@ pub struct Pipeline<'a> {
     pub recipe: &'a Recipe,
     pub dataset: &'a Dataset,
     pub out: &'a Path,
+    /// The splits stages are measured on.
+    judges: Vec<Judge<'a>>,
+}
+
+/// One split with its images, decoded once for all stages.
+struct Judge<'a> {
+    items: &'a [Item],
+    loader: Loader,
 }
 
 /// One stage, as its JSON file holds it.
@@ -48,7 +56,25 @@ struct Stage {
     curves: Vec<(String, Vec<[f64; 2]>)>,
 }
 
-impl Pipeline<'_> {
+impl<'a> Pipeline<'a> {
+    /// Readies a run that compresses a detector of `family`.
+    ///
+    /// # Errors
+    /// The dataset has no validation split.
+    pub fn new(recipe: &'a Recipe, dataset: &'a Dataset, out: &'a Path, family: Family) -> miette::Result<Self> {
+        let size = recipe.heal.imgsz as u32;
+        let judge = |split| {
+            let items = &dataset.split(split)?.items[..];
+            let config = LoaderConfig { size, mode: Mode::Val(canvas_fit(family)), ..LoaderConfig::default() };
+            Ok::<_, miette::Report>(Judge { items, loader: Loader::new(items, config)? })
+        };
+        let mut judges = vec![judge("val")?];
+        if dataset.splits.contains_key("test") {
+            judges.push(judge("test")?);
+        }
+        Ok(Self { recipe, dataset, out, judges })
+    }
+
     /// Runs what has not been run yet and writes the outcome: slim detector, ONNX, summary.json, report.html.
     pub fn run(&self, model: &Graph) -> miette::Result<Summary> {
         let recipe = self.recipe;
@@ -194,11 +220,8 @@ impl Pipeline<'_> {
     fn measure(&self, name: &str, graph: &Graph, file: &Path) -> miette::Result<Stage> {
         let imgsz = self.recipe.heal.imgsz;
         let cost = cost::total(graph, [imgsz; 2])?;
-        let map = self.score(graph, "val")?;
-        let test = match self.dataset.splits.contains_key("test") {
-            true => Some(self.score(graph, "test")?),
-            false => None,
-        };
+        let maps = self.judges.iter().map(|judge| self.score(graph, judge)).collect::<miette::Result<Vec<_>>>()?;
+        let (map, test) = (&maps[0], maps.get(1));
         let accuracy = |m: &MapResult| Accuracy { map50: m.map50, map50_95: m.map50_95 };
         let row = StageRow {
             stage: name.into(),
@@ -207,22 +230,18 @@ impl Pipeline<'_> {
             bytes: std::fs::metadata(file).map_err(|e| Error::io("read", file, &e))?.len(),
             map50: map.map50,
             map50_95: map.map50_95,
-            test: test.as_ref().map(accuracy),
+            test: test.map(accuracy),
             ms_per_image: latency(graph, imgsz, TIMED_RUNS)?,
         };
         let curve = |c: &ClassResult| (c.name.clone(), c.curve.iter().map(|p| [p.recall, p.precision]).collect());
         Ok(Stage { row, curves: map.per_class.iter().map(curve).collect() })
     }
 
-    fn score(&self, graph: &Graph, split: &str) -> miette::Result<MapResult> {
-        let imgsz = self.recipe.heal.imgsz;
-        let items = &self.dataset.split(split)?.items;
-        let config = LoaderConfig { size: imgsz as u32, mode: Mode::Val(canvas_fit(graph)), ..LoaderConfig::default() };
-        let loader = Loader::new(items, config)?;
+    fn score(&self, graph: &Graph, judge: &Judge) -> miette::Result<MapResult> {
         let classes: Vec<usize> = (0..self.dataset.names.len()).collect();
-        let mut detector = Detector::new(graph, imgsz)?;
+        let mut detector = Detector::new(graph, self.recipe.heal.imgsz)?;
         let mut counter = Counter::default();
-        let map = evaluate(self.dataset, items, &loader, &classes, &mut counter, |batch| {
+        let map = evaluate(self.dataset, judge.items, &judge.loader, &classes, &mut counter, |batch| {
             detector.detect(&batch.images, batch.n, &val_nms())
         })?;
         Ok(map)

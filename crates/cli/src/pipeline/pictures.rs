@@ -27,7 +27,7 @@ const SIDE: u32 = 480;
 pub(super) fn pairs(run: &Pipeline, dense: &Graph, slim: &Graph) -> miette::Result<Vec<Pair>> {
     let imgsz = run.recipe.heal.imgsz;
     let split = run.dataset.split("test").or_else(|_| run.dataset.split("val"))?;
-    let fit = fit(dense);
+    let fit = fit(dense.meta.family);
     let mut detectors = [Detector::new(dense, imgsz)?, Detector::new(slim, imgsz)?];
     let step = (split.items.len() / SHOWN).max(1);
     let mut pairs = vec![];

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use data::OpenOptions;
 use prune::{Budget, Criterion, Importance, Similarity};
 use serde::{Deserialize, Serialize};
 use train::TrainConfig;
@@ -16,6 +17,10 @@ pub struct Recipe {
     /// Weights of a Darknet `.cfg`.
     pub weights: Option<PathBuf>,
     pub data: PathBuf,
+    /// Form of the dataset's labels, where its path does not say.
+    pub data_format: Option<data::Format>,
+    /// Folder of its images (COCO and VOC), where it is not the usual one.
+    pub images: Option<PathBuf>,
     pub seed: u64,
     /// Share of the removal that stage 2 does, in 0..=1.
     pub similarity_share: f64,
@@ -41,6 +46,8 @@ impl Default for Recipe {
             model: PathBuf::new(),
             weights: None,
             data: PathBuf::new(),
+            data_format: None,
+            images: None,
             seed: 0,
             similarity_share: 0.8,
             calibration_images: 256,
@@ -63,6 +70,12 @@ impl Recipe {
             let what = format!("`{}` is no recipe: {}", path.display(), e.to_string().trim());
             Error::failed(what, "a run writes a complete recipe.toml into its folder; start from one of those")
         })
+    }
+
+    /// Reads the dataset.
+    pub fn dataset(&self) -> data::Result<data::Dataset> {
+        let options = OpenOptions { format: self.data_format, images: self.images.clone(), ..OpenOptions::default() };
+        data::open(&self.data, &options)
     }
 
     /// Applies `change` to all three trainings.

@@ -73,7 +73,8 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
         beside.persist(path).map_err(|e| e.error)?;
         sync_folder(folder)
     };
-    write().map_err(|e| Error::io("write", path, e))
+    // The kind alone: the error itself names the file beside it, which nobody has heard of.
+    write().map_err(|e| Error::io("write", path, e.kind().into()))
 }
 
 /// Temporary files are private to their owner; a model is an ordinary file, as readable as the umask allows.

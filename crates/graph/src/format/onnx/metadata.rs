@@ -4,7 +4,7 @@ use std::path::Path;
 
 use prost::Message;
 
-use crate::{Error, Graph, Head, Result};
+use crate::{Error, Family, Graph, Head, Result};
 
 use super::proto::{ModelProto, StringStringEntryProto};
 
@@ -20,6 +20,8 @@ pub struct Metadata {
     /// (height, width) in pixels.
     pub imgsz: Option<[usize; 2]>,
     pub task: Option<String>,
+    /// The family of the detector that was exported, which decides how images are fitted to its input; ours alone say it.
+    pub family: Option<Family>,
 }
 
 /// Reads the properties of an ONNX file from its bytes; `path` is for messages.
@@ -53,7 +55,9 @@ pub fn read_metadata(path: &Path, bytes: &[u8]) -> Result<Metadata> {
         None => None,
     };
     let task = get("task").map(str::to_owned);
-    Ok(Metadata { producer: model.producer_name, names, stride, imgsz, task })
+    // A family this version does not know is as good as none.
+    let family = get("family").and_then(|text| serde_json::from_value(text.into()).ok());
+    Ok(Metadata { producer: model.producer_name, names, stride, imgsz, task, family })
 }
 
 /// The properties an export carries.
@@ -65,10 +69,16 @@ pub(super) fn properties(graph: &Graph, head: &Head, [height, width]: [usize; 2]
         ("task", "detect".to_owned()),
         ("stride", head.strides().into_iter().max().unwrap_or(1).to_string()),
         ("imgsz", format!("[{height}, {width}]")),
+        ("family", family(graph.meta.family)),
         ("names", format!("{{{}}}", names.join(", "))),
     ]
     .map(|(key, value)| StringStringEntryProto { key: key.into(), value })
     .into()
+}
+
+/// A family as the native file spells it.
+fn family(family: Family) -> String {
+    serde_json::to_value(family).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 /// A Python string literal.
