@@ -1,9 +1,11 @@
 //! Arguments of `bench`.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
-use super::ModelArgs;
 use super::value::positive;
+use super::{DataForm, ModelArgs};
 
 /// `bench` and its commands.
 #[derive(Debug, Subcommand)]
@@ -44,9 +46,14 @@ pub struct BenchTrain {
     /// Images a step
     #[arg(long, short, default_value = "8", value_name = "N", value_parser = positive)]
     pub batch: usize,
-    /// Timed steps
-    #[arg(long, default_value = "10", value_name = "N", value_parser = positive)]
+    /// Timed steps on made-up images
+    #[arg(long, default_value = "10", value_name = "N", value_parser = positive, conflicts_with = "data")]
     pub steps: usize,
+    /// Time one epoch of this dataset's training images instead, loader included
+    #[arg(long, short, value_name = "PATH")]
+    pub data: Option<PathBuf>,
+    #[command(flatten)]
+    pub form: DataForm,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

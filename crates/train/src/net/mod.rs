@@ -5,10 +5,12 @@
 //! and BatchNorm + activation are called from these two files only: whatever runs on another device replaces just them.
 
 mod buffer;
+mod clock;
 mod infer;
 mod plan;
 mod train;
 
+pub use clock::{Spent, Work};
 pub use infer::Infer;
 pub use train::{BnUpdate, TrainNet};
 

@@ -1,10 +1,11 @@
 //! The training executor: a forward pass that keeps what the backward pass needs, and the backward pass.
 
 use graph::{Graph, Op, Result};
-use kernels::{BatchStats, BnAct, Epilogue, Layout, Packed, View, ViewMut};
+use kernels::{BatchStats, BnAct, ConvShape, Epilogue, Layout, Packed, View, ViewMut};
 
 use super::HeadMap;
 use super::buffer::{Buffer, Pool};
+use super::clock::{Clock, Spent, Work};
 use super::plan::{Kind, Mode, Place, Plan, Step};
 use crate::Gradients;
 
@@ -29,6 +30,7 @@ pub struct TrainNet {
     maps: Vec<Buffer>,
     /// Batch mean and 1 / sqrt(var + eps) of every BatchNorm step, for the backward pass.
     batch_norm: Vec<Option<(Vec<f32>, Vec<f32>)>>,
+    clock: Clock,
 }
 
 impl TrainNet {
@@ -38,12 +40,26 @@ impl TrainNet {
     /// The graph's shapes do not fit that size.
     pub fn new(graph: Graph, imgsz: [usize; 2]) -> Result<Self> {
         let plan = Plan::new(&graph, Mode::Train, 1, imgsz)?;
-        Ok(Self { graph, imgsz, plan, n: 1, pool: Pool::default(), maps: vec![], batch_norm: vec![] })
+        Ok(Self {
+            graph,
+            imgsz,
+            plan,
+            n: 1,
+            pool: Pool::default(),
+            maps: vec![],
+            batch_norm: vec![],
+            clock: Clock::default(),
+        })
     }
 
     /// Image size (H, W) the net was planned for.
     pub fn imgsz(&self) -> [usize; 2] {
         self.imgsz
+    }
+
+    /// Where the time went since the last call.
+    pub fn spent(&mut self) -> Vec<Spent> {
+        self.clock.take()
     }
 
     /// Runs `n` images, (N, H, W, 3) as bytes 0..255, and returns the maps that enter the head.
@@ -69,20 +85,24 @@ impl TrainNet {
             match &step.kind {
                 Kind::Conv { conv, shape, act, .. } => {
                     let Op::Conv(c) = &self.graph.nodes[*conv].op else { unreachable!("planned as a convolution") };
-                    let packed = Packed::new(shape, &c.weight.data);
-                    kernels::conv_forward(shape, x(0), &packed, Epilogue { bias: c.bias.as_deref(), act: *act }, y);
+                    self.clock.time(Work::ConvForward, macs(shape, step.output.layout), || {
+                        let packed = Packed::new(shape, &c.weight.data);
+                        kernels::conv_forward(shape, x(0), &packed, Epilogue { bias: c.bias.as_deref(), act: *act }, y);
+                    });
                 }
                 Kind::BatchNorm { bn, act } => {
-                    let stats = kernels::batch_stats(x(0));
+                    let stats = self.clock.time(Work::Statistics, 0, || kernels::batch_stats(x(0)));
                     let Op::BatchNorm(b) = &mut self.graph.nodes[*bn].op else { unreachable!("planned as BatchNorm") };
                     let inv_std: Vec<f32> = stats.var.iter().map(|v| 1.0 / (v + b.eps).sqrt()).collect();
                     update_running(b, &stats, step.output.layout.pixels(), update);
                     let affine =
                         BnAct { mean: &stats.mean, inv_std: &inv_std, gamma: &b.gamma, beta: &b.beta, act: *act };
-                    kernels::bn_act_forward(x(0), &affine, y);
+                    self.clock.time(Work::NormForward, 0, || kernels::bn_act_forward(x(0), &affine, y));
                     self.batch_norm[*bn] = Some((stats.mean, inv_std));
                 }
-                other => super::infer::run_plain(other, step.inputs.len(), &x, y),
+                other => {
+                    self.clock.time(Work::Glue, 0, || super::infer::run_plain(other, step.inputs.len(), &x, y));
+                }
             }
             self.maps[step.output.buffer] = out;
         }
@@ -112,7 +132,7 @@ impl TrainNet {
                 let saved =
                     Saved { graph: &self.graph, plan: &self.plan, maps: &self.maps, batch_norm: &self.batch_norm };
                 let dy_view = View::new(dy.as_slice(), step.output.layout);
-                step_backward(step, &saved, dy_view, &mut flow, &mut self.pool, gradients);
+                step_backward(step, &saved, dy_view, &mut flow, &mut self.pool, gradients, &mut self.clock);
                 flow.buffers[step.output.buffer] = dy;
             }
             for &b in &done {
@@ -133,21 +153,34 @@ struct Saved<'a> {
     batch_norm: &'a [Option<(Vec<f32>, Vec<f32>)>],
 }
 
-fn step_backward(step: &Step, saved: &Saved, dy: View, flow: &mut Flow, pool: &mut Pool, gradients: &mut Gradients) {
+fn step_backward(
+    step: &Step,
+    saved: &Saved,
+    dy: View,
+    flow: &mut Flow,
+    pool: &mut Pool,
+    gradients: &mut Gradients,
+    clock: &mut Clock,
+) {
     let from = |k: usize| saved.plan.place(step.inputs[k]);
     let x = |k: usize| view(saved.maps, from(k));
     match &step.kind {
         Kind::Conv { conv, shape, .. } => {
             let Op::Conv(c) = &saved.graph.nodes[*conv].op else { unreachable!("planned as a convolution") };
             let g = &mut gradients.by_node[*conv];
-            kernels::conv_backward_weight(shape, x(0), dy, &mut g[0]);
-            if let Some(db) = g.get_mut(1) {
-                kernels::conv_backward_bias(dy, db);
-            }
+            let macs = macs(shape, dy.layout);
+            clock.time(Work::ConvWeight, macs, || {
+                kernels::conv_backward_weight(shape, x(0), dy, &mut g[0]);
+                if let Some(db) = g.get_mut(1) {
+                    kernels::conv_backward_bias(dy, db);
+                }
+            });
             // Nobody wants the gradient of the image.
             if step.inputs[0] != 0 {
-                flow.write(pool, from(0), |dx, accumulate| {
-                    kernels::conv_backward_input(shape, dy, &c.weight.data, dx, accumulate);
+                clock.time(Work::ConvInput, macs, || {
+                    flow.write(pool, from(0), |dx, accumulate| {
+                        kernels::conv_backward_input(shape, dy, &c.weight.data, dx, accumulate);
+                    });
                 });
             }
         }
@@ -156,27 +189,29 @@ fn step_backward(step: &Step, saved: &Saved, dy: View, flow: &mut Flow, pool: &m
             let Some((mean, inv_std)) = &saved.batch_norm[*bn] else { unreachable!("its forward step has run") };
             let affine = BnAct { mean, inv_std, gamma: &b.gamma, beta: &b.beta, act: *act };
             let [dgamma, dbeta] = &mut gradients.by_node[*bn][..] else { unreachable!("BatchNorm has two weights") };
-            flow.write_or_add(pool, from(0), |dx| kernels::bn_act_backward(x(0), dy, &affine, dx, dgamma, dbeta));
+            clock.time(Work::NormBackward, 0, || {
+                flow.write_or_add(pool, from(0), |dx| kernels::bn_act_backward(x(0), dy, &affine, dx, dgamma, dbeta));
+            });
         }
-        Kind::Act(act) => {
+        Kind::Act(act) => clock.time(Work::Glue, 0, || {
             flow.write(pool, from(0), |dx, accumulate| kernels::act_backward(*act, x(0), dy, dx, accumulate));
-        }
-        Kind::Pool(shape) => {
+        }),
+        Kind::Pool(shape) => clock.time(Work::Glue, 0, || {
             flow.write(pool, from(0), |mut dx, accumulate| {
                 if !accumulate {
                     clear(&mut dx);
                 }
                 kernels::max_pool_backward(*shape, x(0), dy, dx);
             });
-        }
-        Kind::Upsample(factor) => {
+        }),
+        Kind::Upsample(factor) => clock.time(Work::Glue, 0, || {
             flow.write(pool, from(0), |dx, accumulate| kernels::upsample_backward(*factor, dy, dx, accumulate));
-        }
-        Kind::Add | Kind::Copy => {
+        }),
+        Kind::Add | Kind::Copy => clock.time(Work::Glue, 0, || {
             for k in 0..step.inputs.len() {
                 flow.write(pool, from(k), |dx, accumulate| kernels::copy(dy, dx, accumulate));
             }
-        }
+        }),
     }
 }
 
@@ -251,6 +286,12 @@ fn first_writers(plan: &Plan) -> Vec<Option<usize>> {
         first[step.output.buffer].get_or_insert(at);
     }
     first
+}
+
+/// Multiply-accumulates of a convolution whose output lies so.
+fn macs(shape: &ConvShape, y: Layout) -> u64 {
+    let [kh, kw] = shape.kernel;
+    (y.pixels() * y.c * (shape.ci / shape.groups) * kh * kw) as u64
 }
 
 fn clear(map: &mut ViewMut) {
