@@ -1,5 +1,12 @@
 //! The little linear algebra stage 2 needs: Cholesky factors of covariance matrices, in f64.
 
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+/// Columns finished at a time, before all rows below are brought up to date in parallel.
+const BLOCK: usize = 32;
+
 /// Lower triangular factor L of a symmetric positive definite matrix: `A = L L^T`. Row-major, size n x n.
 pub(crate) struct Cholesky {
     n: usize,
@@ -9,19 +16,24 @@ pub(crate) struct Cholesky {
 impl Cholesky {
     /// Factors `a`, of which only the lower triangle is read; `None` where it is not positive definite.
     pub(crate) fn new(n: usize, mut a: Vec<f64>) -> Option<Self> {
-        for i in 0..n {
-            let (above, rest) = a.split_at_mut(i * n);
-            let row = &mut rest[..n];
-            for j in 0..i {
-                let other = &above[j * n..][..=j];
-                row[j] = (row[j] - dot(&row[..j], &other[..j])) / other[j];
+        let mut from = 0;
+        while from < n {
+            let to = (from + BLOCK).min(n);
+            for i in from..to {
+                let (above, rest) = a.split_at_mut(i * n);
+                let row = &mut rest[..n];
+                eliminate(row, above, n, from..i);
+                let pivot = row[i] - dot(&row[..i], &row[..i]);
+                if pivot.is_nan() || pivot <= 0.0 {
+                    return None;
+                }
+                row[i] = pivot.sqrt();
+                row[i + 1..].fill(0.0);
             }
-            let pivot = row[i] - dot(&row[..i], &row[..i]);
-            if pivot.is_nan() || pivot <= 0.0 {
-                return None;
-            }
-            row[i] = pivot.sqrt();
-            row[i + 1..].fill(0.0);
+            // The rows below need the finished block only, not each other.
+            let (above, below) = a.split_at_mut(to * n);
+            below.par_chunks_mut(n).with_min_len(BLOCK).for_each(|row| eliminate(row, above, n, from..to));
+            from = to;
         }
         Some(Self { n, l: a })
     }
@@ -52,6 +64,14 @@ impl Cholesky {
     }
 }
 
+/// Columns `columns` of one row of the factor, from the finished rows `above`.
+fn eliminate(row: &mut [f64], above: &[f64], n: usize, columns: Range<usize>) {
+    for j in columns {
+        let other = &above[j * n..][..=j];
+        row[j] = (row[j] - dot(&row[..j], &other[..j])) / other[j];
+    }
+}
+
 /// Sum of products, in four strands so that the compiler can use vector registers.
 pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     let mut strands = [0.0; 4];
@@ -71,7 +91,7 @@ mod tests {
 
     #[test]
     fn inverse_times_matrix_is_one() {
-        let n = 7;
+        let n = 75;
         let at = |i: usize, j: usize| 1.0 / (1.0 + i.abs_diff(j) as f64) + if i == j { 0.5 } else { 0.0 };
         let a: Vec<f64> = (0..n * n).map(|k| at(k / n, k % n)).collect();
         let inverse = Cholesky::new(n, a.clone()).unwrap().inverse();

@@ -29,6 +29,16 @@ pub fn apply(graph: &Graph, plan: &Plan) -> Result<Graph> {
     Ok(slim)
 }
 
+/// The output channels of every node that the plan leaves, as [`apply`] puts them in order.
+///
+/// # Errors
+/// The plan was made for another graph.
+pub fn kept(graph: &Graph, plan: &Plan) -> Result<Vec<Vec<usize>>> {
+    let coupling = Coupling::of(graph)?;
+    let removed = plan.resolve(graph, &coupling)?;
+    Ok((0..graph.nodes.len()).map(|id| coupling.positions(id, |class| !removed[class])).collect())
+}
+
 /// The graph in its old shape, compensated, with every weight that reads a removed channel set to zero: what
 /// [`apply`] computes, at the old cost. With [`Plan::uncompensated`] it is the bare mask.
 ///

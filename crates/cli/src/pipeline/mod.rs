@@ -98,15 +98,19 @@ impl<'a> Pipeline<'a> {
             0 => dense.clone(),
             _ => self.stage(&mut rows, "sparse", || self.sparse(&dense, &first_target))?,
         };
+        let mut plans = vec![];
         let first = self.plan("importance", || cut::by_importance(&sparse, &recipe.importance, &first_target))?;
         self.stage(&mut rows, "masked", || Ok(surgery::mask(&sparse, &first.uncompensated())?))?;
         let folded = self.stage(&mut rows, "folded", || cut::apply(&sparse, &first))?;
+        plans.push(first);
 
         let replaced = if recipe.similarity_share > 0.0 {
             let calibration = self.calibration(recipe.calibration_images);
             let settings = &recipe.similarity;
             let second = self.plan("similarity", || cut::by_similarity(&folded, settings, &target, &calibration))?;
-            self.stage(&mut rows, "replaced", || cut::apply(&folded, &second))?
+            let replaced = self.stage(&mut rows, "replaced", || cut::apply(&folded, &second))?;
+            plans.push(second);
+            replaced
         } else {
             folded
         };
@@ -116,11 +120,17 @@ impl<'a> Pipeline<'a> {
         } else {
             let rest = self.plan("rest", || cut::by_importance(&replaced, &recipe.importance, &target))?;
             ui::note("Similarity alone did not reach the budget; importance removed the rest");
-            self.stage(&mut rows, "trimmed", || cut::apply(&replaced, &rest))?
+            let trimmed = self.stage(&mut rows, "trimmed", || cut::apply(&replaced, &rest))?;
+            plans.push(rest);
+            trimmed
         };
         cut::must_meet(&cut, &target)?;
 
         let mut slim = cut;
+        if recipe.reconstruct {
+            let calibration = self.calibration(usize::MAX);
+            slim = self.stage(&mut rows, "reconstructed", || calibration.reconstruct(&sparse, &plans, &slim))?;
+        }
         if recipe.recalibration_epochs > 0 {
             let fresh = self.stage(&mut rows, "recalibrated", || {
                 let all = self.calibration(usize::MAX);

@@ -26,6 +26,8 @@ pub struct Recipe {
     pub similarity_share: f64,
     /// Training images that stage 2 learns channel statistics from.
     pub calibration_images: usize,
+    /// Refit what is left to the uncut detector's maps, convolution by convolution, before anything is trained.
+    pub reconstruct: bool,
     /// Passes over the training images in which BatchNorm statistics are estimated anew.
     pub recalibration_epochs: usize,
     pub budget: Budget,
@@ -51,6 +53,7 @@ impl Default for Recipe {
             seed: 0,
             similarity_share: 0.8,
             calibration_images: 256,
+            reconstruct: true,
             recalibration_epochs: 2,
             budget: Budget { params: None, macs: None, rate: None },
             importance: Importance { criterion: Criterion::OutputError, ..Importance::default() },

@@ -114,7 +114,7 @@ impl Infer {
 }
 
 /// The steps both executors run the same way: all without weights.
-pub(super) fn run_plain<'a>(kind: &Kind, inputs: usize, x: &dyn Fn(usize) -> View<'a>, y: ViewMut) {
+pub(crate) fn run_plain<'a>(kind: &Kind, inputs: usize, x: &dyn Fn(usize) -> View<'a>, y: ViewMut) {
     match kind {
         Kind::Act(act) => kernels::act_forward(*act, x(0), y),
         Kind::Pool(pool) => kernels::max_pool_forward(*pool, x(0), y),
@@ -133,7 +133,7 @@ pub(super) fn run_plain<'a>(kind: &Kind, inputs: usize, x: &dyn Fn(usize) -> Vie
 }
 
 /// Bytes 0..255 to floats 0..1.
-pub(super) fn load_images(images: &[u8], to: &mut [f32]) {
+pub(crate) fn load_images(images: &[u8], to: &mut [f32]) {
     for (f, &b) in to.iter_mut().zip(images) {
         *f = f32::from(b) / 255.0;
     }

@@ -12,6 +12,8 @@ mod train;
 
 pub use clock::{Spent, Work};
 pub use infer::Infer;
+pub(crate) use infer::{load_images, run_plain};
+pub(crate) use plan::Kind;
 pub use train::{BnUpdate, TrainNet};
 
 /// One raw map that enters the head: (N, H, W, C), dense.

@@ -52,6 +52,19 @@ pub(crate) enum Kind {
     Copy,
 }
 
+impl Kind {
+    /// The step of an operator without weights that computes something; `None` for any other.
+    pub(crate) fn plain(op: &Op) -> Option<Self> {
+        match op {
+            Op::Act(act) => Some(Self::Act(*act)),
+            Op::MaxPool(p) => Some(Self::Pool(Pool { kernel: p.kernel, stride: p.stride, pad: p.pad })),
+            Op::Upsample { factor } => Some(Self::Upsample(*factor)),
+            Op::Add => Some(Self::Add),
+            _ => None,
+        }
+    }
+}
+
 /// Steps in order, the place of every value, and the size in floats of every buffer.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -175,11 +188,7 @@ impl Fused {
                 Kind::Conv { conv: root, bn: (root..=id).find(is_bn), act, shape }
             }
             Op::BatchNorm(_) => Kind::BatchNorm { bn: root, act },
-            Op::Act(_) => Kind::Act(act),
-            Op::MaxPool(p) => Kind::Pool(Pool { kernel: p.kernel, stride: p.stride, pad: p.pad }),
-            Op::Upsample { factor } => Kind::Upsample(*factor),
-            Op::Add => Kind::Add,
-            other => unreachable!("{other:?} has no step"),
+            op => Kind::plain(op).unwrap_or_else(|| unreachable!("{op:?} has no step")),
         }
     }
 }
