@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::budget::Tracker;
 use crate::constant::{self, dense_readers};
 use crate::coupling::Site;
-use crate::{ClassId, Compensation, Coupling, Limits, Plan, Result, Row, Stop, Target};
+use crate::{ClassId, Compensation, Coupling, Error, Limits, Plan, Result, Row, Sensitivity, Stop, Target};
 
 /// The settings of stage 1.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,13 +43,16 @@ pub enum Criterion {
     BnScale,
     /// What removal is predicted to cost without any data: the variance a constant cannot replace (by beta and gamma
     /// alone), weighed by how strongly each reader listens, as a share of what that reader hears in all. |gamma| alone
-    /// misses that a reader can scale a small channel up again.
+    /// misses that a reader can scale a small channel up again. Where it has been measured what the loss minds, not as a
+    /// share but in units of the loss.
     OutputError,
     /// L1 norm of its filter (Li 2017), relative to the mean of its layer so that layers compare.
     L1Filter,
     /// Sum of the distances of its filter to the layer's other filters (FPGM, He 2019), relative to the layer's mean: the
     /// filter nearest the geometric median is the most replaceable.
     Fpgm,
+    /// What the loss would lose to first order (Molchanov 2019), measured on labelled images.
+    Taylor,
     /// A seeded coin: the least a criterion has to beat.
     Random { seed: u64 },
 }
@@ -73,8 +76,22 @@ pub enum Aggregate {
 /// # Errors
 /// Bad settings, or a graph whose shapes do not fit.
 pub fn plan(graph: &Graph, coupling: &Coupling, settings: &Importance, target: &Target) -> Result<Plan> {
+    plan_with(graph, coupling, settings, &Sensitivity::default(), target)
+}
+
+/// [`plan`] where it has been measured what the loss minds.
+///
+/// # Errors
+/// As [`plan`]; and where [`Criterion::Taylor`] has no measurement to go by.
+pub fn plan_with(
+    graph: &Graph,
+    coupling: &Coupling,
+    settings: &Importance,
+    sensitivity: &Sensitivity,
+    target: &Target,
+) -> Result<Plan> {
     settings.limits.check()?;
-    let scores = scores(graph, coupling, settings)?;
+    let scores = scores(graph, coupling, settings, sensitivity)?;
     let mut tracker = Tracker::new(graph, coupling)?;
     let before = tracker.size();
     let mut removed: Vec<(ClassId, f64)> = Vec::new();
@@ -103,7 +120,12 @@ pub fn plan(graph: &Graph, coupling: &Coupling, settings: &Importance, target: &
 ///
 /// # Errors
 /// The graph's shapes do not fit.
-pub fn scores(graph: &Graph, coupling: &Coupling, settings: &Importance) -> Result<Vec<f64>> {
+pub fn scores(
+    graph: &Graph,
+    coupling: &Coupling,
+    settings: &Importance,
+    sensitivity: &Sensitivity,
+) -> Result<Vec<f64>> {
     let mut members: Vec<Vec<f64>> = vec![Vec::new(); coupling.classes.len()];
     match settings.criterion {
         Criterion::Random { seed } => {
@@ -111,8 +133,19 @@ pub fn scores(graph: &Graph, coupling: &Coupling, settings: &Importance) -> Resu
             members.iter_mut().for_each(|scores| scores.push(rng.random::<f64>()));
         }
         Criterion::OutputError => {
-            for (class, error) in output_errors(graph, coupling)?.into_iter().enumerate() {
+            for (class, error) in output_errors(graph, coupling, sensitivity)?.into_iter().enumerate() {
                 members[class].push(error);
+            }
+        }
+        Criterion::Taylor => {
+            if sensitivity.gates.is_empty() {
+                let what = "needs to know what the loss minds, and nothing was measured".into();
+                return Err(Error::Setting { option: "criterion", what, help: "give `--data`, or another criterion" });
+            }
+            for (&norm, gates) in &sensitivity.gates {
+                for (&class, gate) in coupling.channels(norm).iter().zip(gates) {
+                    members[class].push(*gate);
+                }
             }
         }
         Criterion::BnScale | Criterion::L1Filter | Criterion::Fpgm => {
@@ -220,19 +253,24 @@ fn relative(scores: Vec<f64>) -> Vec<f64> {
 /// [`Criterion::OutputError`] of every class: summed over its readers, `Var(x_i) |W[:, i]|^2 / sum_j Var(x_j) |W[:, j]|^2`
 /// with `W` as the BatchNorm after the reader scales it. Channels whose variance the weights do not tell (no BatchNorm, the
 /// image) count with variance 1.
-fn output_errors(graph: &Graph, coupling: &Coupling) -> Result<Vec<f64>> {
+///
+/// Where the loss's sensitivity to the reader's outputs is known it takes the place of the scale and of the sum over j.
+fn output_errors(graph: &Graph, coupling: &Coupling, sensitivity: &Sensitivity) -> Result<Vec<f64>> {
     let shapes: Vec<Shape> = graph.shapes(graph.meta.imgsz)?;
     let values = constant::values(graph, coupling, &shapes, |_| true);
     let mut errors = vec![0.0; coupling.classes.len()];
     for (tensor, values) in values.iter().enumerate() {
         for (reader, _) in dense_readers(graph, coupling, tensor) {
-            let energy = input_energy(graph, coupling, reader);
+            let minds = sensitivity.outputs.get(&reader).map(|f| f.iter().map(|f| f.sqrt()).collect::<Vec<f64>>());
+            let measured = minds.is_some();
+            let scale = minds.unwrap_or_else(|| output_scale(graph, coupling, reader));
+            let energy = input_energy(graph, reader, &scale);
             let heard: Vec<f64> = values
                 .iter()
                 .zip(energy)
                 .map(|(v, e)| e * v.as_ref().and_then(constant::Value::variance).unwrap_or(1.0))
                 .collect();
-            let all = heard.iter().sum::<f64>().max(f64::MIN_POSITIVE);
+            let all = if measured { 1.0 } else { heard.iter().sum::<f64>().max(f64::MIN_POSITIVE) };
             for (&class, heard) in coupling.channels(tensor).iter().zip(&heard) {
                 errors[class] += heard / all;
             }
@@ -241,10 +279,9 @@ fn output_errors(graph: &Graph, coupling: &Coupling) -> Result<Vec<f64>> {
     Ok(errors)
 }
 
-/// `|W[:, i]|^2` of every input channel of a dense convolution, each filter scaled as the BatchNorm after it scales it.
-fn input_energy(graph: &Graph, coupling: &Coupling, id: NodeId) -> Vec<f64> {
+/// `|W[:, i]|^2` of every input channel of a dense convolution, each filter multiplied by its `scale`.
+fn input_energy(graph: &Graph, id: NodeId, scale: &[f64]) -> Vec<f64> {
     let Op::Conv(conv) = &graph.nodes[id].op else { return vec![] };
-    let scale = output_scale(graph, coupling, id);
     let [kh, kw] = conv.kernel();
     let mut energy = vec![0.0; conv.in_channels()];
     for (o, scale) in scale.iter().enumerate() {

@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use graph::{Graph, NodeId};
 
 use crate::constant::dense_readers;
-use crate::{Coupling, Error, Result};
+use crate::{Coupling, Error, Result, Sensitivity};
 
 /// Statistics of the tensors of one graph, by the node that writes them. [`observed`] lists the nodes stage 2 needs.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Statistics {
     pub by_node: BTreeMap<NodeId, ChannelStats>,
+    /// What the loss minds. Where nothing was measured, every reader of a tensor counts alike.
+    pub sensitivity: Sensitivity,
 }
 
 /// First and second moments of the C channels of one tensor over all images and positions.

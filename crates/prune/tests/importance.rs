@@ -5,7 +5,7 @@ mod common;
 use common::{Builder, LOOSE, recipes, target};
 use graph::{Act, Graph, NodeId, Op};
 use proptest::prelude::*;
-use prune::{Aggregate, Budget, Coupling, Criterion, Importance, Limits, Size, Stop, importance, surgery};
+use prune::{Aggregate, Budget, Coupling, Criterion, Importance, Limits, Sensitivity, Size, Stop, importance, surgery};
 
 fn set_gammas(graph: &mut Graph, norm: NodeId, gammas: &[f32]) {
     if let Op::BatchNorm(bn) = &mut graph.nodes[norm].op {
@@ -43,7 +43,7 @@ fn aggregates_are_what_they_say() {
         (Aggregate::Sum, [0.9, 1.0, 0.5, 1.0]),
     ] {
         let settings = Importance { aggregate, ..Importance::default() };
-        let scores = importance::scores(&graph, &coupling, &settings).unwrap();
+        let scores = importance::scores(&graph, &coupling, &settings, &Sensitivity::default()).unwrap();
         for (&class, expected) in coupling.channels(first).iter().zip(expected) {
             assert!((scores[class] - expected).abs() < 1e-6, "{aggregate:?}: {} is not {expected}", scores[class]);
         }
@@ -98,7 +98,7 @@ fn a_convolution_without_batch_norm_scores_by_its_filter_and_that_is_said() {
     }
     let coupling = Coupling::of(&b.graph).unwrap();
     let settings = Importance { limits: LOOSE, ..Importance::default() };
-    let scores = importance::scores(&b.graph, &coupling, &settings).unwrap();
+    let scores = importance::scores(&b.graph, &coupling, &settings, &Sensitivity::default()).unwrap();
     assert!((scores[coupling.channels(first)[1]] - 5.0).abs() < 1e-6);
     let plan = importance::plan(&b.graph, &coupling, &settings, &target(&b.graph, &coupling, 0.3)).unwrap();
     assert!(plan.notes[0].contains(&b.graph.nodes[first].name), "{:?}", plan.notes);
@@ -120,7 +120,7 @@ fn the_output_error_sees_what_gamma_cannot() {
     let coupling = Coupling::of(&b.graph).unwrap();
     let order = |criterion| {
         let settings = Importance { criterion, ..Importance::default() };
-        let scores = importance::scores(&b.graph, &coupling, &settings).unwrap();
+        let scores = importance::scores(&b.graph, &coupling, &settings, &Sensitivity::default()).unwrap();
         let mut order = [0, 1, 2, 3];
         order.sort_by(|&a, &b| scores[coupling.channels(first)[a]].total_cmp(&scores[coupling.channels(first)[b]]));
         order
@@ -142,7 +142,7 @@ fn fpgm_removes_the_filter_nearest_the_others() {
     let coupling = Coupling::of(&b.graph).unwrap();
     let weakest = |criterion| {
         let settings = Importance { criterion, ..Importance::default() };
-        let scores = importance::scores(&b.graph, &coupling, &settings).unwrap();
+        let scores = importance::scores(&b.graph, &coupling, &settings, &Sensitivity::default()).unwrap();
         (0..3).min_by(|&a, &b| scores[coupling.channels(first)[a]].total_cmp(&scores[coupling.channels(first)[b]]))
     };
     assert_eq!(weakest(Criterion::Fpgm), Some(2));
@@ -231,4 +231,48 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn taylor_asks_for_a_measurement_and_follows_it() {
+    let (graph, ..) = residual(GAMMAS);
+    let coupling = Coupling::of(&graph).unwrap();
+    let settings = Importance { criterion: Criterion::Taylor, ..Importance::default() };
+    let error = importance::scores(&graph, &coupling, &settings, &Sensitivity::default()).unwrap_err().to_string();
+    assert!(error.contains("criterion"), "{error}");
+    let norms = (0..graph.nodes.len()).filter(|&id| matches!(graph.nodes[id].op, Op::BatchNorm(_)));
+    let gates = norms.map(|id| (id, (0..coupling.channels(id).len()).map(|c| 1.0 + c as f64).collect())).collect();
+    let measured = Sensitivity { gates, ..Sensitivity::default() };
+    let scores = importance::scores(&graph, &coupling, &settings, &measured).unwrap();
+    for (class, score) in
+        coupling.classes.iter().zip(&scores).filter(|(c, _)| c.pinned.is_none() && !c.norms.is_empty())
+    {
+        let most = class.norms.iter().map(|site| 1.0 + site.channel as f64).fold(0.0, f64::max);
+        assert_eq!(*score, most, "the largest of its members'");
+    }
+}
+
+/// With the loss's own word, a reader nobody minds costs nothing, however loud its input.
+#[test]
+fn a_reader_the_loss_does_not_mind_costs_nothing() {
+    let (graph, first, third) = residual(GAMMAS);
+    let coupling = Coupling::of(&graph).unwrap();
+    let settings = Importance { criterion: Criterion::OutputError, ..Importance::default() };
+    let convs = (0..graph.nodes.len()).filter_map(|id| match &graph.nodes[id].op {
+        Op::Conv(conv) => Some((id, conv.out_channels())),
+        _ => None,
+    });
+    let readers = |channel: usize| {
+        let class = &coupling.classes[coupling.channels(first)[channel]];
+        class.consumers.iter().map(|site| site.node).collect::<Vec<_>>()
+    };
+    let outputs = convs.map(|(id, o)| (id, vec![if readers(0).contains(&id) { 0.0 } else { 1.0 }; o])).collect();
+    let measured = Sensitivity { outputs, ..Sensitivity::default() };
+    let scores = importance::scores(&graph, &coupling, &settings, &measured).unwrap();
+    assert_eq!(scores[coupling.channels(first)[0]], 0.0);
+    let class = coupling.channels(third)[0];
+    assert_eq!(
+        scores[class] > 0.0,
+        !readers(0).iter().any(|r| coupling.classes[class].consumers.iter().any(|s| s.node == *r))
+    );
 }

@@ -105,7 +105,7 @@ fn silence_some(graph: &mut Graph, coupling: &Coupling) -> usize {
 /// The plan that removes the `count` least important classes and nothing else.
 fn removing(graph: &Graph, coupling: &Coupling, count: usize) -> Plan {
     let settings = Importance { limits: LOOSE, ..Importance::default() };
-    let scores = importance::scores(graph, coupling, &settings).unwrap();
+    let scores = importance::scores(graph, coupling, &settings, &prune::Sensitivity::default()).unwrap();
     let removed = (0..scores.len()).filter(|&class| scores[class] == 0.0).collect::<Vec<_>>();
     assert_eq!(removed.len(), count);
     let mut target = target(graph, coupling, 0.5);

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use graph::{Graph, NodeId, Op};
+use graph::{Graph, Head, NodeId, Op};
 use kernels::{ConvShape, Layout, View, ViewMut};
-use prune::{ChannelStats, Statistics};
+use prune::{ChannelStats, Sensitivity, Statistics};
 
+use crate::evaluate::raw;
+use crate::loss::Criterion;
 use crate::net::{BnUpdate, Infer, TrainNet};
+use crate::{Gradients, Result};
 
 /// Images of one size: (N, H, W, 3) bytes.
 pub struct Images {
@@ -34,7 +37,69 @@ pub fn statistics<E: From<graph::Error>>(
             }
         })?;
     }
-    Ok(Statistics { by_node: sums.into_iter().map(|(node, m)| (node, m.finish())).collect() })
+    let by_node = sums.into_iter().map(|(node, m)| (node, m.finish())).collect();
+    Ok(Statistics { by_node, sensitivity: Sensitivity::default() })
+}
+
+/// What the detection loss minds, over `batches`, which should come from the training distribution: the gradients are those
+/// of training, with each batch's own BatchNorm statistics.
+///
+/// # Errors
+/// The graph is no detector or does not fit `imgsz`, or reading a batch fails.
+pub fn sensitivity(
+    graph: &Graph,
+    imgsz: [usize; 2],
+    batches: impl Iterator<Item = data::Result<data::Batch>>,
+) -> Result<Sensitivity> {
+    let mut found = Sensitivity::default();
+    let (mut images, mut steps) = (0, 0);
+    let mut net = Backward::new(graph, imgsz)?;
+    for batch in batches {
+        let batch = batch?;
+        net.run(&batch, |node, dy| {
+            let sum = found.outputs.entry(node).or_insert_with(|| vec![0.0; dy.layout.c]);
+            for p in 0..dy.layout.pixels() {
+                sum.iter_mut().zip(dy.pixel(p)).for_each(|(s, d)| *s += f64::from(*d) * f64::from(*d));
+            }
+        })?;
+        for (id, node) in graph.nodes.iter().enumerate() {
+            let (Op::BatchNorm(bn), [dgamma, dbeta]) = (&node.op, &net.gradients.by_node[id][..]) else { continue };
+            let sum = found.gates.entry(id).or_insert_with(|| vec![0.0; bn.gamma.len()]);
+            for (c, sum) in sum.iter_mut().enumerate() {
+                let gate = f64::from(bn.gamma[c]) * f64::from(dgamma[c]) + f64::from(bn.beta[c]) * f64::from(dbeta[c]);
+                *sum += gate * gate;
+            }
+        }
+        images += batch.n;
+        steps += 1;
+    }
+    let mean = |sums: &mut BTreeMap<NodeId, Vec<f64>>, of: usize| {
+        sums.values_mut().flatten().for_each(|s| *s /= of.max(1) as f64);
+    };
+    mean(&mut found.outputs, images);
+    mean(&mut found.gates, steps);
+    Ok(found)
+}
+
+/// How much the detection loss minds an error at each position of every convolution's output, (N, H, W) over all images of
+/// `batches` in order: the square of the loss's gradient there, summed over channels.
+///
+/// # Errors
+/// As [`sensitivity`].
+pub fn focus(
+    graph: &Graph,
+    imgsz: [usize; 2],
+    batches: impl Iterator<Item = data::Result<data::Batch>>,
+) -> Result<BTreeMap<NodeId, Vec<f32>>> {
+    let mut focus: BTreeMap<NodeId, Vec<f32>> = BTreeMap::new();
+    let mut net = Backward::new(graph, imgsz)?;
+    for batch in batches {
+        net.run(&batch?, |node, dy| {
+            let squares = (0..dy.layout.pixels()).map(|p| dy.pixel(p).iter().map(|d| d * d).sum::<f32>());
+            focus.entry(node).or_default().extend(squares);
+        })?;
+    }
+    Ok(focus)
 }
 
 /// Sums of x - s and (x - s)(x - s)', with s the mean of the first batch: the products of the raw values would lose the
@@ -100,6 +165,36 @@ pub fn reestimate_batch_norm<E: From<graph::Error>>(
         net.forward(&batch.data, batch.n, BnUpdate::Average(seen))?;
     }
     Ok(net.graph)
+}
+
+/// Gradients of the detection loss, batch by batch.
+struct Backward {
+    net: TrainNet,
+    head: Head,
+    criterion: Criterion,
+    /// Of the last batch.
+    gradients: Gradients,
+}
+
+impl Backward {
+    fn new(graph: &Graph, imgsz: [usize; 2]) -> Result<Self> {
+        let (head, _) = graph.head()?;
+        Ok(Self {
+            criterion: Criterion::of(head, imgsz[0])?,
+            head: head.clone(),
+            net: TrainNet::new(graph.clone(), imgsz)?,
+            gradients: Gradients::zeros(graph),
+        })
+    }
+
+    /// Shows `observe` the gradient at the output of every convolution.
+    fn run(&mut self, batch: &data::Batch, observe: impl FnMut(NodeId, View)) -> Result<()> {
+        self.gradients.clear();
+        let maps = self.net.forward(&batch.images, batch.n, BnUpdate::Momentum)?;
+        let loss = self.criterion.evaluate(&self.head, &raw(&maps), &batch.targets)?;
+        self.net.backward_observed(&loss.grads, &mut self.gradients, observe);
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,9 @@
 //! Both detectors run side by side, node by node, over all images at once. A refitted convolution's output is computed anew
 //! before anything reads it, so each layer makes up for what the layers before it could not.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
+
 use graph::{Act, Graph, NodeId, Op, Shape};
 use kernels::{BnAct, ConvShape, Epilogue, Layout, Packed, View, ViewMut};
 use prune::{Normal, refit};
@@ -16,7 +19,7 @@ use crate::calibrate::Images;
 use crate::net::{Kind, load_images, run_plain};
 
 /// Positions sampled for each feature of a convolution (a tap of an input channel), and at least.
-const SAMPLES: [usize; 2] = [10, 8192];
+const SAMPLES: [usize; 2] = [30, 32768];
 
 /// One image in this many only judges what the others fit.
 const HELD_OUT: usize = 4;
@@ -41,6 +44,9 @@ pub struct Reconstruction<'a> {
     /// (H, W) of the images.
     pub imgsz: [usize; 2],
     pub seed: u64,
+    /// How much the loss minds an error at each position (N, H, W) of each convolution's output, in any unit. Where a
+    /// convolution is missing all positions count alike.
+    pub focus: &'a BTreeMap<NodeId, Vec<f32>>,
 }
 
 impl Reconstruction<'_> {
@@ -88,14 +94,12 @@ impl Reconstruction<'_> {
         let Op::Conv(conv) = &slim.nodes[id].op else { return None };
         let features = conv.weight.shape[1..].iter().product::<usize>() + 1;
         let x = ours.of(slim.nodes[id].inputs[0]);
-        let mut normal = |images: std::ops::Range<usize>| {
+        let focus = self.focus.get(&id);
+        let mut normal = |images: Range<usize>| {
             let plane = missing.layout.h * missing.layout.w;
-            let count = SAMPLES[1].max(SAMPLES[0] * features).min(images.len() * plane).next_multiple_of(ROW);
-            let positions = (0..count).map(|_| {
-                let image = rng.random_range(images.clone());
-                image * plane + rng.random_range(0..plane)
-            });
-            sums(conv, x, missing.view(), &positions.collect::<Vec<_>>())
+            let places = images.start * plane..images.end * plane;
+            let count = SAMPLES[1].max(SAMPLES[0] * features).min(places.len()).next_multiple_of(ROW);
+            sums(conv, x, missing.view(), &sample(places, focus.map(Vec::as_slice), count, rng))
         };
         let fit = normal(0..n - held_out);
         let check = normal(n - held_out..n);
@@ -126,6 +130,33 @@ fn missing(dense: &Graph, slim: &Graph, id: NodeId, kept: &[usize], theirs: &Map
         }
     });
     map
+}
+
+/// Share of the samples drawn where errors matter. Uniform sampling fits the background, which is most of an image.
+const FOCUSED: f64 = 0.9;
+
+/// `count` of `places`, with replacement, most of them where `focus` says that errors matter.
+fn sample(places: Range<usize>, focus: Option<&[f32]>, count: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
+    let mut total = 0.0;
+    let heights: Vec<f64> = match focus {
+        Some(focus) => places
+            .clone()
+            .map(|p| {
+                total += f64::from(focus[p]);
+                total
+            })
+            .collect(),
+        None => vec![],
+    };
+    let anywhere = if total > 0.0 { ((1.0 - FOCUSED) * count as f64) as usize } else { count };
+    let draw = |i: usize| {
+        if i < anywhere {
+            return rng.random_range(places.clone());
+        }
+        let height = rng.random_range(0.0..total);
+        places.start + heights.partition_point(|&h| h <= height).min(heights.len() - 1)
+    };
+    (0..count).map(draw).collect()
 }
 
 /// Pixels in a row of the made-up map the samples are multiplied as.

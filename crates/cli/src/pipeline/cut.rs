@@ -3,7 +3,8 @@
 use data::{Augment, Dataset, Item, Loader, LoaderConfig, Mode};
 use graph::Graph;
 use prune::{
-    Budget, Coupling, Importance, Plan, Similarity, Size, Statistics, Target, importance, similarity, surgery,
+    Budget, Coupling, Criterion, Importance, Plan, Sensitivity, Similarity, Size, Statistics, Target, importance,
+    similarity, surgery,
 };
 use train::calibrate::{self, Images};
 use train::evaluate::fit;
@@ -16,6 +17,9 @@ use crate::ui;
 const PIXELS_AT_ONCE: usize = 128 * 320 * 320;
 /// More images than this teach reconstruction nothing.
 const MOST_AT_ONCE: usize = 256;
+
+/// How much the loss minds an error at each position of each convolution's output.
+type Focus = std::collections::BTreeMap<graph::NodeId, Vec<f32>>;
 
 /// The training images of a dataset as calibration sees them.
 pub struct Calibration<'a> {
@@ -48,18 +52,37 @@ impl Calibration<'_> {
             bar.inc(batch.n as u64);
             Ok::<_, train::Error>(Images { data: batch.images, n: batch.n })
         });
-        let statistics = calibrate::statistics(graph, &nodes, [self.imgsz; 2], batches)?;
+        let mut statistics = calibrate::statistics(graph, &nodes, [self.imgsz; 2], batches)?;
         bar.finish_and_clear();
+        statistics.sensitivity = self.sensitivity(graph)?;
         Ok(statistics)
+    }
+
+    /// What the detection loss of `graph` minds, on images augmented as in training.
+    pub fn sensitivity(&self, graph: &Graph) -> miette::Result<Sensitivity> {
+        let loader = self.loader(Mode::Train(Augment::default()))?;
+        let bar = ui::bar("Measuring", loader.batches(), "batches");
+        let batches = loader.epoch(0).inspect(|_| bar.inc(1));
+        let sensitivity = calibrate::sensitivity(graph, [self.imgsz; 2], batches)?;
+        bar.finish_and_clear();
+        Ok(sensitivity)
     }
 
     /// `slim`, cut from `dense` by `plans` one after the other, with its weights refitted so that its maps come closest to
     /// those of `dense`.
     pub fn reconstruct(&self, dense: &Graph, plans: &[Plan], slim: &Graph) -> miette::Result<Graph> {
         let kept = trace(dense, plans)?;
-        let images = self.at_once(dense)?;
+        let (images, focus) = self.at_once(dense)?;
         let bar = ui::bar("Reconstructing", slim.nodes.len(), "nodes");
-        let job = Reconstruction { dense, slim, kept: &kept, images: &images, imgsz: [self.imgsz; 2], seed: self.seed };
+        let job = Reconstruction {
+            dense,
+            slim,
+            kept: &kept,
+            images: &images,
+            imgsz: [self.imgsz; 2],
+            seed: self.seed,
+            focus: &focus,
+        };
         let (graph, refitted) = job.run(|done| bar.set_position(done as u64))?;
         bar.finish_and_clear();
         let left = refitted.iter().map(|r| r.left).sum::<f64>() / refitted.len().max(1) as f64;
@@ -73,23 +96,30 @@ impl Calibration<'_> {
         Ok(graph)
     }
 
-    /// As many whole images as memory allows to run at once, spread evenly.
-    fn at_once(&self, graph: &Graph) -> miette::Result<Images> {
+    /// As many whole images as memory allows to run at once, spread evenly, and where in them the loss of `graph` minds errors.
+    fn at_once(&self, graph: &Graph) -> miette::Result<(Images, Focus)> {
         let items = self.items()?;
         let most = (PIXELS_AT_ONCE / (self.imgsz * self.imgsz)).clamp(8, MOST_AT_ONCE).min(items.len());
         let chosen: Vec<Item> = (0..most).map(|i| items[i * items.len() / most].clone()).collect();
         let config = LoaderConfig {
             size: self.imgsz as u32,
-            batch: most,
+            batch: 16,
             mode: Mode::Val(fit(graph.meta.family)),
             ..LoaderConfig::default()
         };
         let loader = Loader::new(&chosen, config)?;
-        let batch = loader.epoch(0).next().transpose()?;
-        batch.map(|b| Images { data: b.images, n: b.n }).ok_or_else(|| {
+        let mut images = Images { data: vec![], n: 0 };
+        for batch in loader.epoch(0) {
+            let batch = batch?;
+            images.data.extend_from_slice(&batch.images);
+            images.n += batch.n;
+        }
+        if images.n == 0 {
             let what = format!("`{}` has no images to calibrate on", self.dataset.path.display());
-            Error::failed(what, "run `prunella data check` on it to see what is there")
-        })
+            return Err(Error::failed(what, "run `prunella data check` on it to see what is there"));
+        }
+        let focus = calibrate::focus(graph, [self.imgsz; 2], loader.epoch(0))?;
+        Ok((images, focus))
     }
 
     /// `graph` with BatchNorm statistics estimated anew over images augmented as in training.
@@ -108,8 +138,18 @@ impl Calibration<'_> {
 }
 
 /// Stage 1: plans the removal of unimportant channels.
-pub fn by_importance(graph: &Graph, settings: &Importance, target: &Target) -> miette::Result<Plan> {
-    Ok(importance::plan(graph, &Coupling::of(graph)?, settings, target)?)
+pub fn by_importance(
+    graph: &Graph,
+    settings: &Importance,
+    target: &Target,
+    calibration: Option<&Calibration>,
+) -> miette::Result<Plan> {
+    let measured = matches!(settings.criterion, Criterion::OutputError | Criterion::Taylor);
+    let sensitivity = match calibration.filter(|_| measured) {
+        Some(calibration) => calibration.sensitivity(graph)?,
+        None => Sensitivity::default(),
+    };
+    Ok(importance::plan_with(graph, &Coupling::of(graph)?, settings, &sensitivity, target)?)
 }
 
 /// Stage 2: plans the removal of channels that others can stand in for.
@@ -148,7 +188,7 @@ impl Cut<'_> {
         let reference = size(model)?;
         let target = self.budget.target(reference)?;
         let share = if calibration.is_some() { self.similarity_share } else { 0.0 };
-        let first = by_importance(model, self.importance, &target.before_similarity(reference, share))?;
+        let first = by_importance(model, self.importance, &target.before_similarity(reference, share), calibration)?;
         let mut slim = apply(model, &first)?;
         let mut plans = vec![first];
         if let Some(calibration) = calibration.filter(|_| share > 0.0) {
@@ -157,7 +197,7 @@ impl Cut<'_> {
             plans.push(second);
         }
         if !target.met(size(&slim)?) {
-            let rest = by_importance(&slim, self.importance, &target)?;
+            let rest = by_importance(&slim, self.importance, &target, calibration)?;
             slim = apply(&slim, &rest)?;
             plans.push(rest);
         }

@@ -99,13 +99,15 @@ impl<'a> Pipeline<'a> {
             _ => self.stage(&mut rows, "sparse", || self.sparse(&dense, &first_target))?,
         };
         let mut plans = vec![];
-        let first = self.plan("importance", || cut::by_importance(&sparse, &recipe.importance, &first_target))?;
+        let calibration = self.calibration(recipe.calibration_images);
+        let first = self.plan("importance", || {
+            cut::by_importance(&sparse, &recipe.importance, &first_target, Some(&calibration))
+        })?;
         self.stage(&mut rows, "masked", || Ok(surgery::mask(&sparse, &first.uncompensated())?))?;
         let folded = self.stage(&mut rows, "folded", || cut::apply(&sparse, &first))?;
         plans.push(first);
 
         let replaced = if recipe.similarity_share > 0.0 {
-            let calibration = self.calibration(recipe.calibration_images);
             let settings = &recipe.similarity;
             let second = self.plan("similarity", || cut::by_similarity(&folded, settings, &target, &calibration))?;
             let replaced = self.stage(&mut rows, "replaced", || cut::apply(&folded, &second))?;
@@ -118,7 +120,8 @@ impl<'a> Pipeline<'a> {
         let cut = if target.met(size) {
             replaced
         } else {
-            let rest = self.plan("rest", || cut::by_importance(&replaced, &recipe.importance, &target))?;
+            let rest =
+                self.plan("rest", || cut::by_importance(&replaced, &recipe.importance, &target, Some(&calibration)))?;
             ui::note("Similarity alone did not reach the budget; importance removed the rest");
             let trimmed = self.stage(&mut rows, "trimmed", || cut::apply(&replaced, &rest))?;
             plans.push(rest);
@@ -160,7 +163,7 @@ impl<'a> Pipeline<'a> {
         let recipe = self.recipe;
         let coupling = Coupling::of(dense)?;
         let prunable = coupling.classes.iter().filter(|c| c.pinned.is_none()).count();
-        let removed = cut::by_importance(dense, &recipe.importance, target)?.removals.len();
+        let removed = cut::by_importance(dense, &recipe.importance, target, None)?.removals.len();
         let share = (removed as f32 / prunable.max(1) as f32).clamp(0.01, 0.95);
         let mut config = recipe.sparse.clone();
         config.sparse = Some(SparseConfig { target: share, ..config.sparse.unwrap_or_default() });

@@ -3,7 +3,8 @@
 //! The loss of a removal is measured where it is felt: at every dense convolution that reads the class, as the share of
 //! that convolution's output variance (behind its BatchNorm, kernel taps taken as uncorrelated) that can no longer be
 //! reproduced. A share, because the scale of weights and activations between two BatchNorms is arbitrary and losses of
-//! different layers must compare. Classes go greedily across the whole graph, by loss per unit of budget saved.
+//! different layers must compare; or, where it has been measured, in units of the detection loss itself ([`Sensitivity`]),
+//! which also knows which layers matter. Classes go greedily across the whole graph, by loss per unit of budget saved.
 //!
 //! [`Mode::Pairwise`] is the reading of the paper's abstract: one channel stands in for another. [`Mode::Span`] is ours: all
 //! that stay stand in together. Selection and compensation are separate: what is written into the plan is computed afresh
@@ -20,7 +21,7 @@ use crate::budget::Tracker;
 use crate::constant::dense_readers;
 use crate::importance::output_scale;
 use crate::statistics::{ChannelStats, Statistics, observed};
-use crate::{ClassId, Compensation, Coupling, Error, Limits, Plan, Result, Row, Size, Stop, Target};
+use crate::{ClassId, Compensation, Coupling, Error, Limits, Plan, Result, Row, Sensitivity, Size, Stop, Target};
 
 /// Samples (images * H * W) a channel below which [`Mode::Span`] is warned of fitting noise: with n samples and C channels
 /// least squares does worse on new data by about the factor n / (n - C).
@@ -167,7 +168,7 @@ impl<'a> Search<'a> {
         let nodes = observed(graph, coupling);
         let open = |&node: &NodeId| -> Result<Box<dyn Port>> {
             let stats = statistics.of(graph, coupling, node)?;
-            let gram = gram(graph, coupling, node, stats);
+            let gram = gram(graph, coupling, node, stats, &statistics.sensitivity);
             Ok(match settings.mode {
                 Mode::Pairwise => Box::new(pairwise::Pairs::new(stats, gram, settings.threshold)),
                 Mode::Span => Box::new(span::Span::new(graph, node, stats, gram, settings.ridge)?),
@@ -318,12 +319,19 @@ fn row(stats: &ChannelStats, channel: usize, stand_ins: Vec<(usize, f32)>) -> Ro
 }
 
 /// How strongly the dense readers of a tensor listen to each pair of its channels: (C, C), row-major, the sum over readers
-/// of `sum_o,tap s_o^2 W[o,i,tap] W[o,j,tap]` divided by that reader's output variance `trace(S G)`, where `s_o` is the scale
-/// of the BatchNorm behind output o.
-fn gram(graph: &Graph, coupling: &Coupling, node: NodeId, stats: &ChannelStats) -> Vec<f64> {
+/// of `sum_o,tap f_o W[o,i,tap] W[o,j,tap]`, where `f_o` is how much the loss minds an error in output o.
+///
+/// Where no loss has been measured `f_o` is the squared scale of the BatchNorm behind output o over the reader's output
+/// variance `trace(S G)`: every reader then counts alike.
+fn gram(graph: &Graph, coupling: &Coupling, node: NodeId, stats: &ChannelStats, sensitivity: &Sensitivity) -> Vec<f64> {
     let c = stats.channels();
     let mut sum = vec![0.0; c * c];
     for (id, conv) in dense_readers(graph, coupling, node) {
+        if let Some(minds) = sensitivity.outputs.get(&id) {
+            let scale: Vec<f64> = minds.iter().map(|f| f.sqrt()).collect();
+            sum.iter_mut().zip(reader_gram(conv, &scale, c)).for_each(|(sum, g)| *sum += g);
+            continue;
+        }
         let own = reader_gram(conv, &output_scale(graph, coupling, id), c);
         let variance: f64 = own.iter().zip(&stats.cov).map(|(g, s)| g * s).sum();
         if variance > 0.0 {

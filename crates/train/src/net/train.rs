@@ -1,6 +1,6 @@
 //! The training executor: a forward pass that keeps what the backward pass needs, and the backward pass.
 
-use graph::{Graph, Op, Result};
+use graph::{Graph, NodeId, Op, Result};
 use kernels::{BatchStats, BnAct, ConvShape, Epilogue, Layout, Packed, View, ViewMut};
 
 use super::HeadMap;
@@ -112,6 +112,16 @@ impl TrainNet {
     /// Adds to `gradients` what the last forward pass's loss gives, from `d loss / d map` of each head map (dense
     /// (N, H, W, C), in the order [`TrainNet::forward`] returned them). A forward pass can be run backward once.
     pub fn backward(&mut self, map_gradients: &[Vec<f32>], gradients: &mut Gradients) {
+        self.backward_observed(map_gradients, gradients, |_, _| {});
+    }
+
+    /// [`TrainNet::backward`], showing `observe` the gradient of the loss at the output of every convolution.
+    pub fn backward_observed(
+        &mut self,
+        map_gradients: &[Vec<f32>],
+        gradients: &mut Gradients,
+        mut observe: impl FnMut(NodeId, View),
+    ) {
         let mut flow = Flow::new(&self.plan);
         for (&node, gradient) in self.plan.outputs.iter().zip(map_gradients) {
             let place = self.plan.place(node);
@@ -132,6 +142,9 @@ impl TrainNet {
                 let saved =
                     Saved { graph: &self.graph, plan: &self.plan, maps: &self.maps, batch_norm: &self.batch_norm };
                 let dy_view = View::new(dy.as_slice(), step.output.layout);
+                if let Kind::Conv { conv, .. } = step.kind {
+                    observe(conv, dy_view);
+                }
                 step_backward(step, &saved, dy_view, &mut flow, &mut self.pool, gradients, &mut self.clock);
                 flow.buffers[step.output.buffer] = dy;
             }
