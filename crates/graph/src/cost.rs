@@ -7,7 +7,8 @@ use crate::{Graph, Op, Result};
 pub struct Cost {
     /// Trainable values: convolution weights and biases, BN gamma and beta (not the running statistics).
     pub params: u64,
-    /// Multiply-accumulates of the convolutions for one image; GFLOPs as YOLO users quote them are 2e-9 times this.
+    /// Multiply-accumulates for one image, of the convolutions and of the two matrix products of attention; GFLOPs as YOLO
+    /// users quote them are 2e-9 times this. (Trainers that count modules only leave attention's products out.)
     pub macs: u64,
 }
 
@@ -29,6 +30,12 @@ pub fn per_node(graph: &Graph, imgsz: [usize; 2]) -> Result<Vec<Cost>> {
             params: (c.weight.len() + c.bias.as_ref().map_or(0, Vec::len)) as u64,
             macs: (c.weight.len() * shape.h * shape.w) as u64,
         },
+        // Every position's query with every key, then every probability with every value.
+        Op::Attention(a) => {
+            let positions = (shape.h as u64).saturating_mul(shape.w as u64);
+            let channels = (a.heads as u64).saturating_mul((a.key + a.value) as u64);
+            Cost { params: 0, macs: channels.saturating_mul(positions).saturating_mul(positions) }
+        }
         Op::BatchNorm(b) => Cost { params: 2 * b.gamma.len() as u64, macs: 0 },
         _ => Cost::default(),
     };

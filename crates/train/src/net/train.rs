@@ -172,6 +172,11 @@ fn step_backward(step: &Step, saved: &Saved, dy: View, flow: &mut Flow, pool: &m
         Kind::Upsample(factor) => {
             flow.write(pool, from(0), |dx, accumulate| kernels::upsample_backward(*factor, dy, dx, accumulate));
         }
+        Kind::Attention(attention) => {
+            flow.write(pool, from(0), |dx, accumulate| {
+                kernels::attention_backward(attention, x(0), dy, dx, accumulate);
+            });
+        }
         Kind::Add | Kind::Copy => {
             for k in 0..step.inputs.len() {
                 flow.write(pool, from(k), |dx, accumulate| kernels::copy(dy, dx, accumulate));
