@@ -53,3 +53,18 @@ pub fn total(graph: &Graph, imgsz: [usize; 2]) -> Result<Cost> {
     }
     Ok(sum)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Attention, Family, Meta};
+
+    #[test]
+    fn attention_costs_both_of_its_products() {
+        let meta = Meta { family: Family::Other, names: vec![], imgsz: [4, 5] };
+        let mut graph = Graph::new(meta, 22);
+        graph.push("attention", Op::Attention(Attention { heads: 2, key: 4, value: 3 }), vec![0]);
+        // Two heads; 20 x 20 pairs of positions; 4 products for a score, 3 to mix the values.
+        assert_eq!(total(&graph, [4, 5]).unwrap(), Cost { params: 0, macs: 2 * 20 * 20 * (4 + 3) });
+    }
+}
