@@ -121,9 +121,7 @@ impl Kernel for Forward<'_> {
         let mut shares = vec![0.0; pixels];
         for (query, y) in self.x.queries.chunks_exact(key).zip(y.chunks_exact_mut(value)) {
             let total = weigh(s, query, &keys, &mut shares);
-            for (share, v) in shares.iter().zip(self.x.values.chunks_exact(value)) {
-                add_scaled(s, *share, v, y);
-            }
+            add_mix(s, &shares, &self.x.values, y);
             y.iter_mut().for_each(|y| *y /= total);
         }
         y
@@ -157,8 +155,8 @@ impl Kernel for Backward<'_> {
             products(s, dy, &values, &mut ds);
             let mean: f32 = shares.iter().zip(&ds).map(|(p, d)| p * d).sum();
             ds.iter_mut().zip(&shares).for_each(|(d, p)| *d = p * (*d - mean));
+            add_mix(s, &ds, &self.x.keys, dq);
             for (j, (&ds, &share)) in ds.iter().zip(&shares).enumerate() {
-                add_scaled(s, ds, &self.x.keys[j * key..][..key], dq);
                 add_scaled(s, ds, query, &mut dk[j * key..][..key]);
                 add_scaled(s, share, dy, &mut dv[j * value..][..value]);
             }
@@ -185,8 +183,28 @@ fn weigh<S: Simd>(s: S, query: &[f32], keys: &[f32], weights: &mut [f32]) -> f32
 #[inline(always)]
 fn products<S: Simd>(s: S, a: &[f32], b: &[f32], out: &mut [f32]) {
     out.fill(0.0);
-    for (a, b) in a.iter().zip(b.chunks_exact(out.len())) {
-        add_scaled(s, *a, b, out);
+    add_mix(s, a, b, out);
+}
+
+/// `y += sum_k a_k x_k` where `x` has a row as long as `y` for each `a`; four rows at a time, so that `y` is fetched and put
+/// back once for all of them.
+#[inline(always)]
+fn add_mix<S: Simd>(s: S, a: &[f32], x: &[f32], y: &mut [f32]) {
+    let len = y.len();
+    let (fours, rows) = (a.chunks_exact(4), x.chunks_exact(4 * len));
+    for (a, x) in fours.remainder().iter().zip(rows.remainder().chunks_exact(len)) {
+        add_scaled(s, *a, x, y);
+    }
+    for (a, x) in fours.zip(rows) {
+        let a: [S::V; 4] = std::array::from_fn(|k| s.splat(a[k]));
+        let x: [&[f32]; 4] = std::array::from_fn(|k| &x[k * len..][..len]);
+        for_vectors!(S, len, |c| {
+            let mut sum = load(s, y, c);
+            for k in 0..4 {
+                sum = s.fma(a[k], load(s, x[k], c), sum);
+            }
+            store(s, sum, y, c);
+        });
     }
 }
 
