@@ -1,6 +1,6 @@
 //! Multi-head attention over the positions of a map, and its gradient.
 //!
-//! A task is one head of one image. Nothing of the size H * W x H * W is ever held: a row of the scores at a time is made,
+//! A task is one head of one image. Nothing of the size H * W x H * W is ever held: a few rows of the scores at a time are made,
 //! and made anew for the gradient.
 
 use graph::Attention;
@@ -147,18 +147,28 @@ impl Kernel for Backward<'_> {
         let mut dq = vec![0.0; pixels * key];
         let mut dk = vec![0.0; pixels * key];
         let mut dv = vec![0.0; pixels * value];
-        let (mut shares, mut ds) = (vec![0.0; pixels], vec![0.0; pixels]);
-        for (i, (query, dq)) in self.x.queries.chunks_exact(key).zip(dq.chunks_exact_mut(key)).enumerate() {
-            let dy = &self.dy[i * value..(i + 1) * value];
-            let total = weigh(s, query, &keys, &mut shares);
-            shares.iter_mut().for_each(|p| *p /= total);
-            products(s, dy, &values, &mut ds);
-            let mean: f32 = shares.iter().zip(&ds).map(|(p, d)| p * d).sum();
-            ds.iter_mut().zip(&shares).for_each(|(d, p)| *d = p * (*d - mean));
-            add_mix(s, &ds, &self.x.keys, dq);
-            for (j, (&ds, &share)) in ds.iter().zip(&shares).enumerate() {
-                add_scaled(s, ds, query, &mut dk[j * key..][..key]);
-                add_scaled(s, share, dy, &mut dv[j * value..][..value]);
+        // Four queries at a time, so that the gradient of each key and value is fetched and put back once for all of them.
+        let (mut shares, mut ds) = (vec![0.0; 4 * pixels], vec![0.0; 4 * pixels]);
+        let (mut share, mut slope) = ([0.0; 4], [0.0; 4]);
+        for first in (0..pixels).step_by(4) {
+            let count = 4.min(pixels - first);
+            let queries = &self.x.queries[first * key..][..count * key];
+            let dy = &self.dy[first * value..][..count * value];
+            for i in 0..count {
+                let (shares, ds) = (&mut shares[i * pixels..][..pixels], &mut ds[i * pixels..][..pixels]);
+                let total = weigh(s, &queries[i * key..][..key], &keys, shares);
+                shares.iter_mut().for_each(|p| *p /= total);
+                products(s, &dy[i * value..][..value], &values, ds);
+                let mean: f32 = shares.iter().zip(&*ds).map(|(p, d)| p * d).sum();
+                ds.iter_mut().zip(&*shares).for_each(|(d, p)| *d = p * (*d - mean));
+                add_mix(s, ds, &self.x.keys, &mut dq[(first + i) * key..][..key]);
+            }
+            for j in 0..pixels {
+                for i in 0..count {
+                    (share[i], slope[i]) = (shares[i * pixels + j], ds[i * pixels + j]);
+                }
+                add_mix(s, &slope[..count], queries, &mut dk[j * key..][..key]);
+                add_mix(s, &share[..count], dy, &mut dv[j * value..][..value]);
             }
         }
         // The queries were scaled, so dk is right as it is.
