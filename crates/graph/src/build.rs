@@ -91,6 +91,7 @@ impl Builder {
             Op::Conv(c) => c.out_channels(),
             Op::Concat => node.inputs.iter().map(|&i| self.channels(i)).sum(),
             Op::Slice { len, .. } => *len,
+            Op::Attention(a) => a.heads * a.value,
             _ => self.channels(node.inputs[0]),
         }
     }

@@ -7,7 +7,8 @@ use crate::{Graph, Op, Result};
 pub struct Cost {
     /// Trainable values: convolution weights and biases, BN gamma and beta (not the running statistics).
     pub params: u64,
-    /// Multiply-accumulates of the convolutions for one image; GFLOPs as YOLO users quote them are 2e-9 times this.
+    /// Multiply-accumulates for one image, of the convolutions and of the two matrix products of attention; GFLOPs as YOLO
+    /// users quote them are 2e-9 times this. (Trainers that count modules only leave attention's products out.)
     pub macs: u64,
 }
 
@@ -29,6 +30,12 @@ pub fn per_node(graph: &Graph, imgsz: [usize; 2]) -> Result<Vec<Cost>> {
             params: (c.weight.len() + c.bias.as_ref().map_or(0, Vec::len)) as u64,
             macs: (c.weight.len() * shape.h * shape.w) as u64,
         },
+        // Every position's query with every key, then every probability with every value.
+        Op::Attention(a) => {
+            let positions = (shape.h as u64).saturating_mul(shape.w as u64);
+            let channels = (a.heads as u64).saturating_mul((a.key + a.value) as u64);
+            Cost { params: 0, macs: channels.saturating_mul(positions).saturating_mul(positions) }
+        }
         Op::BatchNorm(b) => Cost { params: 2 * b.gamma.len() as u64, macs: 0 },
         _ => Cost::default(),
     };
@@ -45,4 +52,19 @@ pub fn total(graph: &Graph, imgsz: [usize; 2]) -> Result<Cost> {
         sum += c;
     }
     Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Attention, Family, Meta};
+
+    #[test]
+    fn attention_costs_both_of_its_products() {
+        let meta = Meta { family: Family::Other, names: vec![], imgsz: [4, 5] };
+        let mut graph = Graph::new(meta, 22);
+        graph.push("attention", Op::Attention(Attention { heads: 2, key: 4, value: 3 }), vec![0]);
+        // Two heads; 20 x 20 pairs of positions; 4 products for a score, 3 to mix the values.
+        assert_eq!(total(&graph, [4, 5]).unwrap(), Cost { params: 0, macs: 2 * 20 * 20 * (4 + 3) });
+    }
 }

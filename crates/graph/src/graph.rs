@@ -273,6 +273,16 @@ pub(crate) fn infer(op: &Op, inputs: &[Shape], imgsz: [usize; 2]) -> Result<Shap
             }
             Ok(Shape { c: *len, ..one })
         }
+        Op::Attention(a) => {
+            let expected = a.heads.saturating_mul(a.head_channels());
+            if a.heads == 0 || a.key == 0 || a.value == 0 || expected != one.c {
+                return Err(format!(
+                    "{} heads of 2 x {} + {} channels attend over a map of {}",
+                    a.heads, a.key, a.value, one.c
+                ));
+            }
+            Ok(Shape { c: a.heads * a.value, ..one })
+        }
         Op::Head(head) => {
             for (i, s) in inputs.iter().enumerate() {
                 let want = head.input_channels(i);

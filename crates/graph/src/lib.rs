@@ -19,5 +19,7 @@ mod tensor;
 
 pub use error::{Error, Result};
 pub use graph::{Family, Graph, Meta, Node, NodeId, Shape};
-pub use op::{Act, AnchorHead, AnchorLevel, BatchNorm, BoxDecode, Conv, DflHead, Head, MaxPool, Op, YoloxHead};
+pub use op::{
+    Act, AnchorHead, AnchorLevel, Attention, BatchNorm, BoxDecode, Conv, DflHead, Head, MaxPool, Op, YoloxHead,
+};
 pub use tensor::Tensor;

@@ -29,6 +29,7 @@ pub enum Op {
         start: usize,
         len: usize,
     },
+    Attention(Attention),
     /// The end of the graph: raw maps in, nothing out. Decoding them is the business of `eval`.
     Head(Head),
 }
@@ -180,6 +181,37 @@ pub struct MaxPool {
     pub kernel: usize,
     pub stride: usize,
     pub pad: [usize; 2],
+}
+
+/// Multi-head attention of every position of a map over all of them, without weights of its own.
+///
+/// Reads (heads * (2 * key + value), H, W): head by head its queries (`key` channels), keys (`key`), values (`value`). Writes
+/// (heads * value, H, W): at position i of a head `sum_j p_ij v_j` with `p_i = softmax_j(q_i . k_j / sqrt(key))`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attention {
+    pub heads: usize,
+    /// Channels of a query and of a key.
+    pub key: usize,
+    /// Channels of a value.
+    pub value: usize,
+}
+
+impl Attention {
+    /// Channels one head reads; saturates where numbers from a hostile file overflow.
+    pub fn head_channels(&self) -> usize {
+        self.key.saturating_mul(2).saturating_add(self.value)
+    }
+
+    /// First channel of head `head`'s queries, keys and values in the input.
+    pub fn starts(&self, head: usize) -> [usize; 3] {
+        let start = head * self.head_channels();
+        [start, start + self.key, start + 2 * self.key]
+    }
+
+    /// What the products of queries and keys are multiplied with: `1 / sqrt(key)`.
+    pub fn scale(&self) -> f64 {
+        1.0 / (self.key as f64).sqrt()
+    }
 }
 
 /// How the raw maps that enter the head become boxes.

@@ -1,6 +1,6 @@
 //! A slow, plain executor in f64: the meaning of every operator, against which everything fast is tested.
 
-use crate::{Graph, Op, Result, Shape};
+use crate::{Attention, Graph, Op, Result, Shape};
 
 /// One image's feature map, (C, H, W), row-major.
 #[derive(Clone, Debug, PartialEq)]
@@ -85,8 +85,30 @@ fn run(op: &Op, inputs: &[&Map], out: Shape) -> Vec<f64> {
             best
         }),
         Op::Slice { start, .. } => build(out, |c, y, x| inputs[0].at(start + c, y, x)),
+        Op::Attention(a) => attend(a, inputs[0], out),
         Op::Input { .. } | Op::Head(_) => vec![],
     }
+}
+
+fn attend(a: &Attention, x: &Map, out: Shape) -> Vec<f64> {
+    let positions = out.h * out.w;
+    let mut y = vec![0.0; out.c * positions];
+    for head in 0..a.heads {
+        let [q, k, v] = a.starts(head);
+        for i in 0..positions {
+            let score = |j| (0..a.key).map(|c| x.channel(q + c)[i] * x.channel(k + c)[j]).sum::<f64>() * a.scale();
+            let scores: Vec<f64> = (0..positions).map(score).collect();
+            // Softmax does not change where all scores are lowered alike; so none overflows.
+            let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            for c in 0..a.value {
+                let sum: f64 = weights.iter().zip(x.channel(v + c)).map(|(w, v)| w * v).sum();
+                y[(head * a.value + c) * positions + i] = sum / total;
+            }
+        }
+    }
+    y
 }
 
 fn build(shape: Shape, f: impl Fn(usize, usize, usize) -> f64) -> Vec<f64> {

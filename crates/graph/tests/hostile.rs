@@ -101,6 +101,26 @@ fn conv(len: u32, offset: u32, shape: [u32; 4], strides: [u32; 4]) -> Vec<u8> {
     bytes
 }
 
+/// Numbers of YOLO11's attention that do not fit its weights: an error that names the module, before anything is made for
+/// each of the heads.
+#[test]
+fn attention_that_does_not_fit_its_weights_is_an_error() {
+    let Some(shared) = testkit::shared() else { return };
+    let all = entries(&shared.join("weights/yolo11n/yolo11n-ball.pt"));
+    // A small whole number is the opcode `K` and a byte.
+    for (attribute, value) in [("num_heads", 0), ("num_heads", 255), ("key_dim", 0), ("key_dim", 33), ("head_dim", 63)]
+    {
+        let mut all = all.clone();
+        let pickle = &mut all[0].1;
+        let name = pickle.windows(attribute.len()).position(|w| w == attribute.as_bytes()).unwrap();
+        let number = name + pickle[name..].iter().position(|&b| b == b'K').unwrap() + 1;
+        assert!(number - name < 20, "`{attribute}` is no small number");
+        pickle[number] = value;
+        let report = report(&archive(&all, Stored));
+        assert!(report.contains("model.10.m.0.attn") && report.contains("heads"), "{attribute} {value}: {report}");
+    }
+}
+
 #[test]
 fn truncated_checkpoints_are_errors() {
     let Some(path) = yolov5n() else { return };

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use graph::format::{LoadOptions, load, save, write_whole};
-use graph::{Act, AnchorHead, AnchorLevel, BatchNorm, BoxDecode, Conv, Family, Graph, Head, MaxPool, Meta, Op, Tensor};
+use graph::{
+    Act, AnchorHead, AnchorLevel, Attention, BatchNorm, BoxDecode, Conv, Family, Graph, Head, MaxPool, Meta, Op, Tensor,
+};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
@@ -26,7 +28,10 @@ fn detector() -> Graph {
     let f = g.push("model.2.pool", Op::MaxPool(MaxPool { kernel: 2, stride: 2, pad: [0, 0] }), vec![e]);
     let h = g.push("model.3.up", Op::Upsample { factor: 2 }, vec![f]);
     let i = g.push("model.4.part", Op::Slice { start: 2, len: 4 }, vec![h]);
-    let j = g.push("model.5.cat", Op::Concat, vec![i, e]);
+    let attention = Op::Attention(Attention { heads: 2, key: 1, value: 2 });
+    let mixed = g.push("model.4.attention", attention, vec![h]);
+    let sum = g.push("model.4.add", Op::Add, vec![i, mixed]);
+    let j = g.push("model.5.cat", Op::Concat, vec![sum, e]);
     let k = g.push("model.6.m.0", conv([14, 12, 1, 1], true, 1, 1), vec![j]);
     let levels = vec![AnchorLevel { stride: 2, anchors: vec![[1.1, 2.3], [0.7, 9.9]], decode: BoxDecode::V5 }];
     g.push("model.6", Op::Head(Head::Anchor(AnchorHead { classes: 2, levels })), vec![k]);
@@ -124,6 +129,9 @@ fn hostile_descriptions_are_refused() {
         ("\"factor\":2", "\"factor\":18446744073709551615", "model.5.cat"),
         ("\"start\":2", "\"start\":18446744073709551615", "model.4.part"),
         ("\"kernel\":2", "\"kernel\":0", "model.2.pool"),
+        ("\"heads\":2", "\"heads\":18446744073709551615", "model.4.attention"),
+        ("\"key\":1", "\"key\":9223372036854775807", "model.4.attention"),
+        ("\"key\":1,\"value\":2", "\"key\":0,\"value\":4", "model.4.attention"),
         ("\"groups\":8", "\"groups\":0", "model.1.dw"),
         ("\"inputs\":[0]", "\"inputs\":[77]", "model.0.conv"),
         ("\"type\":\"add\"", "\"type\":\"exec\"", "exec"),

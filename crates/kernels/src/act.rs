@@ -39,7 +39,7 @@ pub(crate) use with_curve;
 ///
 /// `e^x = 2^n e^r` with n whole and |r| <= ln 2 / 2, where eight terms of the Taylor series leave 5e-9.
 #[inline(always)]
-fn exp<S: Simd>(s: S, x: S::V) -> S::V {
+pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     /// 1.5 * 2^23: adding it rounds to a whole number and leaves that number in the low mantissa bits.
     const SHIFT: f32 = 12_582_912.0;
     /// The leading bits of ln 2, few enough that `n` times them is exact, and the rest.

@@ -1,6 +1,7 @@
 //! CPU kernels of the training hot path, NHWC, plain slices in and out, a slow reference beside each.
 
 mod act;
+mod attention;
 mod conv;
 mod isa;
 mod map;
@@ -10,6 +11,7 @@ mod pool;
 pub mod reference;
 mod vectors;
 
+pub use attention::{attention_backward, attention_forward};
 pub use conv::{
     ConvShape, Epilogue, Packed, conv_backward_bias, conv_backward_input, conv_backward_weight, conv_forward,
 };

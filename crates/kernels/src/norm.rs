@@ -43,26 +43,33 @@ impl BnAct<'_> {
     }
 }
 
+/// Pixels whose sum is kept in `f32`. Statistics of near constant channels pass their error on, enlarged, through all layers
+/// after them: with 1,024 pixels YOLOv8n's raw maps were off by 1e-4, with 32 by 4e-6, as the rest of `f32` leaves them.
+const BLOCK: usize = 32;
+
 /// Sums two values per channel over all pixels. `sum` adds up a range of pixels in `f32`; ranges are short, depend on the
 /// shape alone, and are added up in order in `f64`: accurate, and the same for any number of threads.
 fn sums(pixels: usize, channels: usize, sum: impl Fn(Range<usize>, &mut [f32], &mut [f32]) + Sync) -> [Vec<f64>; 2] {
-    let each = ((1 << 15) / channels.max(1)).clamp(64, 1024);
-    let parts: Vec<Vec<f32>> = (0..pixels.div_ceil(each))
+    let each = ((1 << 15) / channels.max(1)).clamp(2 * BLOCK, 1024);
+    let add = |totals: &mut [f64], part: &[f32]| totals.iter_mut().zip(part).for_each(|(t, p)| *t += f64::from(*p));
+    let parts: Vec<Vec<f64>> = (0..pixels.div_ceil(each))
         .into_par_iter()
         .map(|i| {
-            let mut part = vec![0.0; 2 * channels];
-            let (first, second) = part.split_at_mut(channels);
-            sum(i * each..((i + 1) * each).min(pixels), first, second);
-            part
+            let (mut totals, mut block) = (vec![0.0; 2 * channels], vec![0.0; 2 * channels]);
+            let end = ((i + 1) * each).min(pixels);
+            for start in (i * each..end).step_by(BLOCK) {
+                block.fill(0.0);
+                let (first, second) = block.split_at_mut(channels);
+                sum(start..(start + BLOCK).min(end), first, second);
+                add(&mut totals, &block);
+            }
+            totals
         })
         .collect();
-    let mut totals = [vec![0.0; channels], vec![0.0; channels]];
-    for part in &parts {
-        for (totals, part) in totals.iter_mut().zip(part.chunks_exact(channels)) {
-            totals.iter_mut().zip(part).for_each(|(t, p)| *t += f64::from(*p));
-        }
-    }
-    totals
+    let mut totals = vec![0.0; 2 * channels];
+    parts.iter().for_each(|part| totals.iter_mut().zip(part).for_each(|(t, p)| *t += p));
+    let second = totals.split_off(channels);
+    [totals, second]
 }
 
 /// Mean and biased variance of every channel of x (N, H, W, C).

@@ -1,6 +1,6 @@
 //! Every kernel once more, slowly: dense maps of `f64`, loops that follow the definition, nothing clever. Tests only.
 
-use graph::Act;
+use graph::{Act, Attention};
 
 use crate::{ConvShape, Pool, View, ViewMut};
 
@@ -226,4 +226,64 @@ fn upsample_source(factor: usize, x: &Map, y: &Map, i: usize) -> usize {
     let (p, c) = (i / y.c, i % y.c);
     let (row, column) = (p / y.w, p % y.w);
     x.index(row / y.h, row % y.h / factor, column / factor, c)
+}
+
+/// The softmax p_ij (positions x positions) of one head of image `n`.
+fn shares(a: &Attention, x: &Map, n: usize, head: usize) -> Vec<f64> {
+    let positions = x.h * x.w;
+    let [q, k, _] = a.starts(head);
+    let at = |p: usize, c: usize| x.data[(n * positions + p) * x.c + c];
+    let mut all = Vec::with_capacity(positions * positions);
+    for i in 0..positions {
+        let score = |j| (0..a.key).map(|c| at(i, q + c) * at(j, k + c)).sum::<f64>() / (a.key as f64).sqrt();
+        let scores: Vec<f64> = (0..positions).map(score).collect();
+        let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+        all.extend(scores.iter().map(|s| (s - top).exp() / total));
+    }
+    all
+}
+
+/// See [`crate::attention_forward`].
+pub fn attention_forward(a: &Attention, x: &Map) -> Map {
+    let positions = x.h * x.w;
+    let mut y = Map::zeros(x.n, x.h, x.w, a.heads * a.value);
+    for (n, head) in (0..x.n).flat_map(|n| (0..a.heads).map(move |head| (n, head))) {
+        let (p, v) = (shares(a, x, n, head), a.starts(head)[2]);
+        for (i, j) in (0..positions).flat_map(|i| (0..positions).map(move |j| (i, j))) {
+            for c in 0..a.value {
+                let to = (n * positions + i) * y.c + head * a.value + c;
+                y.data[to] += p[i * positions + j] * x.data[(n * positions + j) * x.c + v + c];
+            }
+        }
+    }
+    y
+}
+
+/// See [`crate::attention_backward`].
+pub fn attention_backward(a: &Attention, x: &Map, dy: &Map) -> Map {
+    let positions = x.h * x.w;
+    let mut dx = x.like(|_| 0.0);
+    for (n, head) in (0..x.n).flat_map(|n| (0..a.heads).map(move |head| (n, head))) {
+        let (p, [q, k, v]) = (shares(a, x, n, head), a.starts(head));
+        let at = |pixel: usize, c: usize| (n * positions + pixel) * x.c + c;
+        let dy_at = |i: usize, c: usize| dy.data[(n * positions + i) * dy.c + head * a.value + c];
+        for i in 0..positions {
+            let p = &p[i * positions..][..positions];
+            let dp = |j: usize| (0..a.value).map(|c| dy_at(i, c) * x.data[at(j, v + c)]).sum::<f64>();
+            let dp: Vec<f64> = (0..positions).map(dp).collect();
+            let mean: f64 = p.iter().zip(&dp).map(|(p, d)| p * d).sum();
+            for j in 0..positions {
+                let ds = p[j] * (dp[j] - mean) / (a.key as f64).sqrt();
+                for c in 0..a.key {
+                    dx.data[at(i, q + c)] += ds * x.data[at(j, k + c)];
+                    dx.data[at(j, k + c)] += ds * x.data[at(i, q + c)];
+                }
+                for c in 0..a.value {
+                    dx.data[at(j, v + c)] += p[j] * dy_at(i, c);
+                }
+            }
+        }
+    }
+    dx
 }

@@ -178,6 +178,22 @@ fn variance_survives_a_large_mean() {
     }
 }
 
+/// Letterbox bars and even backgrounds: equal terms round the same way each time, so long sums drift.
+#[test]
+fn statistics_survive_flat_areas() {
+    let mut x = Buffer::noise(4, [4, 64, 64, 16], (0, 0));
+    for p in (0..x.layout.pixels()).filter(|p| p % 64 > 3) {
+        x.view_mut().pixel(p).iter_mut().enumerate().for_each(|(c, v)| *v = 0.7 + 0.013 * c as f32);
+    }
+    let (mean, var) = reference::batch_stats(&x.map());
+    let stats = kernels::batch_stats(x.view());
+    for (c, (mean, var)) in mean.iter().zip(&var).enumerate() {
+        let shift = (f64::from(stats.mean[c]) - mean).abs() / var.sqrt();
+        let growth = (f64::from(stats.var[c]) / var - 1.0).abs();
+        assert!(shift < 4e-6 && growth < 2e-5, "channel {c}: mean off by {shift} deviations, variance by {growth}");
+    }
+}
+
 /// The ends of the range: no NaN, no overflow, exact limits.
 #[test]
 fn activations_at_the_extremes() {

@@ -1,9 +1,10 @@
 //! Which channels live or die together: one forward pass that carries channel ids along every edge (METHOD.md, 0).
 //!
 //! Every dense convolution gives its output channels fresh ids. BatchNorm, activation, pooling, upsampling and depthwise
-//! convolution pass the list of ids on, concat appends lists, slice takes a part, add unites the ids it sums. What
-//! union-find has united at the end is a [`Class`]: remove one of its channels and all must go. There are no rules per
-//! architecture. A new operator has to be given its rule here before this crate compiles.
+//! convolution pass the list of ids on, concat appends lists, slice takes a part, add unites the ids it sums, attention
+//! unites queries with keys and passes its values on. What union-find has united at the end is a [`Class`]: remove one of
+//! its channels and all must go. There are no rules per architecture. A new operator has to be given its rule here before
+//! this crate compiles.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -34,6 +35,9 @@ pub enum Pin {
     /// It enters or leaves a convolution with groups that is not depthwise: its groups must stay of one size, and a channel
     /// is read by one group only, so neither removal nor compensation follows the rules of a dense convolution.
     Grouped(NodeId),
+    /// It is a query, a key or a value of attention: the heads must stay of one size, and no dense convolution reads a query
+    /// or a key, so nothing could make up for its loss.
+    Attention(NodeId),
 }
 
 /// Channels that can only be removed together.
@@ -181,6 +185,7 @@ impl Pin {
             Self::Head(node) => format!("enters the head `{}`", graph.nodes[node].name),
             Self::Output(node) => format!("`{}` is an output", graph.nodes[node].name),
             Self::Grouped(node) => format!("meets the grouped convolution `{}`", graph.nodes[node].name),
+            Self::Attention(node) => format!("is attended over by `{}`", graph.nodes[node].name),
         }
     }
 }
@@ -215,6 +220,18 @@ fn propagate(graph: &Graph, readers: &[Vec<NodeId>]) -> (Vec<Vec<usize>>, UnionF
                     }
                 }
                 first()
+            }
+            // A query meets the key of the same channel, a value leaves as the same channel it came in; and every head must
+            // keep as many channels as the others.
+            Op::Attention(a) => {
+                let input = &ids[node.inputs[0]];
+                let mut out = Vec::with_capacity(a.heads * a.value);
+                for [q, k, v] in (0..a.heads).map(|head| a.starts(head)) {
+                    (0..a.key).for_each(|c| union.unite(input[q + c], input[k + c]));
+                    out.extend_from_slice(&input[v..v + a.value]);
+                }
+                pins.extend(input.iter().map(|&c| (c, Pin::Attention(id))));
+                out
             }
             Op::Slice { start, len } => ids[node.inputs[0]][*start..start + len].to_vec(),
             Op::Head(_) => {

@@ -153,7 +153,14 @@ fn cut(op: &mut Op, input: &[usize], output: &[usize]) {
             *start = input.iter().filter(|&c| c < start).count();
             *len = output.len();
         }
-        Op::Input { .. } | Op::Act(_) | Op::Concat | Op::Add | Op::Upsample { .. } | Op::MaxPool(_) | Op::Head(_) => {}
+        Op::Input { .. }
+        | Op::Act(_)
+        | Op::Concat
+        | Op::Add
+        | Op::Upsample { .. }
+        | Op::MaxPool(_)
+        | Op::Attention(_)
+        | Op::Head(_) => {}
     }
 }
 

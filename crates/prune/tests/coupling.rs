@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Builder, IMGSZ};
-use graph::{Act, Graph, MaxPool, NodeId, Op};
+use graph::{Act, Attention, Graph, MaxPool, NodeId, Op};
 use prune::{Class, Coupling, Pin, prunable_gammas};
 
 /// (nodes of the members, nodes of the consumers) of the class of a channel.
@@ -113,6 +113,26 @@ fn a_grouped_convolution_pins_both_its_sides() {
     let coupling = of(&b);
     assert_eq!(class(&coupling, first, 0).pinned, Some(Pin::Grouped(grouped)));
     assert_eq!(class(&coupling, grouped, 5).pinned, Some(Pin::Grouped(grouped)));
+}
+
+#[test]
+fn attention_pins_what_it_reads_and_passes_its_values_on() {
+    let mut b = Builder::new(1);
+    let first = b.conv(0, 4, 3, 1, 1, false);
+    let qkv = b.conv(first, 14, 1, 1, 1, false);
+    let mixed = b.attention(qkv, Attention { heads: 2, key: 2, value: 3 });
+    let reader = b.conv(mixed, 4, 1, 1, 1, false);
+    let sum = b.push("add", Op::Add, vec![first, reader]);
+    b.conv(sum, 2, 1, 1, 1, false);
+    let coupling = of(&b);
+    assert!((0..14).all(|c| class(&coupling, qkv, c).pinned == Some(Pin::Attention(mixed))));
+    let names = coupling.channels(qkv);
+    assert_eq!((names[0], names[8]), (names[2], names[10]), "a query meets the key of its channel");
+    assert_eq!(coupling.channels(mixed), [&names[4..7], &names[11..14]].concat(), "values leave as they came");
+    assert_eq!(ties(&coupling, mixed, 4), (vec![qkv], vec![reader]));
+    assert_eq!(class(&coupling, first, 0).pinned, None, "what qkv reads can be pruned");
+    assert_eq!(ties(&coupling, first, 1).0, [first, reader]);
+    assert!(coupling.details(&b.graph).contains("attended over"));
 }
 
 #[test]

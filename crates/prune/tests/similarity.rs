@@ -62,10 +62,18 @@ proptest! {
         prop_assert!(plan.removals[0].score < 1e-4, "loss {}", plan.removals[0].score);
         // Which class goes is the search's choice (there may be other redundant ones); the twin must fold as well.
         let twin = similarity::replace(&b.graph, &coupling, &statistics, &settings, &[copy]).unwrap();
-        let image = b.image();
-        let slim = surgery::apply(&b.graph, &twin).unwrap();
-        let error = difference(&outputs(&slim, &image), &outputs(&b.graph, &image));
-        prop_assert!(error < 1e-4, "outputs moved by {error}");
+        // Measured on the images it was found on: a channel that never fired there may fire elsewhere.
+        for (error, variance) in twin.compensations.iter().flat_map(|c| residuals(&b.graph, &images, c)) {
+            prop_assert!(error <= 1e-7 * variance + 1e-11, "a fit leaves {error} of {variance}");
+        }
+        // Where more is redundant than the twin, `span` may stand in with other channels and a constant, which zero padding
+        // does not show at the border (METHOD.md, 2).
+        let rows = || twin.compensations.iter().flat_map(|c| &c.rows);
+        if rows().all(|row| row.constant.abs() < 1e-6) {
+            let slim = surgery::apply(&b.graph, &twin).unwrap();
+            let error = difference(&outputs(&slim, &images[0]), &outputs(&b.graph, &images[0]));
+            prop_assert!(error < 1e-4, "outputs moved by {error}");
+        }
     }
 
     #[test]

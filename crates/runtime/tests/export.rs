@@ -7,8 +7,8 @@ use graph::build::Yolov5;
 use graph::format::onnx::{ExportOptions, export};
 use graph::reference::{Map, forward};
 use graph::{
-    Act, AnchorHead, AnchorLevel, BatchNorm, BoxDecode, Conv, DflHead, Family, Graph, Head, MaxPool, Meta, NodeId, Op,
-    Shape, Tensor, YoloxHead,
+    Act, AnchorHead, AnchorLevel, Attention, BatchNorm, BoxDecode, Conv, DflHead, Family, Graph, Head, MaxPool, Meta,
+    NodeId, Op, Shape, Tensor, YoloxHead,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -77,6 +77,13 @@ fn yolov8n_is_what_the_reference_computes() {
     assert_exported(&graph, [64, 96], 1e-3);
 }
 
+#[test]
+fn yolo11n_is_what_the_reference_computes() {
+    let Some(shared) = testkit::shared() else { return };
+    let graph = graph::format::load(&shared.join("weights/yolo11n/yolo11n-ball.pt"), &Default::default()).unwrap();
+    assert_exported(&graph, [64, 96], 1e-3);
+}
+
 struct Random {
     graph: Graph,
     rng: ChaCha8Rng,
@@ -133,7 +140,10 @@ impl Random {
         let up = self.push(Op::Upsample { factor: 2 }, &[pooled]);
         let same = self.push(Op::MaxPool(MaxPool { kernel: 2, stride: 1, pad: [0, 1] }), &[sum]);
         let joined = self.push(Op::Concat, &[up, same]);
-        self.push(Op::Slice { start: 4, len: 8 }, &[joined])
+        let part = self.push(Op::Slice { start: 4, len: 8 }, &[joined]);
+        let qkv = self.conv(part, [20, 8, 1, 1], [1, 1], [0, 0], 1);
+        let mixed = self.push(Op::Attention(Attention { heads: 2, key: 3, value: 4 }), &[qkv]);
+        self.push(Op::Add, &[part, mixed])
     }
 
     /// Ends the graph in `head`, every input a convolution of the right width from the right stride.

@@ -1,64 +1,160 @@
-//! Ten training steps of a YOLOv8 against the losses its reference recorded for the same weights, images and labels.
+//! YOLOv8n and YOLO11n on real weights against their reference: predictions, a first step, ten steps.
 //!
-//! The loss alone equals its published formula to rounding (see `loss.rs`). The reference is Ultralytics 8.4, whose
-//! assigner differs from that formula somewhere we do not know: the first step is 1.8e-4 apart, the tenth 1.3e-2.
+//! The reference's recorded steps were taken in f32 on a channels-last batch, for which PyTorch 2.8 computes the statistics of
+//! BatchNorm to three digits only: its first loss is 1.7e-4 off and the gradient of the first convolution 2.7 %. So steps are
+//! compared with the same reference software on the same weights, images and labels in f64 (`data/trajectory_v8.json`), and
+//! the recorded first loss is only checked for its distance from that.
+//!
+//! How far a comparison can go: points change their object whenever two are aligned almost equally, so runs drift apart
+//! whatever computes them. At the recorded learning rate of 1e-3 the reference in f32 is 4e-4 from itself in f64 after 3 steps
+//! and 2 % after 9; at 1e-5 such changes are rare in ten steps.
 
 use std::path::Path;
 
 use data::Target;
 use graph::format::{LoadOptions, load};
+use graph::{Graph, Op};
 use serde_json::Value;
-use train::Gradients;
-use train::loss::{Criterion, RawMap, V8Loss};
-use train::net::{BnUpdate, TrainNet};
+use train::evaluate::raw;
+use train::loss::{Criterion, V8Loss};
+use train::net::{BnUpdate, Infer, TrainNet};
 use train::optim::{GroupRates, OptimConfig, OptimKind, Optimizer};
+use train::{Gradients, net::HeadMap};
 
-fn close(what: &str, got: f64, want: f64, tolerance: f64) {
-    assert!((got - want).abs() <= tolerance * want, "{what}: {got}, reference {want}");
+struct Golden {
+    graph: Graph,
+    /// (N, H, W, 3) bytes.
+    images: Vec<u8>,
+    n: usize,
+    size: usize,
+    targets: Vec<Target>,
+    /// (N, 4 + classes, points).
+    predictions: Vec<f32>,
+    /// What the reference recorded.
+    recorded: Value,
+    /// What it computes in f64.
+    exact: Value,
 }
 
-#[test]
-fn yolov8n_trains_as_its_reference() {
-    let Some(shared) = testkit::shared() else { return };
-    let golden = shared.join("golden/yolov8n");
-    let reference: Value = serde_json::from_slice(&std::fs::read(golden.join("trajectory.json")).unwrap()).unwrap();
-    let (images, n, size, targets) = batch(&golden.join("batch.safetensors"));
+impl Golden {
+    /// `None` where there is no test material. The images' header says (N, 3, H, W), but the bytes are those of pixels: the
+    /// array was a transposed view when it was saved.
+    fn open(name: &str, weights: &str) -> Option<Self> {
+        let shared = testkit::shared()?;
+        let dir = shared.join("golden").join(name);
+        let tensors = testkit::tensors(&dir.join("batch.safetensors"));
+        let stored = &tensors["images_u8"];
+        let [n, _, size, _] = stored.shape[..] else { panic!("images of shape {:?}", stored.shape) };
+        let row = |r: &[f32]| Target { image: r[0] as usize, class: r[1] as usize, bbox: [r[2], r[3], r[4], r[5]] };
+        let json = |path: &Path| -> Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
+        let exact = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/trajectory_v8.json");
+        Some(Self {
+            graph: load(&shared.join("weights").join(weights), &LoadOptions::default()).unwrap(),
+            images: stored.data.iter().map(|&v| v as u8).collect(),
+            n,
+            size,
+            targets: tensors["labels"].data.chunks_exact(6).map(row).collect(),
+            predictions: tensors["predictions"].data.clone(),
+            recorded: json(&dir.join("trajectory.json")),
+            exact: json(&exact)[name].clone(),
+        })
+    }
 
-    let graph = load(&shared.join("weights/yolov8n/yolov8n-rail.pt"), &LoadOptions::default()).unwrap();
-    let head = graph.head().unwrap().0.clone();
-    let criterion = Criterion::V8(V8Loss::default());
-    let config = OptimConfig { kind: OptimKind::Sgd { nesterov: false }, weight_decay: 0.0 };
-    let mut optimizer = Optimizer::new(config, &graph);
-    let mut net = TrainNet::new(graph, [size, size]).unwrap();
-    let mut gradients = Gradients::zeros(&net.graph);
-
-    for (step, want) in reference["steps"].as_array().unwrap().iter().enumerate() {
-        let maps = net.forward(&images, n, BnUpdate::Momentum).unwrap();
-        let raw: Vec<RawMap> = maps.iter().map(|m| RawMap { n: m.n, h: m.h, w: m.w, c: m.c, data: &m.data }).collect();
-        let loss = criterion.evaluate(&head, &raw, &targets).unwrap();
-        gradients.clear();
-        net.backward(&loss.grads, &mut gradients);
-        println!("step {step}: {} for {}", loss.value.total, want["total"]);
-        let tolerance = if step == 0 { 1e-3 } else { 0.02 };
-        close(&format!("step {step} total"), loss.value.total.into(), want["total"].as_f64().unwrap(), tolerance);
-        if step == 0 {
-            for (part, got) in loss.value.parts {
-                close(part, got.into(), want[part].as_f64().unwrap(), 1e-3);
-            }
-            let norm = &reference["gradient_norms_step0"]["(all parameters)"];
-            close("gradient norm", gradients.norm(), norm.as_f64().unwrap(), 5e-3);
+    /// All probabilities within 1e-4, all box values within 1e-3 pixels but for `loose` of them, which are within 3e-3.
+    fn predicts(&self, loose: usize) {
+        let maps: Vec<HeadMap> = Infer::new(&self.graph, [self.size; 2]).unwrap().run(&self.images, self.n).unwrap();
+        let ours = eval::decode(self.graph.head().unwrap().0, &raw(&maps));
+        let (points, columns) = (ours.boxes(), ours.columns());
+        assert_eq!(self.predictions.len(), self.n * points * columns);
+        let (mut worst, mut beyond) = ([0.0_f32; 2], 0);
+        for (at, want) in self.predictions.iter().enumerate() {
+            let (image, column, point) = (at / points / columns, at / points % columns, at % points);
+            let error = (ours.row(image, point)[column] - want).abs();
+            let is_box = column < 4;
+            let worst = &mut worst[usize::from(!is_box)];
+            *worst = worst.max(error);
+            beyond += usize::from(is_box && error > 1e-3);
         }
-        optimizer.step(&mut net.graph, &gradients, GroupRates { weight: 1e-3, norm: 1e-3, bias: 1e-3 }, 0.9);
+        let [pixels, probability] = worst;
+        println!("predictions are off by {pixels} pixels ({beyond} beyond 1e-3), {probability} in probability");
+        assert!(pixels <= 3e-3 && beyond <= loose, "{beyond} box values are off, by up to {pixels} pixels");
+        assert!(probability <= 1e-4, "off by {probability} in probability");
+    }
+
+    /// Takes the steps listed under `steps` and compares every loss within `tolerance`, the first within 1e-4.
+    fn trains(&self, steps: &str, rate: f32, tolerance: f64) {
+        let head = self.graph.head().unwrap().0.clone();
+        let criterion = Criterion::V8(V8Loss::default());
+        let config = OptimConfig { kind: OptimKind::Sgd { nesterov: false }, weight_decay: 0.0 };
+        let mut optimizer = Optimizer::new(config, &self.graph);
+        let mut net = TrainNet::new(self.graph.clone(), [self.size; 2]).unwrap();
+        let mut gradients = Gradients::zeros(&net.graph);
+        for (step, want) in self.exact[steps].as_array().unwrap().iter().enumerate() {
+            let maps = net.forward(&self.images, self.n, BnUpdate::Momentum).unwrap();
+            let loss = criterion.evaluate(&head, &raw(&maps), &self.targets).unwrap();
+            gradients.clear();
+            net.backward(&loss.grads, &mut gradients);
+            let want: Vec<f64> = want.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+            println!("{steps}, step {step}: {} for {}", loss.value.total, want[0]);
+            close(
+                &format!("{steps}, step {step}, total"),
+                loss.value.total,
+                want[0],
+                if step == 0 { 1e-4 } else { tolerance },
+            );
+            for ((part, got), want) in loss.value.parts.iter().zip(&want[1..]) {
+                // One point that changes its object, as rounding may have it, moves a part by 1.6e-4.
+                close(&format!("{steps}, step {step}, {part}"), *got, *want, if step == 0 { 2e-4 } else { tolerance });
+            }
+            if step == 0 {
+                self.first_step(loss.value.total, &net.graph, &gradients);
+            }
+            optimizer.step(&mut net.graph, &gradients, GroupRates { weight: rate, norm: rate, bias: rate }, 0.9);
+        }
+        let node = net.graph.nodes.iter().find(|n| n.name == "model.0.bn").unwrap();
+        let Op::BatchNorm(bn) = &node.op else { panic!("model.0.bn is a {:?}", node.op) };
+        for (got, want) in bn.mean.iter().zip(self.exact["running_mean_after"][steps].as_array().into_iter().flatten())
+        {
+            let want = want.as_f64().unwrap();
+            assert!((f64::from(*got) - want).abs() < 1e-5, "{steps}, running mean {got}, reference {want}");
+        }
+    }
+
+    fn first_step(&self, total: f32, graph: &Graph, gradients: &Gradients) {
+        close("recorded first loss", total, self.recorded["steps"][0]["total"].as_f64().unwrap(), 3e-4);
+        for (name, want) in self.exact["gradient_norms"].as_object().unwrap() {
+            let got = if name == "(all parameters)" { gradients.norm() } else { norm(graph, gradients, name) };
+            println!("gradient norm of {name}: {got} for {want}");
+            close(&format!("gradient norm of {name}"), got as f32, want.as_f64().unwrap(), 1e-3);
+        }
     }
 }
 
-/// Images as (N, H, W, 3), how many, their size, and the targets. The file's header says (N, 3, H, W), but its bytes are
-/// those of pixels: the array was a transposed view when it was saved.
-fn batch(path: &Path) -> (Vec<u8>, usize, usize, Vec<Target>) {
-    let tensors = testkit::tensors(path);
-    let stored = &tensors["images_u8"];
-    let [n, _, size, _] = stored.shape[..] else { panic!("images of shape {:?}", stored.shape) };
-    let row = |r: &[f32]| Target { image: r[0] as usize, class: r[1] as usize, bbox: [r[2], r[3], r[4], r[5]] };
-    let targets = tensors["labels"].data.chunks_exact(6).map(row).collect();
-    (stored.data.iter().map(|&v| v as u8).collect(), n, size, targets)
+fn norm(graph: &Graph, gradients: &Gradients, name: &str) -> f64 {
+    let (node, weight) = name.rsplit_once('.').unwrap();
+    let id = graph.nodes.iter().position(|n| n.name == node).unwrap_or_else(|| panic!("no node {node}"));
+    let k = graph.nodes[id].op.trainable().iter().position(|(w, _)| *w == weight).unwrap();
+    gradients.by_node[id][k].iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+}
+
+fn close(what: &str, got: f32, want: f64, tolerance: f64) {
+    assert!((f64::from(got) - want).abs() <= tolerance * want.abs(), "{what}: {got}, reference {want}");
+}
+
+#[test]
+fn yolov8n_predicts_and_trains_as_its_reference() {
+    let Some(golden) = Golden::open("yolov8n", "yolov8n/yolov8n-rail.pt") else { return };
+    // Of 33,600 values. Both sides are f32: against f64 the reference is off by up to 1.5e-3 pixels, beyond 1e-3 in 6 values,
+    // and in 11 once BatchNorm is folded in, as it is here.
+    golden.predicts(50);
+    golden.trains("rate 1e-3", 1e-3, 2e-3);
+    golden.trains("rate 1e-5", 1e-5, 2e-3);
+}
+
+#[test]
+fn yolo11n_predicts_and_trains_as_its_reference() {
+    let Some(golden) = Golden::open("yolo11n", "yolo11n/yolo11n-ball.pt") else { return };
+    golden.predicts(0);
+    golden.trains("rate 1e-3", 1e-3, 2e-3);
+    golden.trains("rate 1e-5", 1e-5, 2e-3);
 }

@@ -168,6 +168,7 @@ fn describe(node: &Node) -> String {
         Op::Upsample { factor } => format!("upsample ×{factor}"),
         Op::MaxPool(pool) => format!("maxpool {k}×{k}{}", stride(pool.stride, pool.stride), k = pool.kernel),
         Op::Slice { start, len } => format!("slice {start}..{}", start + len),
+        Op::Attention(attention) => format!("attention, {} heads", attention.heads),
         Op::Head(Head::Anchor(head)) => format!("head, {} levels, anchors", head.levels.len()),
         Op::Head(Head::Dfl(head)) => format!("head, {} levels, DFL", head.strides.len()),
         Op::Head(Head::Yolox(head)) => format!("head, {} levels, anchor-free", head.strides.len()),

@@ -3,8 +3,8 @@
 
 use graph::reference::{Map, forward};
 use graph::{
-    Act, AnchorHead, AnchorLevel, BatchNorm, BoxDecode, Conv, Family, Graph, Head, MaxPool, Meta, NodeId, Op, Shape,
-    Tensor,
+    Act, AnchorHead, AnchorLevel, Attention, BatchNorm, BoxDecode, Conv, Family, Graph, Head, MaxPool, Meta, NodeId,
+    Op, Shape, Tensor,
 };
 use proptest::prelude::*;
 use prune::{Budget, ChannelStats, ClassId, Coupling, Limits, Size, Statistics, Target, observed};
@@ -31,6 +31,10 @@ impl Builder {
 
     pub fn shape(&self, node: NodeId) -> Shape {
         self.graph.shapes(IMGSZ).expect("well formed so far")[node]
+    }
+
+    pub fn attention(&mut self, from: NodeId, attention: Attention) -> NodeId {
+        self.push("attention", Op::Attention(attention), vec![from])
     }
 
     pub fn floats(&mut self, count: usize, low: f32, high: f32) -> Vec<f32> {
@@ -113,7 +117,7 @@ pub struct Recipe {
 }
 
 pub fn recipes(longest: usize) -> impl Strategy<Value = Recipe> {
-    (prop::collection::vec((0..12_u8, any::<u8>(), any::<u8>()), 2..longest), any::<u64>(), any::<bool>())
+    (prop::collection::vec((0..13_u8, any::<u8>(), any::<u8>()), 2..longest), any::<u64>(), any::<bool>())
         .prop_map(|(steps, seed, detector)| Recipe { steps, seed, detector })
 }
 
@@ -175,6 +179,11 @@ fn step(b: &mut Builder, tensors: &[NodeId], from: NodeId, op: u8, x: usize, y: 
             b.push("pool", Op::MaxPool(MaxPool { kernel: 2, stride: 2, pad: [0, 0] }), vec![from])
         }
         10 => b.push("pool", Op::MaxPool(MaxPool { kernel: 3, stride: 1, pad: [1, 1] }), vec![from]),
+        11 => {
+            let attention = Attention { heads: 1 + x % 2, key: 1 + x % 3, value: 1 + y % 3 };
+            let qkv = b.conv(from, attention.heads * attention.head_channels(), 1, 1, 1, x.is_multiple_of(2));
+            b.attention(qkv, attention)
+        }
         _ if shape.h <= 3 => b.push("up", Op::Upsample { factor: 2 }, vec![from]),
         _ if shape.c.is_multiple_of(2) && shape.c > 2 => b.conv(from, shape.c, 3, 1, 2, true),
         _ => return None,

@@ -16,7 +16,7 @@ pub enum Work {
     /// BatchNorm and the activation after it.
     NormForward,
     NormBackward,
-    /// Everything else, forward and backward: pooling, upsampling, sums, copies, lone activations.
+    /// Everything else, forward and backward: pooling, upsampling, attention, sums, copies, lone activations.
     Glue,
 }
 
@@ -30,7 +30,7 @@ impl Work {
             Self::Statistics => "BatchNorm statistics",
             Self::NormForward => "BatchNorm and activation, forward",
             Self::NormBackward => "BatchNorm and activation, backward",
-            Self::Glue => "pooling, upsampling, sums, copies",
+            Self::Glue => "pooling, upsampling, attention, sums, copies",
         }
     }
 }

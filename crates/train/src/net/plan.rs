@@ -4,7 +4,7 @@
 //! concat's buffer where that is possible: the part is made by a step (not itself a view), goes into one concat only,
 //! and its step does not read from that same buffer; the rest is copied by a step of its own.
 
-use graph::{Act, Graph, NodeId, Op, Result};
+use graph::{Act, Attention, Graph, NodeId, Op, Result};
 use kernels::{ConvShape, Layout, Pool};
 
 /// What the plan is for: training keeps BatchNorm apart from the convolution, inference folds it.
@@ -48,6 +48,7 @@ pub(crate) enum Kind {
     Act(Act),
     Pool(Pool),
     Upsample(usize),
+    Attention(Attention),
     Add,
     Copy,
 }
@@ -59,6 +60,7 @@ impl Kind {
             Op::Act(act) => Some(Self::Act(*act)),
             Op::MaxPool(p) => Some(Self::Pool(Pool { kernel: p.kernel, stride: p.stride, pad: p.pad })),
             Op::Upsample { factor } => Some(Self::Upsample(*factor)),
+            Op::Attention(attention) => Some(Self::Attention(*attention)),
             Op::Add => Some(Self::Add),
             _ => None,
         }

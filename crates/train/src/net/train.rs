@@ -220,6 +220,11 @@ fn step_backward(
         Kind::Upsample(factor) => clock.time(Work::Glue, 0, || {
             flow.write(pool, from(0), |dx, accumulate| kernels::upsample_backward(*factor, dy, dx, accumulate));
         }),
+        Kind::Attention(attention) => clock.time(Work::Glue, 0, || {
+            flow.write(pool, from(0), |dx, accumulate| {
+                kernels::attention_backward(attention, x(0), dy, dx, accumulate);
+            });
+        }),
         Kind::Add | Kind::Copy => clock.time(Work::Glue, 0, || {
             for k in 0..step.inputs.len() {
                 flow.write(pool, from(k), |dx, accumulate| kernels::copy(dy, dx, accumulate));

@@ -2,7 +2,7 @@
 
 use prost::Message;
 
-use crate::{Act, BatchNorm, Conv, Error, Graph, NodeId, Op, Result};
+use crate::{Act, Attention, BatchNorm, Conv, Error, Graph, NodeId, Op, Result, Shape};
 
 use super::proto::{AttributeProto, ModelProto, OperatorSetIdProto};
 use super::writer::{Writer, value_info};
@@ -62,7 +62,7 @@ pub fn export(graph: &Graph, options: &ExportOptions) -> Result<Vec<u8>> {
                 });
                 write_conv(&mut writer, &node.name, conv, norm, inputs[0])
             }
-            op => write_op(&mut writer, &node.name, op, &inputs),
+            op => write_op(&mut writer, &node.name, op, &inputs, shapes[id]),
         };
         values.push(value);
     }
@@ -121,8 +121,8 @@ fn write_conv(w: &mut Writer, name: &str, conv: &Conv, norm: Option<&BatchNorm>,
     w.node("Conv", &value_name(name), &inputs, attributes)
 }
 
-/// Any operator but a convolution; returns its value. The head has none.
-fn write_op(w: &mut Writer, name: &str, op: &Op, inputs: &[&str]) -> String {
+/// Any operator but a convolution; `out` is the shape of its map. Returns its value; the head has none.
+fn write_op(w: &mut Writer, name: &str, op: &Op, inputs: &[&str], out: Shape) -> String {
     let value = value_name(name);
     match op {
         Op::Input { .. } => INPUT.into(),
@@ -165,8 +165,27 @@ fn write_op(w: &mut Writer, name: &str, op: &Op, inputs: &[&str]) -> String {
             w.node("MaxPool", &value, inputs, attributes)
         }
         Op::Slice { start, len } => w.slice(&value, inputs[0], 1, *start, *len),
+        Op::Attention(attention) => write_attention(w, &value, attention, inputs[0], out),
         Op::Head(_) => String::new(),
     }
+}
+
+/// Heads become an axis of their own beside the batch, over which `MatMul` repeats; the batch axis is never named.
+fn write_attention(w: &mut Writer, value: &str, a: &Attention, x: &str, out: Shape) -> String {
+    let named = |part: &str| format!("{value}.{part}");
+    let positions = (out.h * out.w) as i64;
+    let x = w.reshape(&named("heads"), x, &[0, a.heads as i64, a.head_channels() as i64, positions]);
+    let [q, k, v] = a.starts(0);
+    let queries = w.slice(&named("queries"), &x, 2, q, a.key);
+    let keys = w.slice(&named("keys"), &x, 2, k, a.key);
+    let values = w.slice(&named("values"), &x, 2, v, a.value);
+    let queries = w.with_constant("Mul", &named("scaled"), &queries, &[], &[a.scale() as f32]);
+    let queries = w.transpose(&named("rows"), &queries, &[0, 1, 3, 2]);
+    let scores = w.node("MatMul", &named("scores"), &[&queries, &keys], vec![]);
+    let shares = w.node("Softmax", &named("shares"), &[&scores], vec![AttributeProto::int("axis", 3)]);
+    let shares = w.transpose(&named("columns"), &shares, &[0, 1, 3, 2]);
+    let mixed = w.node("MatMul", &named("mixed"), &[&values, &shares], vec![]);
+    w.reshape(value, &mixed, &[0, out.c as i64, out.h as i64, out.w as i64])
 }
 
 fn write_act(w: &mut Writer, value: &str, act: Act, x: &str) -> String {

@@ -33,21 +33,7 @@ impl<'a> Build<'a> {
 
     /// `C2f`, `C3k2`: cv1(x) cut into halves a, b; then m0(b), m1(m0(b)), ...; cv2 of all of them joined.
     pub(super) fn c2f(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
-        let both = self.sub(module, path, "cv1", x)?;
-        // The convolution of cv1 is the one added last.
-        let last_conv = self.graph.nodes.iter().rev().find_map(|node| match &node.op {
-            Op::Conv(conv) => Some(conv.out_channels()),
-            _ => None,
-        });
-        let half = match last_conv {
-            Some(all) if all > 0 && all % 2 == 0 => all / 2,
-            other => return Err(self.error(path, format!("cuts {} channels into halves", other.unwrap_or(0)))),
-        };
-        let mut parts: Vec<NodeId> = [0, half]
-            .into_iter()
-            .enumerate()
-            .map(|(i, start)| self.graph.push(format!("{path}.split{i}"), Op::Slice { start, len: half }, vec![both]))
-            .collect();
+        let mut parts = self.halves(module, path, x)?.to_vec();
         let list = self.child(module, path, "m")?;
         let mut last = parts[1];
         for (name, block) in self.children(list, path)? {
@@ -55,6 +41,26 @@ impl<'a> Build<'a> {
             parts.push(last);
         }
         self.join(module, path, parts, "cv2")
+    }
+
+    /// cv1(x), cut into halves.
+    pub(super) fn halves(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<[NodeId; 2]> {
+        let both = self.sub(module, path, "cv1", x)?;
+        let half = match self.last_filters() {
+            all if all > 0 && all % 2 == 0 => all / 2,
+            other => return Err(self.error(path, format!("cuts {other} channels into halves"))),
+        };
+        let mut part = |i: usize| {
+            let op = Op::Slice { start: i * half, len: half };
+            self.graph.push(format!("{path}.split{i}"), op, vec![both])
+        };
+        Ok([part(0), part(1)])
+    }
+
+    /// Filters of the convolution added last; 0 where there is none.
+    pub(super) fn last_filters(&self) -> usize {
+        let filters = |op: &Op| if let Op::Conv(conv) = op { Some(conv.out_channels()) } else { None };
+        self.graph.nodes.iter().rev().find_map(|node| filters(&node.op)).unwrap_or(0)
     }
 
     /// `SPP`: cv1(x) beside its max pools of several sizes, joined by cv2.
@@ -124,13 +130,13 @@ impl<'a> Build<'a> {
     }
 
     /// Joins `parts` as `{path}.cat` and runs submodule `last` on it.
-    fn join(&mut self, module: Ref<'a>, path: &str, parts: Vec<NodeId>, last: &str) -> Result<NodeId> {
+    pub(super) fn join(&mut self, module: Ref<'a>, path: &str, parts: Vec<NodeId>, last: &str) -> Result<NodeId> {
         let cat = self.graph.push(format!("{path}.cat"), Op::Concat, parts);
         self.sub(module, path, last, cat)
     }
 
     /// `y + x` as `{path}.add` where the module's flag `add` is set.
-    fn shortcut(&mut self, module: Ref<'a>, path: &str, x: NodeId, y: NodeId) -> Result<NodeId> {
+    pub(super) fn shortcut(&mut self, module: Ref<'a>, path: &str, x: NodeId, y: NodeId) -> Result<NodeId> {
         match module.attr("add").and_then(Ref::bool) {
             Some(true) => Ok(self.graph.push(format!("{path}.add"), Op::Add, vec![x, y])),
             _ => Ok(y),

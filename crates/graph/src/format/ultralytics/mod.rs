@@ -4,6 +4,7 @@
 //! pruned or customised checkpoint loads like any other. Nodes are named after the modules' paths; what a block computes
 //! between its modules is named within it: `model.2.cat`, `model.2.m.0.add`.
 
+mod attention;
 mod blocks;
 mod head;
 mod layers;
@@ -199,6 +200,9 @@ impl<'a> Build<'a> {
                 self.met_c3k2 |= class == "C3k2";
                 self.c2f(module, path, x)
             }
+            "C2PSA" => self.c2psa(module, path, x),
+            "PSABlock" => self.psa_block(module, path, x),
+            "Attention" => self.attention(module, path, x),
             "SPP" => self.spp(module, path, x),
             "SPPF" => self.sppf(module, path, x),
             "Focus" => self.focus(module, path, x),
@@ -212,7 +216,7 @@ impl<'a> Build<'a> {
             _ => match self.activation(module, class, path)? {
                 Some(act) => Ok(self.graph.push(path, Op::Act(act), vec![x])),
                 None => Err(self.error(path, format!("is a `{home}.{class}`, which the graph has no operators for")).hint(
-                    "known are Conv, DWConv, Bottleneck, C3, C3k, C3x, C2f, C3k2, SPP, SPPF, Focus, Concat, Upsample, \
+                    "known are Conv, DWConv, Bottleneck, C3, C3k, C3x, C2f, C3k2, C2PSA, SPP, SPPF, Focus, Concat, Upsample, \
                      MaxPool2d and plain activations",
                 )),
             },

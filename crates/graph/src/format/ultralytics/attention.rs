@@ -1,0 +1,55 @@
+//! The attention blocks of YOLO11: `C2PSA`, `PSABlock` and the `Attention` in them.
+
+use super::Build;
+use crate::format::pickle::Ref;
+use crate::{Attention, NodeId, Op, Result};
+
+impl<'a> Build<'a> {
+    /// `C2PSA`: cv1(x) cut into halves a, b; then cv2(cat(a, m(b))).
+    pub(super) fn c2psa(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
+        let [a, b] = self.halves(module, path, x)?;
+        let b = self.sub(module, path, "m", b)?;
+        self.join(module, path, vec![a, b], "cv2")
+    }
+
+    /// `PSABlock`: y = x + attn(x), then y + ffn(y); neither sum where its flag `add` is off.
+    pub(super) fn psa_block(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
+        let sum = self.attr(module, path, "add", Ref::bool)?;
+        let y = self.sub(module, path, "attn", x)?;
+        let y = if sum { self.graph.push(format!("{path}.add0"), Op::Add, vec![x, y]) } else { y };
+        let z = self.sub(module, path, "ffn", y)?;
+        Ok(if sum { self.graph.push(format!("{path}.add1"), Op::Add, vec![y, z]) } else { z })
+    }
+
+    /// `Attention`: proj(attention(qkv(x)) + pe(v)), where v are the values of all heads and pe is a depthwise convolution.
+    pub(super) fn attention(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
+        let [heads, key, value] =
+            ["num_heads", "key_dim", "head_dim"].map(|name| self.attr(module, path, name, Ref::index));
+        let op = Attention { heads: heads?, key: key?, value: value? };
+        let qkv = self.sub(module, path, "qkv", x)?;
+        // Checked before anything is made for each head: the numbers are the file's.
+        let channels = self.last_filters();
+        let (heads, per_head) = (op.heads, op.head_channels());
+        if heads == 0 || op.key == 0 || op.value == 0 || heads.checked_mul(per_head) != Some(channels) {
+            let what = format!("has {heads} heads of 2 x {} + {} channels, qkv gives {channels}", op.key, op.value);
+            return Err(self.error(path, what));
+        }
+        if module.attr("scale").and_then(Ref::float).is_some_and(|s| (s - op.scale()).abs() > 1e-6 * op.scale()) {
+            return Err(self.error(path, format!("scales by something other than 1 / sqrt({})", op.key)));
+        }
+        let mixed = self.graph.push(format!("{path}.attention"), Op::Attention(op), vec![qkv]);
+        let mut values: Vec<NodeId> = (0..heads)
+            .map(|head| {
+                let part = Op::Slice { start: op.starts(head)[2], len: op.value };
+                self.graph.push(format!("{path}.v{head}"), part, vec![qkv])
+            })
+            .collect();
+        let v = match values[..] {
+            [only] => only,
+            _ => self.graph.push(format!("{path}.v"), Op::Concat, std::mem::take(&mut values)),
+        };
+        let place = self.sub(module, path, "pe", v)?;
+        let sum = self.graph.push(format!("{path}.add"), Op::Add, vec![mixed, place]);
+        self.sub(module, path, "proj", sum)
+    }
+}
