@@ -219,7 +219,7 @@ fn unknown_layers_and_files_are_named() {
     let layer = report(&pickled(&model(b"cmodels.common\nGhostConv\n)\x81")));
     assert!(layer.contains("model.0") && layer.contains("models.common.GhostConv"), "{layer}");
     assert!(load_bytes("model.engine", b"x").unwrap_err().to_string().contains("model.engine"));
-    let options = LoadOptions { weights: Some("yolo.weights".into()) };
+    let options = LoadOptions { weights: Some("yolo.weights".into()), ..LoadOptions::default() };
     assert!(load("model.pt".as_ref(), &options).unwrap_err().to_string().contains("weights"));
     assert!(load("none/model.pt".as_ref(), &LoadOptions::default()).unwrap_err().to_string().contains("none/model.pt"));
 }

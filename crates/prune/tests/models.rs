@@ -5,21 +5,26 @@ mod common;
 use std::path::PathBuf;
 
 use common::{LOOSE, calibrate, difference, outputs, target};
-use graph::format::{LoadOptions, load};
+use graph::format::{LoadOptions, darknet, load};
 use graph::reference::Map;
 use graph::{Graph, Shape, cost};
 use prune::{Coupling, Criterion, Importance, Mode, Plan, Similarity, importance, similarity, surgery};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-const MODELS: [(&str, &str); 3] =
-    [("yolov5n", "yolov5n/yolov5n.pt"), ("yolov8n", "yolov8n/yolov8n-rail.pt"), ("yolo11n", "yolo11n/yolo11n-ball.pt")];
+const MODELS: [(&str, &str); 5] = [
+    ("yolov5n", "yolov5n/yolov5n.pt"),
+    ("yolov8n", "yolov8n/yolov8n-rail.pt"),
+    ("yolo11n", "yolo11n/yolo11n-ball.pt"),
+    ("yolov3-tiny", "yolov3-tiny/yolov3-tiny.cfg"),
+    ("yolo-fastest-1.1", "yolo-fastest-1.1/yolo-fastest-1.1.cfg"),
+];
 
 /// A model of the test material; `None` where there is none.
 fn model(file: &str) -> Option<Graph> {
     let path = testkit::shared()?.join("weights").join(file);
     let weights = path.with_extension("weights");
-    let options = LoadOptions { weights: weights.is_file().then_some(weights) };
+    let options = LoadOptions { weights: weights.is_file().then_some(weights), ..LoadOptions::default() };
     Some(load(&path, &options).unwrap_or_else(|e| panic!("{file}: {e}")))
 }
 
@@ -78,4 +83,23 @@ fn surgery_equals_masking_on_real_models() {
             check(&format!("{name}, {mode:?}"), &first, &plan);
         }
     }
+}
+
+/// A pruned Darknet detector is a Darknet detector: its files give back what was cut, bit for bit.
+#[test]
+fn a_pruned_darknet_detector_is_saved_as_one() {
+    let Some(graph) = model("yolo-fastest-1.1/yolo-fastest-1.1.cfg") else { return };
+    let coupling = Coupling::of(&graph).unwrap();
+    let settings = Importance { limits: LOOSE, ..Importance::default() };
+    let plan = importance::plan(&graph, &coupling, &settings, &target(&graph, &coupling, 0.4)).unwrap();
+    let slim = surgery::apply(&graph, &plan).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("slim.cfg");
+    darknet::save(&slim, &path).unwrap();
+    let again = load(&path, &LoadOptions::default()).unwrap();
+    let image = noise(4);
+    assert_eq!(difference(&outputs(&again, &image), &outputs(&slim, &image)), 0.0);
+    let cost = |graph: &Graph| cost::total(graph, graph.meta.imgsz).unwrap();
+    assert!(cost(&again).params < cost(&graph).params, "nothing was cut");
+    assert_eq!(cost(&again).macs, cost(&slim).macs);
 }

@@ -88,7 +88,7 @@ impl ModelArgs {
 
 /// Reads a detector; `weights` belongs to a Darknet `.cfg`.
 pub fn load_model(model: &Path, weights: Option<&Path>) -> graph::Result<Graph> {
-    load(model, &LoadOptions { weights: weights.map(Path::to_path_buf) })
+    load(model, &LoadOptions { weights: weights.map(Path::to_path_buf), ..LoadOptions::default() })
 }
 
 /// Arguments of `info`.

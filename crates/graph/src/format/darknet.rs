@@ -1,16 +1,22 @@
 //! Darknet detectors (YOLOv3, v4, v7, YOLO-Fastest): a `.cfg` of layers and a `.weights` of numbers.
 
 mod cfg;
+mod keys;
+mod names;
+mod save;
 mod weights;
 
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind::NotFound;
+use std::path::Path;
 
 use crate::{
     Act, AnchorHead, AnchorLevel, BatchNorm, BoxDecode, Conv, Error, Family, Graph, Head, MaxPool, Meta, NodeId, Op,
     Result, Shape, Tensor,
 };
 use cfg::Section;
-use weights::Source;
+use weights::{Source, Start};
+
+pub use save::save;
 
 /// OpenCV's value, which meets its outputs within 1.5e-4; with 1e-5 YOLO-Fastest is off by up to 1e-2.
 const BN_EPS: f32 = 1e-6;
@@ -21,23 +27,39 @@ const MAX_WEIGHTS: usize = 1 << 28;
 /// Reads a `.cfg` with its `.weights`, `path` being either; the other lies beside it unless `weights` names it.
 pub(super) fn load(path: &Path, weights: Option<&Path>) -> Result<Graph> {
     let cfg = path.with_extension("cfg");
-    let weights = weights.map_or_else(|| path.with_extension("weights"), PathBuf::from);
-    let text = std::fs::read(&cfg).map_err(|e| Error::io("read", &cfg, e))?;
-    let bytes = std::fs::read(&weights).map_err(|e| Error::io("read", &weights, e))?;
-    build(&String::from_utf8_lossy(&text), &cfg, Source::open(&bytes, &weights)?)
+    let text = read_cfg(&cfg)?;
+    let beside = path.with_extension("weights");
+    let weights = weights.unwrap_or(&beside);
+    let bytes = std::fs::read(weights).map_err(|e| match e.kind() {
+        NotFound => Error::format(weights, format!("there is no such file, and `{}` holds no weights", cfg.display()))
+            .hint("give the weights' file with `--weights FILE`"),
+        _ => Error::io("read", weights, e),
+    })?;
+    build(&text, &cfg, Source::open(&bytes, weights)?)
 }
 
-/// The detector a `.cfg` describes, every weight 0: its shapes and its cost. `path` is named in errors, and class names
-/// are looked for beside it.
+/// The detector the `.cfg` at `path` describes, with the weights of [`untrained`].
+pub(super) fn load_untrained(path: &Path, seed: u64) -> Result<Graph> {
+    untrained(&read_cfg(path)?, path, seed)
+}
+
+fn read_cfg(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The detector a `.cfg` describes before any training: convolutions random from `seed` (He), BatchNorm the identity,
+/// biases 0. `path` is named in errors, and class names are looked for beside it.
 ///
 /// # Errors
 /// The text is no Darknet detector this crate can express; names line and section.
-pub fn load_without_weights(text: &str, path: &Path) -> Result<Graph> {
-    build(text, path, Source::Zeros)
+pub fn untrained(text: &str, path: &Path, seed: u64) -> Result<Graph> {
+    build(text, path, Source::untrained(seed))
 }
 
 fn build(text: &str, path: &Path, source: Source<'_>) -> Result<Graph> {
     let sections = cfg::parse(text, path)?;
+    sections.iter().try_for_each(keys::check)?;
     let Some((net, layers)) = sections.split_first().filter(|(net, _)| matches!(net.name.as_str(), "net" | "network"))
     else {
         return Err(Error::format(path, "does not begin with a `[net]` section").at("line 1"));
@@ -65,27 +87,9 @@ fn build(text: &str, path: &Path, source: Source<'_>) -> Result<Graph> {
     b.source.finish(&b.fed)?;
     let (maps, levels) = b.levels.into_iter().unzip();
     b.graph.push("head", Op::Head(Head::Anchor(AnchorHead { classes, levels })), maps);
-    b.graph.meta.names = names_beside(path, classes);
+    b.graph.meta.names = names::beside(path, classes)?;
     b.graph.validate()?;
     Ok(b.graph)
-}
-
-/// The lines of the one `.names` beside the `.cfg`, where there is one and it fits; else the classes' numbers.
-fn names_beside(cfg: &Path, classes: usize) -> Vec<String> {
-    let dir = cfg.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let files: Vec<PathBuf> = std::fs::read_dir(dir)
-        .map(|entries| entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "names")))
-        .map(Iterator::collect)
-        .unwrap_or_default();
-    if let [file] = files.as_slice()
-        && let Ok(text) = std::fs::read_to_string(file)
-    {
-        let names: Vec<String> = text.lines().map(|l| l.trim().to_owned()).filter(|l| !l.is_empty()).collect();
-        if names.len() == classes {
-            return names;
-        }
-    }
-    (0..classes).map(|i| i.to_string()).collect()
 }
 
 struct Builder<'a> {
@@ -141,9 +145,7 @@ impl Builder<'_> {
                 return Ok(None);
             }
             other => {
-                return Err(s.error(format!("the section `[{other}]` is not supported")).hint(
-                    "known are [net], [convolutional], [maxpool], [upsample], [route], [shortcut], [dropout], [yolo]",
-                ));
+                return Err(s.error(format!("`[{other}]` stands among the layers")).hint("a .cfg has one, its first"));
             }
         }))
     }
@@ -160,7 +162,21 @@ impl Builder<'_> {
 
     fn convolution(&mut self, s: &Section, name: &str, from: NodeId) -> Result<NodeId> {
         s.refuse(&[("dilation", "1"), ("antialiasing", "0"), ("binary", "0"), ("xnor", "0"), ("share_index", "")])?;
-        s.refuse(&[("deform", "0"), ("rotate", "0"), ("sway", "0"), ("stretch", "0"), ("assisted_excitation", "0")])?;
+        s.refuse(&[
+            ("bin_output", "0"),
+            ("dontload", "0"),
+            ("dontloadscales", "0"),
+            ("flipped", "0"),
+            ("reverse", "0"),
+        ])?;
+        s.refuse(&[
+            ("deform", "0"),
+            ("rotate", "0"),
+            ("sway", "0"),
+            ("stretch", "0"),
+            ("stretch_sway", "0"),
+            ("assisted_excitation", "0"),
+        ])?;
         let (out, kernel, groups) = (s.extent("filters", 1)?, s.extent("size", 1)?, s.extent("groups", 1)?);
         let stride = s.extent("stride", 1)?;
         let stride = [s.extent("stride_y", stride)?, s.extent("stride_x", stride)?];
@@ -174,16 +190,20 @@ impl Builder<'_> {
         let count = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).filter(|n| *n <= MAX_WEIGHTS);
         let count = count.ok_or_else(|| s.error(format!("weights of shape {shape:?} are out of all proportion")))?;
 
-        let bias = self.source.take(out, name)?;
-        let normalised = s.number("batch_normalize", 0usize)? != 0;
+        let cfg = s.path;
+        let bias = self.source.take(out, Start::Zero, name, cfg)?;
+        // `cbn` normalises across batches in training; at inference it is the same thing.
+        let normalised = s.number("batch_normalize", 0usize)? != 0 || s.number("cbn", 0usize)? != 0;
         let (bn, bias) = if normalised {
-            let (gamma, mean) = (self.source.take(out, name)?, self.source.take(out, name)?);
-            let var = self.source.take(out, name)?;
+            let gamma = self.source.take(out, Start::One, name, cfg)?;
+            let mean = self.source.take(out, Start::Zero, name, cfg)?;
+            let var = self.source.take(out, Start::One, name, cfg)?;
             (Some(BatchNorm { gamma, beta: bias, mean, var, eps: BN_EPS, momentum: 0.1 }), None)
         } else {
             (None, Some(bias))
         };
-        let weight = Tensor::new(shape, self.source.take(count, name)?);
+        let start = Start::He { inputs: shape[1] * kernel * kernel };
+        let weight = Tensor::new(shape, self.source.take(count, start, name, cfg)?);
         self.fed = name.to_owned();
         let conv = Op::Conv(Conv { weight, bias, stride, pad: [pad; 2], groups });
         let mut x = self.push(s, &format!("{name}.conv"), conv, vec![from])?;
@@ -261,6 +281,9 @@ impl Builder<'_> {
         let all: Vec<[f32; 2]> = sizes.chunks_exact(2).map(|p| [p[0], p[1]]).collect();
         if !sizes.len().is_multiple_of(2) || all.len() != s.number("num", all.len())? {
             return Err(s.error_at("anchors", format!("{} numbers are not `num` pairs", sizes.len())));
+        }
+        if let Some(odd) = sizes.iter().find(|v| !(v.is_finite() && **v > 0.0)) {
+            return Err(s.error_at("anchors", format!("an anchor of {odd} pixels")));
         }
         let mask: Vec<usize> = if s.text("mask").is_some() { s.list("mask")? } else { (0..all.len()).collect() };
         let anchors: Option<Vec<[f32; 2]>> = mask.iter().map(|&i| all.get(i).copied()).collect();

@@ -18,6 +18,8 @@ pub use native::{from_bytes, save, to_bytes, write_whole};
 pub struct LoadOptions {
     /// Darknet only: the `.weights` file that belongs to the `.cfg`.
     pub weights: Option<PathBuf>,
+    /// Darknet only: no weights are read, the detector starts untrained from this seed (see [`darknet::untrained`]).
+    pub untrained: Option<u64>,
 }
 
 /// Reads a detector, whatever its format, decided by the file's extension. The graph has passed [`Graph::validate`].
@@ -31,11 +33,16 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Graph> {
         return Err(Error::format(path, "a separate weights file was given, this format holds its own weights")
             .hint("give `--weights` only with a Darknet `.cfg`"));
     }
-    let graph = match extension.as_str() {
-        "pt" | "pth" => ultralytics::load(path)?,
-        "cfg" | "weights" => darknet::load(path, options.weights.as_deref())?,
-        "safetensors" => native::load(path)?,
-        "onnx" => {
+    if options.untrained.is_some() && (extension != "cfg" || options.weights.is_some()) {
+        return Err(Error::format(path, "an untrained detector was asked for, this one has weights")
+            .hint("only a Darknet `.cfg` without `--weights` can start untrained"));
+    }
+    let graph = match (extension.as_str(), options.untrained) {
+        ("pt" | "pth", _) => ultralytics::load(path)?,
+        ("cfg", Some(seed)) => darknet::load_untrained(path, seed)?,
+        ("cfg" | "weights", _) => darknet::load(path, options.weights.as_deref())?,
+        ("safetensors", _) => native::load(path)?,
+        ("onnx", _) => {
             return Err(Error::format(path, "an ONNX file can be run, but not read back as a detector to change")
                 .hint("`val`, `predict` and `bench infer` take it; elsewhere give the file it was exported from"));
         }

@@ -9,13 +9,13 @@ pub(super) struct Section<'a> {
     pub name: String,
     pub line: usize,
     options: Vec<(String, String, usize)>,
-    path: &'a Path,
+    pub path: &'a Path,
 }
 
 /// Splits `text` into its sections; `path` is only named in errors.
 pub(super) fn parse<'a>(text: &str, path: &'a Path) -> Result<Vec<Section<'a>>> {
     let mut sections: Vec<Section> = vec![];
-    for (number, raw) in (1..).zip(text.lines()) {
+    for (number, raw) in (1..).zip(text.trim_start_matches('\u{feff}').lines()) {
         // Darknet ignores all white space, and reads lines that begin with # or ; as comments.
         let line: String = raw.chars().filter(|c| !c.is_whitespace()).collect();
         if line.is_empty() || line.starts_with(['#', ';']) {
@@ -42,13 +42,22 @@ pub(super) fn parse<'a>(text: &str, path: &'a Path) -> Result<Vec<Section<'a>>> 
 impl Section<'_> {
     /// An error at the section's first line.
     pub fn error(&self, what: impl Into<String>) -> Error {
-        Error::format(self.path, what).at(format!("line {}, [{}]", self.line, self.name))
+        self.error_on(self.line, what)
     }
 
     /// An error at the line of `key`, or of the section where the key is absent.
     pub fn error_at(&self, key: &str, what: impl Into<String>) -> Error {
-        let line = self.find(key).map_or(self.line, |(_, line)| line);
+        self.error_on(self.find(key).map_or(self.line, |(_, line)| line), what)
+    }
+
+    /// An error at a line of this section.
+    pub fn error_on(&self, line: usize, what: impl Into<String>) -> Error {
         Error::format(self.path, what).at(format!("line {line}, [{}]", self.name))
+    }
+
+    /// Every key with its line, in the order of the file.
+    pub fn keys(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.options.iter().map(|(key, _, line)| (key.as_str(), *line))
     }
 
     fn find(&self, key: &str) -> Option<(&str, usize)> {

@@ -2,7 +2,11 @@
 
 use std::path::Path;
 
-use crate::{Error, Result};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::{BN_EPS, MAX_WEIGHTS};
+use crate::{BatchNorm, Error, Result};
 
 /// Where a convolution's numbers come from.
 pub(super) enum Source<'a> {
@@ -10,8 +14,23 @@ pub(super) enum Source<'a> {
         floats: &'a [u8],
         path: &'a Path,
     },
-    /// No file: every number is 0.
-    Zeros,
+    /// No file: the detector starts untrained.
+    Untrained {
+        rng: Box<ChaCha8Rng>,
+        /// Numbers it may still ask for; without a file nothing else bounds what a `.cfg` costs.
+        left: usize,
+    },
+}
+
+/// What an untrained detector's numbers are.
+#[derive(Clone, Copy)]
+pub(super) enum Start {
+    Zero,
+    One,
+    /// Uniform with the variance `2 / inputs`, which keeps the size of maps under rectifiers (He et al., 2015).
+    He {
+        inputs: usize,
+    },
 }
 
 impl<'a> Source<'a> {
@@ -27,10 +46,29 @@ impl<'a> Source<'a> {
         Ok(Self::File { floats, path })
     }
 
-    /// The next `count` numbers; `layer` is named where the file ends first.
-    pub fn take(&mut self, count: usize, layer: &str) -> Result<Vec<f32>> {
+    /// An untrained detector's numbers, the same for the same seed.
+    pub fn untrained(seed: u64) -> Self {
+        Self::Untrained { rng: Box::new(ChaCha8Rng::seed_from_u64(seed)), left: MAX_WEIGHTS }
+    }
+
+    /// The next `count` numbers; `layer` is named where the file ends first, or is too large to start untrained.
+    pub fn take(&mut self, count: usize, start: Start, layer: &str, cfg: &Path) -> Result<Vec<f32>> {
         match self {
-            Self::Zeros => Ok(vec![0.0; count]),
+            Self::Untrained { rng, left } => {
+                *left = left.checked_sub(count).ok_or_else(|| {
+                    Error::format(cfg, format!("asks for over {MAX_WEIGHTS} numbers so far"))
+                        .at(layer)
+                        .hint("no detector is as large; one of its `filters` or `size` is mistyped")
+                })?;
+                Ok(match start {
+                    Start::Zero => vec![0.0; count],
+                    Start::One => vec![1.0; count],
+                    Start::He { inputs } => {
+                        let bound = (6.0 / inputs as f32).sqrt();
+                        (0..count).map(|_| rng.random_range(-bound..bound)).collect()
+                    }
+                })
+            }
             Self::File { floats, path } => {
                 let have = floats.len() / 4;
                 let Some(missing) = count.checked_sub(have).filter(|n| *n > 0) else {
@@ -60,4 +98,24 @@ impl<'a> Source<'a> {
             _ => Ok(()),
         }
     }
+}
+
+/// gamma, mean and variance that do with Darknet's eps, and no bias, what `bn` does after `bias`.
+pub(super) fn statistics(bn: &BatchNorm, bias: Option<&[f32]>) -> [Vec<f32>; 3] {
+    let [mut gamma, mut mean, mut var] = [bn.gamma.clone(), bn.mean.clone(), bn.var.clone()];
+    for (mean, bias) in mean.iter_mut().zip(bias.unwrap_or_default()) {
+        *mean = (f64::from(*mean) - f64::from(*bias)) as f32;
+    }
+    if bn.eps != BN_EPS {
+        for (gamma, var) in gamma.iter_mut().zip(&mut var) {
+            let due = f64::from(*var) + f64::from(bn.eps);
+            let without = due - f64::from(BN_EPS);
+            // A variance below 0 is none: its scale goes into gamma instead.
+            if without < 0.0 {
+                *gamma = (f64::from(*gamma) * (f64::from(BN_EPS) / due).sqrt()) as f32;
+            }
+            *var = without.max(0.0) as f32;
+        }
+    }
+    [gamma, mean, var]
 }
