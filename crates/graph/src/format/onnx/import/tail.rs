@@ -61,9 +61,11 @@ impl Tail<'_> {
                 }
             }
         }
-        values.remove(self.output).ok_or_else(|| {
-            crate::Error::format(self.path, "the decoding does not reach the output")
-                .at(format!("output `{}`", self.output))
-        })
+        match values.remove(self.output) {
+            Some(value) => Ok(value),
+            None => given(self.output).ok().flatten().ok_or_else(|| {
+                crate::Error::format(self.path, "is written by nothing").at(format!("output `{}`", self.output))
+            }),
+        }
     }
 }
