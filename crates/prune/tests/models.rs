@@ -12,7 +12,11 @@ use prune::{Coupling, Criterion, Importance, Mode, Plan, Similarity, importance,
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-const MODELS: [(&str, &str); 2] = [("yolov5n", "yolov5n/yolov5n.pt"), ("yolov8n", "yolov8n/yolov8n-rail.pt")];
+const MODELS: [(&str, &str); 3] = [
+    ("yolov5n", "yolov5n/yolov5n.pt"),
+    ("yolov8n", "yolov8n/yolov8n-rail.pt"),
+    ("yolox-nano", "yolox-nano/yolox_nano.onnx"),
+];
 
 /// A model of the test material; `None` where there is none.
 fn model(file: &str) -> Option<Graph> {

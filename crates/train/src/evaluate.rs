@@ -36,10 +36,17 @@ impl Detector {
     }
 }
 
-/// How images are fitted to the canvas where `graph` comes from: Darknet stretches them, everyone else letterboxes.
+/// How images are fitted to the canvas where `graph` comes from, see [`fit_of`].
 pub fn fit(graph: &Graph) -> Fit {
-    match graph.meta.family {
+    fit_of(graph.meta.family)
+}
+
+/// How images are fitted to the canvas where detectors of `family` come from: Darknet stretches them, YOLOX puts them into
+/// the corner, everyone else letterboxes.
+pub fn fit_of(family: Family) -> Fit {
+    match family {
         Family::Darknet => Fit::Stretch,
+        Family::Yolox => Fit::Corner,
         _ => Fit::Letterbox,
     }
 }

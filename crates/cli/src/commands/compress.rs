@@ -4,6 +4,7 @@ use std::path::Path;
 
 use data::OpenOptions;
 use graph::Graph;
+use train::loss::Criterion;
 
 use crate::args::{Compress, Optimizer, load_model};
 use crate::commands::train::recipe as training;
@@ -30,6 +31,7 @@ pub fn run(args: &Compress) -> miette::Result<Exit> {
         return dry_run(&model, &recipe);
     }
     let recipe = fitted(recipe, &model, &dataset.names)?;
+    trainable(&recipe, &model)?;
     let out = runs::folder(args.out.as_deref(), "compress", args.resume)?;
     runs::write_toml(&out.join("recipe.toml"), &recipe)?;
     compress(&recipe, &model, &dataset, &out, args.json)
@@ -106,6 +108,21 @@ fn fitted(mut recipe: Recipe, model: &Graph, names: &[String]) -> miette::Result
         recipe.dense.epochs = 0;
     }
     Ok(recipe)
+}
+
+/// Refuses, before any work, a recipe that trains a detector no loss is written for.
+fn trainable(recipe: &Recipe, model: &Graph) -> miette::Result<()> {
+    let epochs = [&recipe.dense, &recipe.sparse, &recipe.heal].map(|t| t.epochs);
+    if epochs == [0; 3] {
+        return Ok(());
+    }
+    match Criterion::of(model.head()?.0, recipe.heal.imgsz) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Error::failed(
+            error.to_string(),
+            "`--epochs 0` compresses it without training; heal the result with its authors' trainer",
+        )),
+    }
 }
 
 /// Plans stage 1 on the detector as it is; stage 2 needs activations of the detector that stage 1 leaves.

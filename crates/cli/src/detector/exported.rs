@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use eval::{Detection, Layout, NmsConfig, Predictions, candidates_from_rows, nms};
+use graph::Family;
 use runtime::{Output, Session};
 
 use crate::exit::Error;
@@ -64,6 +65,11 @@ impl Exported {
 
     pub(super) fn imgsz(&self) -> usize {
         self.imgsz
+    }
+
+    /// What the file says of its family; only Prunella's own exports do.
+    pub(super) fn family(&self) -> Family {
+        self.session.metadata().family.unwrap_or(Family::Other)
     }
 
     /// As [`super::Detector::detect`]; where the file fixes the batch, the last one is filled up with nothing.
