@@ -17,6 +17,7 @@ pub mod optim;
 pub mod schedule;
 pub mod sparse;
 mod trainer;
+pub mod unfold;
 pub mod watch;
 
 pub use error::{Error, Result};

@@ -32,6 +32,13 @@ pub fn run(args: &Compress) -> miette::Result<Exit> {
     }
     let recipe = fitted(recipe, &model, &dataset.names)?;
     trainable(&recipe, &model)?;
+    let calibration = cut::Calibration {
+        dataset: &dataset,
+        imgsz: recipe.heal.imgsz,
+        images: recipe.calibration_images,
+        seed: recipe.seed,
+    };
+    let model = calibration.unfold(&model)?;
     let out = runs::folder(args.out.as_deref(), "compress", args.resume)?;
     runs::write_toml(&out.join("recipe.toml"), &recipe)?;
     compress(&recipe, &model, &dataset, &out, args.json)

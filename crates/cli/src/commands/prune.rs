@@ -4,6 +4,7 @@ use data::OpenOptions;
 use graph::format::save;
 use prune::{Importance, Plan, Similarity};
 use serde::Serialize;
+use train::unfold;
 
 use crate::args::Prune;
 use crate::detector::image_size;
@@ -35,6 +36,17 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
     }
     let reference = cut::size(&model)?;
     let target = args.budget.budget().target(reference)?;
+    let dataset = args.data.as_ref().map(|path| data::open(path, &OpenOptions::default())).transpose()?;
+    let imgsz = model.meta.imgsz[0];
+    let calibration =
+        dataset.as_ref().map(|dataset| Calibration { dataset, imgsz, images: CALIBRATION_IMAGES, seed: args.seed });
+    match &calibration {
+        Some(calibration) => model = calibration.unfold(&model)?,
+        None if !unfold::bare_convolutions(&model).is_empty() => ui::warn(
+            "this detector has convolutions without BatchNorm, which are ranked badly without images; give `--data`",
+        ),
+        None => {}
+    }
     let importance = Importance {
         criterion: prune::Criterion::OutputError,
         limits: args.limits.over(prune::Limits::default()),
@@ -43,12 +55,9 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
     let first = cut::by_importance(&model, &importance, &target.before_similarity(reference, share))?;
     let mut slim = cut::apply(&model, &first)?;
     let mut second = None;
-    if let Some(path) = args.data.as_ref().filter(|_| share > 0.0) {
-        let dataset = data::open(path, &OpenOptions::default())?;
-        let calibration =
-            Calibration { dataset: &dataset, imgsz: model.meta.imgsz[0], images: CALIBRATION_IMAGES, seed: args.seed };
+    if let Some(calibration) = calibration.as_ref().filter(|_| share > 0.0) {
         let settings = Similarity { mode: args.similarity.into(), limits: importance.limits, ..Similarity::default() };
-        let plan = cut::by_similarity(&slim, &settings, &target, &calibration)?;
+        let plan = cut::by_similarity(&slim, &settings, &target, calibration)?;
         slim = cut::apply(&slim, &plan)?;
         second = Some(plan);
     }

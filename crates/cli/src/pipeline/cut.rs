@@ -5,6 +5,7 @@ use graph::Graph;
 use prune::{Coupling, Importance, Plan, Similarity, Size, Statistics, Target, importance, similarity, surgery};
 use train::calibrate::{self, Images};
 use train::evaluate::fit;
+use train::unfold;
 
 use crate::exit::Error;
 use crate::ui;
@@ -43,6 +44,28 @@ impl Calibration<'_> {
         let statistics = calibrate::statistics(graph, &nodes, [self.imgsz; 2], batches)?;
         bar.finish_and_clear();
         Ok(statistics)
+    }
+
+    /// `graph` with the BatchNorm that its export has folded away, as whole images give it; as it is where nothing is
+    /// missing.
+    pub fn unfold(&self, graph: &Graph) -> miette::Result<Graph> {
+        let bare = unfold::bare_convolutions(graph).len();
+        if bare == 0 {
+            return Ok(graph.clone());
+        }
+        let loader = self.loader(Mode::Val(fit(graph)))?;
+        let bar = ui::bar("Unfolding BatchNorm", self.items()?.len(), "images");
+        let batches = loader.epoch(0).map(|batch| {
+            let batch = batch?;
+            bar.inc(batch.n as u64);
+            Ok::<_, train::Error>(Images { data: batch.images, n: batch.n })
+        });
+        let unfolded = unfold::unfold_batch_norm(graph, [self.imgsz; 2], batches)?;
+        bar.finish_and_clear();
+        ui::note(format_args!(
+            "{bare} convolutions without BatchNorm have one again, measured on the dataset's images"
+        ));
+        Ok(unfolded)
     }
 
     /// `graph` with BatchNorm statistics estimated anew over images augmented as in training.
