@@ -90,13 +90,13 @@ fn files_that_are_no_detector_are_named_with_a_hint() {
             args: "info model.xyz",
             code: 1,
             stderr: "error: `model.xyz`: no detector format has this extension\nhint: known are .pt (YOLOv5, YOLOv8, \
-                     YOLO11), .cfg with .weights (Darknet) and .safetensors (Prunella)\n",
+                     YOLO11), .onnx, .cfg with .weights (Darknet) and .safetensors (Prunella)\n",
         },
         Case {
             args: "info text.onnx",
             code: 1,
-            stderr: "error: `text.onnx`: an ONNX file can be run, but not read back as a detector to change\nhint: `val`, \
-                     `predict` and `bench infer` take it; elsewhere give the file it was exported from\n",
+            stderr: "error: `text.onnx`: is no readable ONNX model: failed to decode Protobuf message: invalid wire type \
+                     value: 6\nhint: the file is damaged or truncated; copy it again or repeat the export\n",
         },
         Case {
             args: "val --model text.onnx --data ds --split train",
@@ -302,6 +302,34 @@ fn a_detector_is_shown_exported_and_run_as_the_same_one() {
     assert_eq!(prunella(dir.path(), &export).code, 0);
     let itself = prunella(dir.path(), "export --model own.safetensors --format safetensors");
     assert_eq!(itself.code, 2, "{itself:?}");
+}
+
+#[test]
+fn yolox_is_run_from_its_authors_export_but_not_trained() {
+    if testkit::shared().is_none() {
+        return;
+    }
+    let dir = dataset();
+    let model = "{shared}/weights/yolox-nano/yolox_nano.onnx";
+    let image = "{shared}/data/coco-val-206/images/000000000139.jpg";
+    // The file's own output is not decoded: our executor takes over.
+    let found = |model: &str| {
+        let ran = prunella(dir.path(), &format!("-q predict --model {model} --json --out seen {image}"));
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:?}");
+        let found: serde_json::Value = serde_json::from_str(&ran.stdout).expect("JSON");
+        let boxes = found[0]["detections"].as_array().expect("detections").clone();
+        boxes.iter().map(|b| b["name"].as_str().expect("a name").to_owned()).collect::<Vec<_>>()
+    };
+    let names = found(model);
+    assert!(names.iter().any(|n| n == "person") && names.iter().any(|n| n == "tv"), "{names:?}");
+    let export = prunella(dir.path(), &format!("export --model {model} --out yolox.onnx"));
+    assert_eq!(export.code, 0, "{export:?}");
+    assert_eq!(found("yolox.onnx"), names, "our export, in the embedded runtime");
+
+    let compress = prunella(dir.path(), &format!("compress --model {model} --data ds --macs 0.5 --out run"));
+    assert_eq!(compress.code, 1, "{compress:?}");
+    assert!(compress.stderr.contains("YOLOX heads cannot be trained here\nhint: `--epochs 0`"), "{compress:?}");
+    assert!(!dir.path().join("run").exists());
 }
 
 #[test]

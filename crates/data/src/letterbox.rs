@@ -16,6 +16,9 @@ pub enum Fit {
     /// Stretched to fill it, from the nearest four pixels however much it shrinks: what Darknet and OpenCV do. Smoother
     /// images score a little higher, but the figures Darknet's detectors are known by were measured like this.
     Stretch,
+    /// Proportions kept, the image in the top left corner and grey right of it or below, from the nearest four pixels: what
+    /// YOLOX is trained and measured with.
+    Corner,
 }
 
 /// How an image was placed on its square canvas.
@@ -49,6 +52,14 @@ impl Letterbox {
     pub fn fitted((width, height): (u32, u32), canvas: u32, fit: Fit) -> Self {
         match fit {
             Fit::Letterbox => Self::new((width, height), canvas),
+            Fit::Corner => {
+                let side = f64::from(canvas);
+                let scale = (side / f64::from(width.max(1))).min(side / f64::from(height.max(1)));
+                // YOLOX cuts the fraction off.
+                let resized = [width, height].map(|v| ((f64::from(v) * scale) as u32).clamp(1, canvas));
+                let resized = (resized[0], resized[1]);
+                Self { canvas, scale: [scale as f32; 2], pad: (0, 0), resized, original: (width, height) }
+            }
             Fit::Stretch => {
                 let scale = [width, height].map(|v| canvas as f32 / v.max(1) as f32);
                 Self { canvas, scale, pad: (0, 0), resized: (canvas, canvas), original: (width, height) }
@@ -101,7 +112,7 @@ pub(crate) fn resize(image: &RgbImage, (width, height): (u32, u32), fit: Fit) ->
     let mut resized = Image::new(width, height, PixelType::U8x3);
     let algorithm = match fit {
         Fit::Letterbox => ResizeAlg::Convolution(FilterType::Bilinear),
-        Fit::Stretch => ResizeAlg::Interpolation(FilterType::Bilinear),
+        Fit::Stretch | Fit::Corner => ResizeAlg::Interpolation(FilterType::Bilinear),
     };
     let options = ResizeOptions::new().resize_alg(algorithm).use_alpha(false);
     ImageRef::new(image.width(), image.height(), image.as_raw(), PixelType::U8x3)
@@ -136,6 +147,16 @@ mod tests {
         assert!(canvas.iter().all(|&v| v == 255));
         assert_eq!(placed.to_canvas([16.0, 8.0, 64.0, 32.0]), [8.0, 8.0, 32.0, 32.0]);
         assert_eq!(placed.to_image([8.0, 8.0, 32.0, 32.0]), [16.0, 8.0, 64.0, 32.0]);
+    }
+
+    #[test]
+    fn yolox_puts_the_image_into_the_corner() {
+        let (canvas, placed) = letterbox(&RgbImage::from_pixel(50, 37, image::Rgb([255; 3])), 32, Fit::Corner);
+        // 37 * 32 / 50 is 23.68, of which YOLOX keeps 23 rows; boxes keep the exact scale.
+        assert_eq!((placed.pad, placed.resized), ((0, 0), (32, 23)));
+        let row = |y: usize| [canvas[y * 32 * 3], canvas[(y * 32 + 31) * 3]];
+        assert_eq!([row(0), row(22), row(23), row(31)], [[255; 2], [255; 2], [FILL; 2], [FILL; 2]]);
+        assert_eq!(placed.to_canvas([50.0, 25.0, 0.0, 0.0])[..2], [32.0, 16.0]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use prune::{Coupling, Criterion, Importance, Mode, Plan, Similarity, importance,
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-const MODELS: [(&str, &str); 5] = [
+const MODELS: [(&str, &str); 6] = [
     ("yolov5n", "yolov5n/yolov5n.pt"),
     ("yolov8n", "yolov8n/yolov8n-rail.pt"),
     ("yolo11n", "yolo11n/yolo11n-ball.pt"),

@@ -84,6 +84,13 @@ fn yolo11n_is_what_the_reference_computes() {
     assert_exported(&graph, [64, 96], 1e-3);
 }
 
+#[test]
+fn yolox_nano_is_what_the_reference_computes() {
+    let Some(shared) = testkit::shared() else { return };
+    let graph = graph::format::load(&shared.join("weights/yolox-nano/yolox_nano.onnx"), &Default::default()).unwrap();
+    assert_exported(&graph, [96, 64], 1e-3);
+}
+
 struct Random {
     graph: Graph,
     rng: ChaCha8Rng,

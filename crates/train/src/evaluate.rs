@@ -36,10 +36,12 @@ impl Detector {
     }
 }
 
-/// How images are fitted to the canvas where a family comes from: Darknet stretches them, everyone else letterboxes.
+/// How images are fitted to the canvas where a family comes from: Darknet stretches them, YOLOX puts them into the corner,
+/// everyone else letterboxes.
 pub fn fit(family: Family) -> Fit {
     match family {
         Family::Darknet => Fit::Stretch,
+        Family::Yolox => Fit::Corner,
         _ => Fit::Letterbox,
     }
 }

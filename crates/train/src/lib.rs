@@ -18,6 +18,7 @@ pub mod reconstruct;
 pub mod schedule;
 pub mod sparse;
 mod trainer;
+pub mod unfold;
 pub mod watch;
 
 pub use error::{Error, Result};

@@ -70,8 +70,7 @@ pub enum Command {
 /// Which detector.
 #[derive(Clone, Debug, Args)]
 pub struct ModelArgs {
-    /// Detector: .pt (YOLOv5, YOLOv8, YOLO11), .cfg (Darknet) or .safetensors (Prunella); `predict` and `bench infer`
-    /// run an exported .onnx too
+    /// Detector: .pt (YOLOv5, YOLOv8, YOLO11), .cfg (Darknet), .onnx (of these, and YOLOX) or .safetensors (Prunella)
     #[arg(long, short, value_name = "FILE")]
     pub model: PathBuf,
     /// Weights of a Darknet .cfg [default: the .weights beside it]
@@ -94,7 +93,7 @@ pub fn load_model(model: &Path, weights: Option<&Path>) -> graph::Result<Graph> 
 /// Arguments of `info`.
 #[derive(Debug, Args)]
 pub struct Info {
-    /// Detector: .pt, .cfg or .safetensors
+    /// Detector: .pt, .onnx, .cfg or .safetensors
     #[arg(value_name = "MODEL")]
     pub model: PathBuf,
     /// Weights of a Darknet .cfg [default: the .weights beside it]

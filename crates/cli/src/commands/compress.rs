@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use graph::Graph;
+use train::loss::Criterion;
 
 use crate::args::{Compress, Optimizer, load_model};
 use crate::commands::prune::show;
@@ -28,9 +29,17 @@ pub fn run(args: &Compress) -> miette::Result<Exit> {
     let dataset = recipe.dataset()?;
     tell_skipped(&dataset);
     let recipe = fitted(recipe, &model, &dataset.names)?;
+    let calibration = Calibration {
+        dataset: &dataset,
+        imgsz: recipe.heal.imgsz,
+        images: recipe.calibration_images,
+        seed: recipe.seed,
+    };
+    let model = calibration.unfold(&model)?;
     if args.dry_run {
-        return dry_run(&recipe, &model, &dataset, args.json);
+        return dry_run(&recipe, &model, &calibration, args.json);
     }
+    trainable(&recipe, &model)?;
     let out = runs::folder(args.out.as_deref(), "compress", args.resume)?;
     runs::write_toml(&out.join("recipe.toml"), &recipe)?;
     compress(&recipe, &model, &dataset, &out, args.json)
@@ -111,17 +120,30 @@ fn fitted(mut recipe: Recipe, model: &Graph, names: &[String]) -> miette::Result
     Ok(recipe)
 }
 
+/// Refuses, before any work, a recipe that trains a detector no loss is written for.
+fn trainable(recipe: &Recipe, model: &Graph) -> miette::Result<()> {
+    let epochs = [&recipe.dense, &recipe.sparse, &recipe.heal].map(|t| t.epochs);
+    if epochs == [0; 3] {
+        return Ok(());
+    }
+    match Criterion::of(model.head()?.0, recipe.heal.imgsz) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Error::failed(
+            error.to_string(),
+            "`--epochs 0` compresses it without training; heal the result with its authors' trainer",
+        )),
+    }
+}
+
 /// Plans both cuts on the detector as it is, with a head for the dataset's classes.
-fn dry_run(recipe: &Recipe, model: &Graph, dataset: &data::Dataset, json: bool) -> miette::Result<Exit> {
-    let imgsz = recipe.heal.imgsz;
-    let start = fit(model, dataset, imgsz, recipe.seed)?;
-    let calibration = Calibration { dataset, imgsz, images: recipe.calibration_images, seed: recipe.seed };
+fn dry_run(recipe: &Recipe, model: &Graph, calibration: &Calibration, json: bool) -> miette::Result<Exit> {
+    let start = fit(model, calibration.dataset, recipe.heal.imgsz, recipe.seed)?;
     let cut = Cut {
         importance: &recipe.importance,
         similarity: &recipe.similarity,
         budget: &recipe.budget,
         similarity_share: recipe.similarity_share,
     };
-    show(&cut.at_once(&start, Some(&calibration))?, json);
+    show(&cut.at_once(&start, Some(calibration))?, json);
     Ok(Exit::Done)
 }

@@ -2,6 +2,7 @@
 
 use graph::format::save;
 use prune::{Importance, Similarity};
+use train::unfold;
 
 use crate::args::Prune;
 use crate::detector::image_size;
@@ -26,7 +27,7 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
     let limits = args.limits.over(prune::Limits::default());
     let importance = Importance { criterion: prune::Criterion::OutputError, limits, ..Importance::default() };
     let similarity = Similarity { mode: args.similarity.into(), limits, ..Similarity::default() };
-    let dataset = match args.data.as_ref().filter(|_| share > 0.0) {
+    let dataset = match &args.data {
         Some(path) => Some(data::open(path, &args.form.options())?),
         None => None,
     };
@@ -36,6 +37,13 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
         images: CALIBRATION_IMAGES,
         seed: args.seed,
     });
+    match &calibration {
+        Some(calibration) => model = calibration.unfold(&model)?,
+        None if !unfold::bare_convolutions(&model).is_empty() => ui::warn(
+            "this detector has convolutions without BatchNorm, which are ranked badly without images; give `--data`",
+        ),
+        None => {}
+    }
     let cut = Cut {
         importance: &importance,
         similarity: &similarity,

@@ -9,7 +9,7 @@ use eval::{Detection, NmsConfig};
 use graph::Graph;
 
 use crate::args::load_model;
-use crate::exit::Error;
+use crate::exit::{Error, Exit};
 
 /// Images of one size in, boxes in pixels of that size out.
 pub struct Detector {
@@ -33,9 +33,16 @@ impl Detector {
     /// Reads a detector and readies it for images of `imgsz` pixels, or of the size it was trained at.
     pub fn open(model: &Path, weights: Option<&Path>, imgsz: Option<usize>) -> miette::Result<Self> {
         if weights.is_none() && model.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx")) {
-            let exported = exported::Exported::open(model, imgsz)?;
-            let (names, imgsz) = (exported.names().to_vec(), exported.imgsz());
-            return Ok(Self { names, imgsz, fit: exported.fit(), engine: Engine::Onnx(Box::new(exported)) });
+            match exported::Exported::open(model, imgsz) {
+                Ok(exported) => {
+                    let (names, imgsz) = (exported.names().to_vec(), exported.imgsz());
+                    let fit = exported.fit();
+                    return Ok(Self { names, imgsz, fit, engine: Engine::Onnx(Box::new(exported)) });
+                }
+                // What comes out undecoded, such as YOLOX's own export, may be known all the same.
+                Err(refused) if Exit::of(&refused) != Exit::Usage && load_model(model, None).is_ok() => {}
+                Err(refused) => return Err(refused),
+            }
         }
         let graph = load_model(model, weights)?;
         let imgsz = image_size(&graph, imgsz)?;

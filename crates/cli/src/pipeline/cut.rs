@@ -3,12 +3,14 @@
 use data::{Augment, Dataset, Item, Loader, LoaderConfig, Mode};
 use graph::Graph;
 use prune::{
-    Budget, Coupling, Criterion, Importance, Plan, Sensitivity, Similarity, Size, Statistics, Target, importance,
-    similarity, surgery,
+    Budget, Coupling, Importance, Plan, Sensitivity, Similarity, Size, Statistics, Target, importance, similarity,
+    surgery,
 };
 use train::calibrate::{self, Images};
 use train::evaluate::fit;
+use train::loss::Criterion;
 use train::reconstruct::Reconstruction;
+use train::unfold;
 
 use crate::exit::Error;
 use crate::ui;
@@ -58,8 +60,11 @@ impl Calibration<'_> {
         Ok(statistics)
     }
 
-    /// What the detection loss of `graph` minds, on images augmented as in training.
+    /// What the detection loss of `graph` minds, on images augmented as in training; nothing where no loss is known for it.
     pub fn sensitivity(&self, graph: &Graph) -> miette::Result<Sensitivity> {
+        if !has_loss(graph, self.imgsz) {
+            return Ok(Sensitivity::default());
+        }
         let loader = self.loader(Mode::Train(Augment::default()))?;
         let bar = ui::bar("Measuring", loader.batches(), "batches");
         let batches = loader.epoch(0).inspect(|_| bar.inc(1));
@@ -118,8 +123,33 @@ impl Calibration<'_> {
             let what = format!("`{}` has no images to calibrate on", self.dataset.path.display());
             return Err(Error::failed(what, "run `prunella data check` on it to see what is there"));
         }
-        let focus = calibrate::focus(graph, [self.imgsz; 2], loader.epoch(0))?;
+        let focus = match has_loss(graph, self.imgsz) {
+            true => calibrate::focus(graph, [self.imgsz; 2], loader.epoch(0))?,
+            false => Focus::new(),
+        };
         Ok((images, focus))
+    }
+
+    /// `graph` with the BatchNorm that its export has folded away, as whole images give it; as it is where nothing is
+    /// missing.
+    pub fn unfold(&self, graph: &Graph) -> miette::Result<Graph> {
+        let bare = unfold::bare_convolutions(graph).len();
+        if bare == 0 {
+            return Ok(graph.clone());
+        }
+        let loader = self.loader(Mode::Val(fit(graph.meta.family)))?;
+        let bar = ui::bar("Unfolding BatchNorm", self.items()?.len(), "images");
+        let batches = loader.epoch(0).map(|batch| {
+            let batch = batch?;
+            bar.inc(batch.n as u64);
+            Ok::<_, train::Error>(Images { data: batch.images, n: batch.n })
+        });
+        let unfolded = unfold::unfold_batch_norm(graph, [self.imgsz; 2], batches)?;
+        bar.finish_and_clear();
+        ui::note(format_args!(
+            "{bare} convolutions without BatchNorm have one again, measured on the dataset's images"
+        ));
+        Ok(unfolded)
     }
 
     /// `graph` with BatchNorm statistics estimated anew over images augmented as in training.
@@ -137,6 +167,11 @@ impl Calibration<'_> {
     }
 }
 
+/// Whether detectors such as `graph` can be trained here.
+fn has_loss(graph: &Graph, imgsz: usize) -> bool {
+    graph.head().is_ok_and(|(head, _)| Criterion::of(head, imgsz).is_ok())
+}
+
 /// Stage 1: plans the removal of unimportant channels.
 pub fn by_importance(
     graph: &Graph,
@@ -144,7 +179,7 @@ pub fn by_importance(
     target: &Target,
     calibration: Option<&Calibration>,
 ) -> miette::Result<Plan> {
-    let measured = matches!(settings.criterion, Criterion::OutputError | Criterion::Taylor);
+    let measured = matches!(settings.criterion, prune::Criterion::OutputError | prune::Criterion::Taylor);
     let sensitivity = match calibration.filter(|_| measured) {
         Some(calibration) => calibration.sensitivity(graph)?,
         None => Sensitivity::default(),

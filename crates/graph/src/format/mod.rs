@@ -1,6 +1,7 @@
 //! Detector files: [`load`] turns any of them into a checked [`Graph`], [`save`] writes the native one.
 
 pub mod darknet;
+mod focus;
 mod native;
 pub mod onnx;
 mod pickle;
@@ -42,13 +43,10 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Graph> {
         ("cfg", Some(seed)) => darknet::load_untrained(path, seed)?,
         ("cfg" | "weights", _) => darknet::load(path, options.weights.as_deref())?,
         ("safetensors", _) => native::load(path)?,
-        ("onnx", _) => {
-            return Err(Error::format(path, "an ONNX file can be run, but not read back as a detector to change")
-                .hint("`val`, `predict` and `bench infer` take it; elsewhere give the file it was exported from"));
-        }
+        ("onnx", _) => onnx::load(path)?,
         _ => {
             return Err(Error::format(path, "no detector format has this extension").hint(
-                "known are .pt (YOLOv5, YOLOv8, YOLO11), .cfg with .weights (Darknet) and .safetensors (Prunella)",
+                "known are .pt (YOLOv5, YOLOv8, YOLO11), .onnx, .cfg with .weights (Darknet) and .safetensors (Prunella)",
             ));
         }
     };

@@ -156,6 +156,7 @@ impl<'a> Writer<'a> {
             Op::Act(_) => {
                 Err(self.refuse(id, "Darknet's activations follow a convolution or a sum alone read by them"))
             }
+            Op::Attention(_) => Err(self.refuse(id, "Darknet has no attention")),
             Op::Input { .. } | Op::Head(_) => Err(self.refuse(id, "stands amid the graph")),
         }
     }

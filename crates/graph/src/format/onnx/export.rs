@@ -6,12 +6,10 @@ use crate::{Act, Attention, BatchNorm, Conv, Error, Graph, NodeId, Op, Result, S
 
 use super::proto::{AttributeProto, ModelProto, OperatorSetIdProto};
 use super::writer::{Writer, value_info};
-use super::{INPUT, OUTPUT, head, metadata};
+use super::{INPUT, OPSET, OUTPUT, head, metadata};
 
 /// ONNX IR version 7 came with opset 13; both are old enough for every runtime in use.
 const IR_VERSION: i64 = 7;
-/// The first opset whose `Softmax` works along one axis and whose `ReduceSum` takes its axes as an input.
-const OPSET: i64 = 13;
 
 /// For which input to export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +75,7 @@ pub fn export(graph: &Graph, options: &ExportOptions) -> Result<Vec<u8>> {
     writer.graph.output = vec![value_info(OUTPUT, &[batch, Some(rows), Some(columns)])];
     let model = ModelProto {
         ir_version: IR_VERSION,
-        producer_name: "prunella".into(),
+        producer_name: metadata::PRODUCER.into(),
         producer_version: env!("CARGO_PKG_VERSION").into(),
         graph: Some(writer.graph),
         opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: OPSET }],

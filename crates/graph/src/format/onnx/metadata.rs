@@ -7,6 +7,7 @@ use prost::Message;
 use crate::{Error, Family, Graph, Head, Result};
 
 use super::proto::{ModelProto, StringStringEntryProto};
+use super::wire;
 
 /// The properties of an ONNX detector; whatever a foreign file does not tell is empty or `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,18 +25,37 @@ pub struct Metadata {
     pub family: Option<Family>,
 }
 
+/// What Prunella calls itself in files it writes.
+pub(super) const PRODUCER: &str = "prunella";
+
 /// Reads the properties of an ONNX file from its bytes; `path` is for messages.
 ///
 /// # Errors
 /// The bytes are no ONNX model, or a property is not in Ultralytics' notation.
 pub fn read_metadata(path: &Path, bytes: &[u8]) -> Result<Metadata> {
+    of(path, &decode(path, bytes)?)
+}
+
+/// The model in `bytes`.
+pub(super) fn decode(path: &Path, bytes: &[u8]) -> Result<ModelProto> {
     let damaged = |what: String| {
         Error::format(path, what).hint("the file is damaged or truncated; copy it again or repeat the export")
     };
+    wire::check(bytes).map_err(damaged)?;
     let model = ModelProto::decode(bytes).map_err(|e| damaged(format!("is no readable ONNX model: {e}")))?;
     if model.graph.is_none() {
         return Err(damaged("is an ONNX model without a graph".into()));
     }
+    Ok(model)
+}
+
+/// Whether Prunella wrote the properties of `model`.
+pub(super) fn is_own(model: &ModelProto) -> bool {
+    model.metadata_props.iter().any(|p| p.key == "author" && p.value == PRODUCER)
+}
+
+/// The properties of `model`.
+pub(super) fn of(path: &Path, model: &ModelProto) -> Result<Metadata> {
     let get = |key: &str| model.metadata_props.iter().find(|p| p.key == key).map(|p| p.value.as_str());
     let parsed = |key: &str, text: &str| {
         Error::format(path, format!("has no value Prunella can read: {text}"))
@@ -55,9 +75,9 @@ pub fn read_metadata(path: &Path, bytes: &[u8]) -> Result<Metadata> {
         None => None,
     };
     let task = get("task").map(str::to_owned);
-    // A family this version does not know is as good as none.
+    // A property of this name that is none of ours says nothing.
     let family = get("family").and_then(|text| serde_json::from_value(text.into()).ok());
-    Ok(Metadata { producer: model.producer_name, names, stride, imgsz, task, family })
+    Ok(Metadata { producer: model.producer_name.clone(), names, stride, imgsz, task, family })
 }
 
 /// The properties an export carries.
@@ -65,7 +85,7 @@ pub(super) fn properties(graph: &Graph, head: &Head, [height, width]: [usize; 2]
     let names: Vec<String> =
         graph.meta.names.iter().enumerate().map(|(i, name)| format!("{i}: {}", quote(name))).collect();
     [
-        ("author", "prunella".to_owned()),
+        ("author", PRODUCER.to_owned()),
         ("task", "detect".to_owned()),
         ("stride", head.strides().into_iter().max().unwrap_or(1).to_string()),
         ("imgsz", format!("[{height}, {width}]")),

@@ -5,7 +5,7 @@ use std::path::Path;
 use prost::Message;
 
 use crate::build::Yolov5;
-use crate::{Graph, Op};
+use crate::{Family, Graph, Op};
 
 use super::proto::{FLOAT, ModelProto};
 use super::{ExportOptions, Metadata, export, read_metadata};
@@ -60,6 +60,7 @@ fn says_what_it_is() {
         stride: Some(32),
         imgsz: Some([96, 64]),
         task: Some("detect".into()),
+        family: Some(Family::Yolov5),
     };
     assert_eq!(read, expected);
 }

@@ -20,6 +20,7 @@ impl Writer {
             name: name.into(),
             op_type: op.into(),
             attribute: attributes,
+            domain: String::new(),
         });
         name.into()
     }
@@ -38,7 +39,13 @@ impl Writer {
 
     fn tensor(&mut self, name: &str, shape: &[usize], data_type: i32, raw_data: Vec<u8>) -> String {
         let dims = shape.iter().map(|&d| d as i64).collect();
-        self.graph.initializer.push(TensorProto { dims, data_type, name: name.into(), raw_data });
+        self.graph.initializer.push(TensorProto {
+            dims,
+            data_type,
+            name: name.into(),
+            raw_data,
+            ..TensorProto::default()
+        });
         name.into()
     }
 

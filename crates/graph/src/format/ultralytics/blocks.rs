@@ -1,8 +1,12 @@
 //! The blocks YOLOv5, YOLOv8 and YOLO11 are stacked from.
 
 use super::Build;
+use crate::format::focus::interleave;
 use crate::format::pickle::Ref;
-use crate::{NodeId, Op, Result, Tensor};
+use crate::{NodeId, Op, Result};
+
+/// (Row, column) offsets of the phases in the order `Focus` joins them.
+const PHASES: [[usize; 2]; 4] = [[0, 0], [1, 0], [0, 1], [1, 1]];
 
 impl<'a> Build<'a> {
     /// `Conv`: convolution, batch norm (none once fused), activation.
@@ -101,7 +105,7 @@ impl<'a> Build<'a> {
         if conv.stride != [1, 1] || conv.groups != 1 || conv.weight.shape[1] % 4 != 0 {
             return Err(self.error(path, "has a convolution that is strided, grouped or not of four phases"));
         }
-        conv.weight = interleave(&conv.weight);
+        conv.weight = interleave(&conv.weight, PHASES);
         conv.stride = [2, 2];
         conv.pad = conv.pad.map(|p| 2 * p);
         let mut x = self.graph.push(name, Op::Conv(conv), vec![x]);
@@ -140,58 +144,6 @@ impl<'a> Build<'a> {
         match module.attr("add").and_then(Ref::bool) {
             Some(true) => Ok(self.graph.push(format!("{path}.add"), Op::Add, vec![x, y])),
             _ => Ok(y),
-        }
-    }
-}
-
-/// The weight (O, C, 2 KH, 2 KW) that sees an image as `weight` (O, 4 C, KH, KW) sees its four phases, which `Focus`
-/// joins in the order of their (row, column) offsets (0, 0), (1, 0), (0, 1), (1, 1).
-fn interleave(weight: &Tensor) -> Tensor {
-    let [o, four, kh, kw] = weight.shape[..] else { unreachable!("a convolution's weight has four axes") };
-    let channels = four / 4;
-    let mut wide = Tensor::zeros([o, channels, 2 * kh, 2 * kw]);
-    for (at, &w) in weight.data.iter().enumerate() {
-        let (kx, ky, i, o) = (at % kw, at / kw % kh, at / (kw * kh) % four, at / (kw * kh * four));
-        let (phase, c) = (i / channels, i % channels);
-        let (y, x) = (2 * ky + phase % 2, 2 * kx + phase / 2);
-        wide.data[((o * channels + c) * 2 * kh + y) * 2 * kw + x] = w;
-    }
-    wide
-}
-
-#[cfg(test)]
-mod tests {
-    use super::interleave;
-    use crate::reference::{Map, forward};
-    use crate::{Conv, Family, Graph, Meta, Op, Shape, Tensor};
-
-    fn convolve(weight: Tensor, step: usize, image: &Map) -> Map {
-        let pad = [step; 2];
-        let conv = Conv { weight, bias: None, stride: [step; 2], pad, groups: 1 };
-        let meta = Meta { family: Family::Other, names: vec![], imgsz: [8, 6] };
-        let mut graph = Graph::new(meta, image.shape.c);
-        graph.push("conv", Op::Conv(conv), vec![0]);
-        forward(&graph, image).unwrap().pop().unwrap()
-    }
-
-    #[test]
-    fn focus_is_a_wide_convolution() {
-        let value = |i: usize| (i as f32 * 0.61).sin();
-        let weight = Tensor::new([5, 8, 3, 3], (0..5 * 8 * 9).map(value).collect());
-        let shape = Shape { c: 2, h: 8, w: 6 };
-        let image = Map { shape, data: (0..2 * 8 * 6).map(|i| f64::from(value(7 * i))).collect() };
-        let mut phases = Map { shape: Shape { c: 8, h: 4, w: 3 }, data: vec![] };
-        for (dy, dx) in [(0, 0), (1, 0), (0, 1), (1, 1)] {
-            for c in 0..2 {
-                for y in 0..4 {
-                    phases.data.extend((0..3).map(|x| image.at(c, 2 * y + dy, 2 * x + dx)));
-                }
-            }
-        }
-        let (wide, narrow) = (convolve(interleave(&weight), 2, &image), convolve(weight, 1, &phases));
-        assert_eq!(wide.shape, narrow.shape);
-        for (a, b) in wide.data.iter().zip(&narrow.data) {
-            assert!((a - b).abs() < 1e-12, "{a} against {b}");
         }
     }
 }
