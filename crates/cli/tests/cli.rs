@@ -350,3 +350,42 @@ fn a_detector_is_pruned_to_its_budget_without_data() {
     let before = plan[0]["before"]["macs"].as_f64().expect("a number");
     assert!(info["macs"].as_f64().expect("a number") <= 0.6 * before);
 }
+
+#[test]
+fn a_cfg_alone_is_shown_and_a_darknet_detector_written_as_one() {
+    let Some(shared) = testkit::shared() else { return };
+    let dir = dataset();
+    fs::copy(shared.join("cfg/yolov3-tiny.cfg"), dir.path().join("tiny.cfg")).expect("writable");
+    let info = prunella(dir.path(), "info tiny.cfg --json");
+    let info: serde_json::Value = serde_json::from_str(&info.stdout).expect("JSON");
+    assert_eq!((&info["untrained"], &info["params"]), (&true.into(), &8_852_366.into()));
+    assert!(prunella(dir.path(), "info tiny.cfg").stdout.ends_with(" · no weights\n"));
+    let case = Case {
+        args: "val --model tiny.cfg --data ds --split train",
+        code: 1,
+        stderr: "error: `tiny.weights`: there is no such file, and `tiny.cfg` holds no weights\nhint: give the weights' file \
+                 with `--weights FILE`\n",
+    };
+    check(dir.path(), &[case]);
+
+    let fast = "{shared}/weights/yolo-fastest-1.1/yolo-fastest-1.1.cfg";
+    let export = prunella(dir.path(), &format!("export --model {fast} --format darknet --out fast.cfg"));
+    assert_eq!((export.code, export.stdout.as_str()), (0, "fast.cfg\n"), "{export:?}");
+    let params = |model: &str| {
+        let info = prunella(dir.path(), &format!("info {model} --json"));
+        serde_json::from_str::<serde_json::Value>(&info.stdout).expect("JSON")["params"].clone()
+    };
+    assert_eq!(params("fast.cfg"), params(fast));
+    for args in [
+        "export --model fast.cfg --format darknet",
+        "export --model fast.weights --format darknet",
+        "export --model fast.cfg --format darknet --out x.onnx",
+        "export --model tiny.cfg --weights fast.weights --format darknet --out fast.cfg",
+    ] {
+        assert_ne!(prunella(dir.path(), args).code, 0, "{args}");
+    }
+    let v5 = "export --model {shared}/weights/yolov5n/yolov5n.pt --format darknet --out v5.cfg";
+    let refused = prunella(dir.path(), v5);
+    assert!(refused.code == 1 && refused.stderr.contains("as YOLOv5 does"), "{refused:?}");
+    assert!(!dir.path().join("v5.cfg").exists());
+}

@@ -2,6 +2,7 @@
 //! together is checked by the command.
 
 mod bench;
+mod compare;
 mod compress;
 mod dataset;
 mod score;
@@ -15,6 +16,7 @@ use graph::Graph;
 use graph::format::{LoadOptions, load};
 
 pub use bench::{Bench, BenchInfer, BenchTrain};
+pub use compare::Compare;
 pub use compress::{Compress, Demo, Prune};
 pub use dataset::{DataArgs, DataForm};
 pub use score::{Export, ExportFormat, Predict, Val};
@@ -55,6 +57,8 @@ pub enum Command {
     Prune(Prune),
     /// The whole method: train, sparsify, prune by importance and similarity, heal, export, report
     Compress(Compress),
+    /// Compare pruning methods under one budget, recipe and list of seeds
+    Compare(Compare),
     /// Write a detector for another runtime, verified by running it
     Export(Export),
     /// Measure how fast a detector runs or trains here

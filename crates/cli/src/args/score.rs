@@ -102,4 +102,6 @@ pub enum ExportFormat {
     Onnx,
     /// Prunella's own file.
     Safetensors,
+    /// .cfg, .weights and .names, for detectors of Darknet's families.
+    Darknet,
 }

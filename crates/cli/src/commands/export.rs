@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use graph::format::onnx::ExportOptions;
-use graph::format::save;
+use graph::format::{darknet, save};
 
 use crate::args::{Export, ExportFormat};
 use crate::detector::image_size;
@@ -21,6 +21,13 @@ pub fn run(args: &Export) -> miette::Result<Exit> {
             graph.meta.imgsz = [imgsz; 2];
             save(&graph, &out)?;
             ui::note(format_args!("Wrote `{}`", out.display()));
+        }
+        ExportFormat::Darknet => {
+            if args.imgsz.is_some() {
+                graph.meta.imgsz = [imgsz; 2];
+            }
+            darknet::save(&graph, &out)?;
+            ui::note(format_args!("Wrote `{}`, its .weights and its .names", out.display()));
         }
         ExportFormat::Onnx => {
             let options = ExportOptions { imgsz: [imgsz; 2], batch: 1, dynamic_batch: args.dynamic };
@@ -40,11 +47,25 @@ fn target(args: &Export) -> miette::Result<PathBuf> {
     let extension = match args.format {
         ExportFormat::Onnx => "onnx",
         ExportFormat::Safetensors => "safetensors",
+        ExportFormat::Darknet => "cfg",
     };
     let out = args.out.clone().unwrap_or_else(|| args.model.model.with_extension(extension));
     let same = |a: &Path, b: &Path| a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b));
     if same(&out, &args.model.model) {
         return Err(Error::usage(format!("`{}` is the model itself", out.display()), "give another file with `--out`"));
+    }
+    if args.format == ExportFormat::Darknet {
+        if out.extension().is_none_or(|e| e != "cfg") {
+            let what = format!("`{}` is no name for a Darknet detector", out.display());
+            return Err(Error::usage(what, "give `--out` a name that ends in .cfg; .weights and .names go beside it"));
+        }
+        let weights = out.with_extension("weights");
+        if args.model.weights.as_ref().is_some_and(|own| same(&weights, own)) || same(&weights, &args.model.model) {
+            return Err(Error::usage(
+                format!("`{}` holds the model's own weights", weights.display()),
+                "give another file with `--out`",
+            ));
+        }
     }
     Ok(out)
 }

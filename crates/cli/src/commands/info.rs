@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use graph::format::{LoadOptions, load};
 use graph::{Conv, Family, Graph, Head, Node, NodeId, Op, cost};
 use prune::Coupling;
 use serde::Serialize;
@@ -12,10 +13,15 @@ use crate::ui::{self, Column, Table};
 
 /// Runs the command.
 pub fn run(args: &Info) -> miette::Result<Exit> {
-    let graph = load_model(&args.model, args.weights.as_deref())?;
+    let untrained = without_weights(args);
+    let graph = if untrained {
+        load(&args.model, &LoadOptions { untrained: Some(0), ..LoadOptions::default() })?
+    } else {
+        load_model(&args.model, args.weights.as_deref())?
+    };
     let file = std::fs::metadata(&args.model).map_err(|e| Error::io("read", &args.model, &e))?;
     let imgsz = args.imgsz.map_or(graph.meta.imgsz, |size| [size, size]);
-    let summary = Summary::of(&graph, imgsz, file.len())?;
+    let summary = Summary { untrained, ..Summary::of(&graph, imgsz, file.len())? };
     if args.json {
         ui::print_json(&summary);
     } else {
@@ -24,10 +30,18 @@ pub fn run(args: &Info) -> miette::Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// Whether the model is a Darknet `.cfg` alone: what it costs and how it is coupled needs no weights.
+fn without_weights(args: &Info) -> bool {
+    let cfg = args.model.extension().is_some_and(|e| e.eq_ignore_ascii_case("cfg"));
+    cfg && args.weights.is_none() && args.model.is_file() && !args.model.with_extension("weights").exists()
+}
+
 /// What `info --json` prints.
 #[derive(Debug, Serialize)]
 struct Summary {
     family: Family,
+    /// The file describes a detector and holds no weights.
+    untrained: bool,
     classes: Vec<String>,
     /// (height, width) in pixels.
     imgsz: [usize; 2],
@@ -94,6 +108,7 @@ impl Summary {
         let total = cost::total(graph, imgsz)?;
         Ok(Self {
             family: graph.meta.family,
+            untrained: false,
             classes: graph.meta.names.clone(),
             imgsz,
             params: total.params,
@@ -132,7 +147,7 @@ impl Summary {
         let layers = format!("{} layers", self.layers.len());
         table.total(["total", &layers, "", &ui::count(self.params), &ui::count(self.macs), ""]);
         format!(
-            "{table}\n{} · {} classes · {}×{} · {:.2} GFLOPs · {} of {} channels prunable · {}\n",
+            "{table}\n{} · {} classes · {}×{} · {:.2} GFLOPs · {} of {} channels prunable · {}{}\n",
             family(self.family),
             self.classes.len(),
             self.imgsz[0],
@@ -141,6 +156,7 @@ impl Summary {
             self.prunable_channels,
             self.channels,
             ui::bytes(self.file_bytes),
+            if self.untrained { " · no weights" } else { "" },
         )
     }
 }

@@ -1,6 +1,7 @@
 //! The commands: each reads its arguments, calls the rooms, prints what came of it.
 
 mod bench;
+mod compare;
 mod compress;
 mod data;
 mod demo;
@@ -27,6 +28,7 @@ pub fn run(cli: &Cli) -> miette::Result<Exit> {
         Command::Train(args) => train::run(args),
         Command::Prune(args) => prune::run(args),
         Command::Compress(args) => compress::run(args),
+        Command::Compare(args) => compare::run(args),
         Command::Export(args) => export::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Data(args) => data::run(args),

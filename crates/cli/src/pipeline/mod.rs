@@ -4,6 +4,7 @@
 //! done; a killed run goes on with the first that is not.
 
 pub mod cut;
+mod methods;
 mod outcome;
 mod pictures;
 mod recipe;
@@ -27,6 +28,7 @@ use crate::runs;
 use crate::training::{Bars, Counter, fit};
 use crate::ui;
 
+pub use methods::{LONGER, METHODS, Method};
 pub use outcome::stage_table;
 pub use recipe::Recipe;
 
@@ -75,6 +77,24 @@ impl<'a> Pipeline<'a> {
         Ok(Self { recipe, dataset, out, judges })
     }
 
+    /// The detector everything starts from: `model` fitted to the dataset and fine-tuned, or read where that is done.
+    pub fn dense(&self, model: &Graph) -> miette::Result<Graph> {
+        let folder = self.out.join("stages");
+        std::fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, &e))?;
+        self.first(&mut vec![], model)
+    }
+
+    fn first(&self, rows: &mut Vec<Stage>, model: &Graph) -> miette::Result<Graph> {
+        let recipe = self.recipe;
+        self.stage(rows, "dense", || {
+            let start = fit(model, self.dataset, recipe.dense.imgsz, recipe.seed)?;
+            match recipe.dense.epochs {
+                0 => Ok(start),
+                _ => Ok(self.train("dense", &start, None, &recipe.dense)?.best),
+            }
+        })
+    }
+
     /// Runs what has not been run yet and writes the outcome: slim detector, ONNX, summary.json, report.html.
     pub fn run(&self, model: &Graph) -> miette::Result<Summary> {
         let recipe = self.recipe;
@@ -83,13 +103,7 @@ impl<'a> Pipeline<'a> {
             std::fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, &e))?;
         }
         let mut rows = vec![];
-        let dense = self.stage(&mut rows, "dense", || {
-            let start = fit(model, self.dataset, recipe.dense.imgsz, recipe.seed)?;
-            match recipe.dense.epochs {
-                0 => Ok(start),
-                _ => Ok(self.train("dense", &start, None, &recipe.dense)?.best),
-            }
-        })?;
+        let dense = self.first(&mut rows, model)?;
         let reference = cut::size(&dense)?;
         let target = recipe.budget.target(reference)?;
         let first_target = target.before_similarity(reference, recipe.similarity_share);

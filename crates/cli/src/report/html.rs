@@ -13,53 +13,65 @@ use crate::ui;
 pub fn render(data: &ReportData) -> String {
     let summary = &data.summary;
     let title = escape(&summary.model);
-    let mut page = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>{title} – Prunella</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n",
-        include_str!("style.css")
-    );
-    let _ = write!(
-        page,
-        "<header><div class=\"eyebrow\">Prunella · compression report</div><h1>{title}</h1>\
-         <p class=\"lead\">{} · split <code>{}</code> · {px}×{px} px · seed {}</p></header>",
+    let lead = format!(
+        "{} · split <code>{}</code> · {px}×{px} px · seed {}",
         escape(&summary.data),
         escape(&summary.split),
         summary.seed,
         px = summary.imgsz,
     );
+    let mut body = String::new();
+    content(&mut body, data);
+    page("compression report", &title, &lead, &body)
+}
+
+/// A whole page; everything given is HTML.
+pub(super) fn page(kind: &str, title: &str, lead: &str, body: &str) -> String {
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <title>{title} – Prunella</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n\
+         <header><div class=\"eyebrow\">Prunella · {kind}</div><h1>{title}</h1><p class=\"lead\">{lead}</p></header>\
+         {body}<footer>Made by prunella {}</footer>\n</main>\n</body>\n</html>\n",
+        include_str!("style.css"),
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+fn content(page: &mut String, data: &ReportData) {
+    let summary = &data.summary;
     if let [first, .., last] = &summary.stages[..] {
-        tiles(&mut page, first, last);
+        tiles(page, first, last);
     }
     if !summary.stages.is_empty() {
         section(
-            &mut page,
+            page,
             "Stages",
             "Each row is the detector after that stage; the small figures compare with the first row.",
         );
-        stage_table(&mut page, &summary.stages);
+        stage_table(page, &summary.stages);
         page.push_str("</section>\n");
     }
     if summary.stages.len() > 1 {
-        section(&mut page, "Accuracy from stage to stage", "The drop before healing is what pruning itself costs.");
+        section(page, "Accuracy from stage to stage", "The drop before healing is what pruning itself costs.");
         page.push_str(&plots::accuracy(&summary.stages));
         page.push_str("</section>\n");
     }
     if !data.channels.is_empty() {
-        channels(&mut page, &data.channels);
+        channels(page, &data.channels);
     }
     if !data.gammas.is_empty() {
         let hint = "Absolute values of the prunable BatchNorm scales after each epoch of sparse training; the height is the \
                     square root of the count, so that small groups stay visible.";
-        section(&mut page, "Scales under sparse training", hint);
+        section(page, "Scales under sparse training", hint);
         page.push_str(&plots::gammas(&data.gammas));
         page.push_str("</section>\n");
     }
     if !data.curves.is_empty() {
-        curves(&mut page, data);
+        curves(page, data);
     }
     if !data.images.is_empty() {
-        section(&mut page, "The same images, both detectors", "Left the dense detector, right the slim one.");
+        section(page, "The same images, both detectors", "Left the dense detector, right the slim one.");
         page.push_str("<div class=\"pairs\">");
         for pair in &data.images {
             let caption = escape(&pair.caption);
@@ -74,7 +86,7 @@ pub fn render(data: &ReportData) -> String {
         page.push_str("</div></section>\n");
     }
     if !data.notes.is_empty() {
-        section(&mut page, "Notes", "");
+        section(page, "Notes", "");
         page.push_str("<ul class=\"notes\">");
         for note in &data.notes {
             let _ = write!(page, "<li>{}</li>", escape(note));
@@ -83,23 +95,20 @@ pub fn render(data: &ReportData) -> String {
     }
     if !data.recipe.is_empty() {
         section(
-            &mut page,
+            page,
             "Recipe",
             "recipe.toml of this run; give it to <code>prunella compress --recipe</code> to repeat it.",
         );
         let _ = writeln!(page, "<pre>{}</pre></section>", escape(data.recipe.trim_end()));
     }
     if !data.environment.is_empty() {
-        section(&mut page, "Environment", "");
+        section(page, "Environment", "");
         page.push_str("<dl>");
         for (what, value) in &data.environment {
             let _ = write!(page, "<dt>{}</dt><dd>{}</dd>", escape(what), escape(value));
         }
         page.push_str("</dl></section>\n");
     }
-    let _ =
-        write!(page, "<footer>Made by prunella {}</footer>\n</main>\n</body>\n</html>\n", env!("CARGO_PKG_VERSION"));
-    page
 }
 
 /// `text` with the characters HTML gives a meaning to written out.

@@ -154,6 +154,57 @@ pub fn precision_recall(panel: &PrPanel, stages: &[StageRow]) -> String {
     svg
 }
 
+/// A method's points in a frontier plot.
+pub struct Cloud {
+    pub name: String,
+    /// (x, y, deviation of y).
+    pub points: Vec<[f64; 3]>,
+}
+
+/// Accuracy over some size: a mark and a line a method, the last in the accent colour, names at the right.
+pub fn frontier(label: &str, clouds: &[Cloud]) -> String {
+    let (width, height) = (520.0, 330.0);
+    let points = || clouds.iter().flat_map(|c| &c.points).filter(|p| p[0].is_finite() && p[1].is_finite());
+    let right = points().map(|p| p[0]).fold(f64::MIN_POSITIVE, f64::max) * 1.08;
+    let top = (points().map(|p| p[1] + p[2]).fold(0.0, f64::max) * 10.0 + 0.3).ceil().max(1.0) / 10.0;
+    let frame = Frame { left: 40.0, top: 20.0, width: 340.0, height: 250.0, x: [0.0, right], y: [0.0, top] };
+    let mut svg = open(width, height, &format!("mAP50-95 over {label}"));
+    for step in 0..=(top * 10.0).round() as usize {
+        frame.rule(&mut svg, step as f64 / 10.0, &format!("{:.1}", step as f64 / 10.0));
+    }
+    for i in 0..=4 {
+        let value = right * f64::from(i) / 4.0;
+        let (x, y) = (frame.px(value), frame.py(0.0) + 16.0);
+        let _ = write!(svg, r#"<text x="{x:.1}" y="{y:.1}" text-anchor="middle">{value:.2}</text>"#);
+    }
+    let middle = frame.px(right / 2.0);
+    let _ = write!(svg, r#"<text x="{middle:.1}" y="{:.1}" text-anchor="middle">{label}</text>"#, height - 18.0);
+    for (i, cloud) in clouds.iter().enumerate() {
+        let last = i + 1 == clouds.len();
+        let colour =
+            if last { "var(--accent)".into() } else { format!("hsl({:.0} 45% 50%)", 360.0 * share(i, clouds.len())) };
+        let mut points: Vec<[f64; 3]> = cloud.points.iter().copied().filter(|p| p[1].is_finite()).collect();
+        points.sort_by(|a, b| a[0].total_cmp(&b[0]));
+        let line = frame.points(points.iter().map(|p| [p[0], p[1]]));
+        let _ = write!(svg, r#"<path class="curve" d="{line}" style="stroke:{colour}"/>"#);
+        for [x, y, deviation] in points {
+            let (px, py, half) = (frame.px(x), frame.py(y), frame.py(0.0) - frame.py(deviation));
+            let _ = write!(svg, r#"<path d="M{px:.1} {:.1}V{:.1}" style="stroke:{colour}"/>"#, py - half, py + half);
+            let _ = write!(
+                svg,
+                r#"<circle cx="{px:.1}" cy="{py:.1}" r="{}" style="fill:{colour}"/>"#,
+                if last { 5 } else { 3 }
+            );
+        }
+        let (x, y) = (frame.left + frame.width + 16.0, frame.top + 8.0 + 20.0 * i as f64);
+        let name = super::html::escape(&cloud.name);
+        let _ = write!(svg, r#"<circle cx="{x:.1}" cy="{:.1}" r="4" style="fill:{colour}"/>"#, y - 4.0);
+        let _ = write!(svg, r#"<text x="{:.1}" y="{y:.1}">{name}</text>"#, x + 10.0);
+    }
+    svg.push_str("</svg>");
+    svg
+}
+
 /// 0 for the first of `count`, 1 for the last.
 fn share(index: usize, count: usize) -> f64 {
     if count < 2 { 1.0 } else { index as f64 / (count - 1) as f64 }

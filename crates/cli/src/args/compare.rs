@@ -1,0 +1,55 @@
+//! Arguments of `compare`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::value::{Device, positive, share_to_keep};
+use super::{DataArgs, ModelArgs};
+use crate::pipeline::{METHODS, Method};
+
+/// Arguments of `compare`.
+#[derive(Debug, Args)]
+pub struct Compare {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Shares of the multiply-accumulates to keep, one after the other
+    #[arg(long, value_delimiter = ',', default_value = "0.5,0.25", value_name = "SHARES", value_parser = share_to_keep)]
+    pub macs: Vec<f64>,
+    /// Methods to compare, by name [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = method)]
+    pub methods: Vec<String>,
+    /// Seeds; every method runs once with each
+    #[arg(long, value_delimiter = ',', default_value = "0", value_name = "N")]
+    pub seeds: Vec<u64>,
+    /// Height and width in pixels [default: the detector's own]
+    #[arg(long, value_name = "PIXELS", value_parser = positive)]
+    pub imgsz: Option<usize>,
+    /// Epochs of dense fine-tuning (where the detector does not know the dataset's classes) and of healing
+    #[arg(long, short, default_value = "25", value_name = "N", value_parser = positive)]
+    pub epochs: usize,
+    /// Images a step
+    #[arg(long, short, default_value = "16", value_name = "N", value_parser = positive)]
+    pub batch: usize,
+    /// What computes
+    #[arg(long, default_value = "cpu")]
+    pub device: Device,
+    /// Folder of the comparison; one that was stopped is gone on with
+    #[arg(long, short, default_value = "runs/compare", value_name = "FOLDER")]
+    pub out: PathBuf,
+    /// Print compare.json when done
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn method(name: &str) -> Result<String, String> {
+    match Method::named(name) {
+        Some(method) => Ok(method.name.into()),
+        None => {
+            let names: Vec<&str> = METHODS.iter().map(|m| m.name).collect();
+            Err(format!("not one of {}", names.join(", ")))
+        }
+    }
+}

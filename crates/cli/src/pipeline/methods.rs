@@ -1,0 +1,99 @@
+//! The method and its kin (METHOD.md, section 6) as recipes: what each does differently from ours.
+
+use prune::{Criterion, Mode};
+
+use super::Recipe;
+
+/// One way to make a detector smaller.
+pub struct Method {
+    /// What it is called on the command line and in tables.
+    pub name: &'static str,
+    /// What it is, in words.
+    pub about: &'static str,
+    /// Turns our recipe into its own.
+    set: fn(&mut Recipe),
+}
+
+impl Method {
+    /// The method of that name.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        METHODS.iter().find(|m| m.name == name)
+    }
+
+    /// `recipe` by this method.
+    pub fn of(&self, recipe: &Recipe) -> Recipe {
+        let mut own = recipe.clone();
+        (self.set)(&mut own);
+        own
+    }
+}
+
+/// The name of [`METHODS`]' first, which removes nothing.
+pub const LONGER: &str = "longer";
+
+/// All of them; the first prunes nothing and trains on instead, the last is ours.
+pub const METHODS: &[Method] = &[
+    Method {
+        name: LONGER,
+        about: "nothing removed, trained for as many epochs",
+        set: |r| {
+            plain(r, Criterion::BnScale);
+            r.budget = prune::Budget { macs: Some(1.0), ..prune::Budget::default() };
+        },
+    },
+    Method { name: "random", about: "channels at random", set: |r| plain(r, Criterion::Random { seed: r.seed }) },
+    Method { name: "l1", about: "L1 norm of filters (Li 2017)", set: |r| plain(r, Criterion::L1Filter) },
+    Method { name: "fpgm", about: "geometric median of filters (He 2019)", set: |r| plain(r, Criterion::Fpgm) },
+    Method { name: "bn-scale", about: "BatchNorm scales (Liu 2017)", set: |r| plain(r, Criterion::BnScale) },
+    Method {
+        name: "bn-scale-folded",
+        about: "BatchNorm scales, constants folded into the readers",
+        set: |r| {
+            plain(r, Criterion::BnScale);
+            r.importance.fold_constants = true;
+        },
+    },
+    Method {
+        name: "taylor",
+        about: "first-order loss of the BatchNorm gates (Molchanov 2019)",
+        set: |r| plain(r, Criterion::Taylor),
+    },
+    Method {
+        name: "stage1",
+        about: "our stage 1 alone: predicted loss, constants folded",
+        set: |r| {
+            plain(r, Criterion::OutputError);
+            r.importance.fold_constants = true;
+        },
+    },
+    Method {
+        name: "pairwise",
+        about: "both stages, one stand-in a channel",
+        set: |r| {
+            r.similarity.mode = Mode::Pairwise;
+            // The budget decides, not the threshold: otherwise stage 1 would do most of the work.
+            r.similarity.threshold = 0.0;
+            r.reconstruct = false;
+        },
+    },
+    Method { name: "span", about: "both stages, all kept channels stand in", set: |r| r.reconstruct = false },
+    Method {
+        name: "stage1-reconstructed",
+        about: "our stage 1 alone, then reconstruction",
+        set: |r| {
+            plain(r, Criterion::OutputError);
+            r.importance.fold_constants = true;
+            r.reconstruct = true;
+        },
+    },
+    Method { name: "prunella", about: "both stages and reconstruction", set: |_| {} },
+];
+
+/// Pruning as it is usually published: rank, cut, train.
+fn plain(recipe: &mut Recipe, criterion: Criterion) {
+    recipe.importance.criterion = criterion;
+    recipe.importance.fold_constants = false;
+    recipe.similarity_share = 0.0;
+    recipe.reconstruct = false;
+    recipe.recalibration_epochs = 0;
+}
