@@ -11,7 +11,7 @@ pub mod reference;
 mod vectors;
 
 pub use conv::{
-    ConvShape, Epilogue, Packed, conv_backward_bias, conv_backward_input, conv_backward_weight, conv_forward,
+    ConvShape, Epilogue, Packed, conv_backward_bias, conv_backward_input, conv_backward_weight, conv_forward, directly,
 };
 pub use isa::Isa;
 pub use map::{Layout, View, ViewMut};
