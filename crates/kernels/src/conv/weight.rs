@@ -23,8 +23,12 @@ pub(crate) fn backward_weight(isa: Isa, shape: &ConvShape, x: View, dy: View, dw
     let blocks = shape.co.div_ceil(width);
     let by_tiles = winograd::fits(shape);
     // Rows of all images in about equal parts, none of them tiny.
-    let rows = if by_tiles { winograd::weight::rows_of_tiles(dy) } else { dy.layout.n * dy.layout.h };
-    let parts = (PARTS / blocks).min(dy.layout.pixels().div_ceil(2 * PIXELS)).clamp(1, rows.max(1));
+    let (rows, most) = if by_tiles {
+        winograd::weight::rows_of_tiles(dy)
+    } else {
+        (dy.layout.n * dy.layout.h, dy.layout.pixels().div_ceil(2 * PIXELS))
+    };
+    let parts = (PARTS / blocks).min(most).clamp(1, rows.max(1));
     let sums: Vec<Vec<f32>> = (0..parts * blocks)
         .into_par_iter()
         .map(|task| {

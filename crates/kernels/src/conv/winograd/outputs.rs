@@ -73,12 +73,13 @@ impl Kernel for Task<'_, '_> {
         let all = self.bands.len() * self.across;
         let pixels: Vec<Pixel> =
             (0..self.tiles).map(|t| Pixel { from: t * self.steps[0], to: t * self.steps[1] }).collect();
+        let mut half = [[s.splat(0.0); INPUTS]; OUTPUTS];
         for first in (0..all).step_by(self.tiles) {
             let count = self.tiles.min(all - first);
             self.transform(s, first, count);
             self.multiply(s, &pixels[..count]);
             for t in 0..count {
-                self.store(s, first + t, t);
+                self.store(s, &mut half, first + t, t);
             }
         }
     }
@@ -89,12 +90,13 @@ impl Task<'_, '_> {
     #[inline(always)]
     fn transform<S: Simd>(&mut self, s: S, first: usize, count: usize) {
         let step = self.from.layout.c.next_multiple_of(S::LANES);
+        let mut half = [[s.splat(0.0); INPUTS]; INPUTS];
         for (t, to) in self.inputs.chunks_exact_mut(self.steps[0]).take(count).enumerate() {
             let (band, column) = (&self.bands[(first + t) / self.across], (first + t) % self.across);
             let down = self.winograd.origin[0] + band.row as isize;
             let along = self.winograd.origin[1] + (column * OUTPUTS) as isize;
             let patch = Patch::new(self.from.image(band.image), [down, along], INPUTS);
-            patch.transform::<S, Input, INPUTS, INPUTS>(s, step, to);
+            patch.transform::<S, Input, INPUTS, INPUTS>(s, &mut half, step, to);
         }
     }
 
@@ -120,18 +122,17 @@ impl Task<'_, '_> {
         }
     }
 
-    /// Transforms products `t` back to tile `tile`.
+    /// Transforms products `t` back to tile `tile`; `half` is as in [`Patch::transform`].
     #[inline(always)]
-    fn store<S: Simd>(&mut self, s: S, tile: usize, t: usize) {
+    fn store<S: Simd>(&mut self, s: S, half: &mut [[S::V; INPUTS]; OUTPUTS], tile: usize, t: usize) {
         let band = &mut self.bands[tile / self.across];
         let l = band.view.layout;
         let left = tile % self.across * OUTPUTS;
         let (rows, columns) = (l.h.min(OUTPUTS), (l.w - left).min(OUTPUTS));
         let step = l.c.next_multiple_of(S::LANES);
         let products = &self.products[t * self.steps[1]..][..FREQUENCIES * step];
+        let zero = s.splat(0.0);
         for_vectors!(S, l.c, |c| {
-            let zero = s.splat(0.0);
-            let mut half = [[zero; INPUTS]; OUTPUTS];
             for j in 0..INPUTS {
                 let mut column = [zero; INPUTS];
                 for (i, v) in column.iter_mut().enumerate() {
@@ -143,8 +144,8 @@ impl Task<'_, '_> {
                 }
             }
             let bias = if let Start::Bias(bias) = self.winograd.start { load(s, bias, c) } else { zero };
-            for (i, half) in half.into_iter().enumerate().take(rows) {
-                let row = Output::apply(s, half);
+            for (i, half) in half.iter().enumerate().take(rows) {
+                let row = Output::apply(s, *half);
                 for (j, v) in row.into_iter().enumerate().take(columns) {
                     let to = &mut band.view.data[(i * l.w + left + j) * l.pitch..];
                     let start = if let Start::Destination = self.winograd.start { load(s, to, c) } else { bias };

@@ -144,16 +144,7 @@ pub(crate) fn square<S: Simd, T: Transform<FROM, TO>, const FROM: usize, const T
             half[i][j] = column[i];
         }
     }
-    rows::<S, T, FROM, TO>(s, half)
-}
-
-/// The second axis of [`square`].
-#[inline(always)]
-fn rows<S: Simd, T: Transform<FROM, TO>, const FROM: usize, const TO: usize>(
-    s: S,
-    half: [[S::V; FROM]; TO],
-) -> [[S::V; TO]; TO] {
-    let mut whole = [[s.splat(0.0); TO]; TO];
+    let mut whole = [[zero; TO]; TO];
     for i in 0..TO {
         whole[i] = T::apply(s, half[i]);
     }
@@ -180,11 +171,29 @@ impl<'a> Patch<'a> {
         Self { image, first, inside }
     }
 
-    /// Transforms all channels into `to`: frequency f's channels start at `f * step`, zeros up to whole vectors.
+    /// Transforms all channels into `to`: frequency f's channels start at `f * step`, zeros up to whole vectors. `half` is
+    /// room for what lies between the two axes: made here, it would be filled with zeros for every patch.
     #[inline(always)]
     pub fn transform<S: Simd, T: Transform<FROM, TO>, const FROM: usize, const TO: usize>(
         &self,
         s: S,
+        half: &mut [[S::V; FROM]; TO],
+        step: usize,
+        to: &mut [f32],
+    ) {
+        if self.inside == [[0, FROM]; 2] {
+            self.transform_where::<S, T, FROM, TO, true>(s, half, step, to);
+        } else {
+            self.transform_where::<S, T, FROM, TO, false>(s, half, step, to);
+        }
+    }
+
+    /// `ALL` pixels are inside, or as many as `inside` says.
+    #[inline(always)]
+    fn transform_where<S: Simd, T: Transform<FROM, TO>, const FROM: usize, const TO: usize, const ALL: bool>(
+        &self,
+        s: S,
+        half: &mut [[S::V; FROM]; TO],
         step: usize,
         to: &mut [f32],
     ) {
@@ -198,14 +207,11 @@ impl<'a> Patch<'a> {
             assert!(at([rows_inside[0], columns_inside[0]]) >= 0 && last as usize <= self.image.data.len());
         }
         for_vectors!(S, l.c, |c| {
-            let mut half = [[zero; FROM]; TO];
             for j in 0..FROM {
-                if j < columns_inside[0] || j >= columns_inside[1] {
-                    continue;
-                }
                 let mut column = [zero; FROM];
+                let column_inside = j >= columns_inside[0] && j < columns_inside[1];
                 for (i, v) in column.iter_mut().enumerate() {
-                    if i >= rows_inside[0] && i < rows_inside[1] {
+                    if ALL || column_inside && i >= rows_inside[0] && i < rows_inside[1] {
                         let at = self.first + ((i * l.w + j) * l.pitch + c.start) as isize;
                         // SAFETY: the first and the last pixel inside lie within the data (asserted), and so do the channels
                         // of those between; `c` ends at most at their number.
@@ -217,9 +223,8 @@ impl<'a> Patch<'a> {
                     half[j] = v;
                 }
             }
-            let whole = rows::<S, T, FROM, TO>(s, half);
-            for (i, row) in whole.into_iter().enumerate() {
-                for (j, v) in row.into_iter().enumerate() {
+            for (i, half) in half.iter().enumerate() {
+                for (j, v) in T::apply(s, *half).into_iter().enumerate() {
                     s.store(v, &mut to[(i * TO + j) * step + c.start..]);
                 }
             }

@@ -9,9 +9,14 @@ use crate::conv::tile::{Outer, RowOfPixels, Run};
 use crate::isa::{Isa, Kernel, Simd};
 use crate::{ConvShape, View};
 
-/// Rows of tiles of all images together.
-pub(crate) fn rows_of_tiles(dy: View) -> usize {
-    dy.layout.n * dy.layout.h.div_ceil(OUTPUTS)
+/// Tiles a part should have, so that it is worth going through all frequencies' sums.
+const TILES: usize = 72;
+
+/// Rows of tiles of all images together, and how many parts they may be cut into.
+pub(crate) fn rows_of_tiles(dy: View) -> (usize, usize) {
+    let l = dy.layout;
+    let rows = l.n * l.h.div_ceil(OUTPUTS);
+    (rows, (rows * l.w.div_ceil(OUTPUTS)).div_ceil(TILES))
 }
 
 /// Sums over some [`rows_of_tiles`], for `dy` of at most two vectors of channels: (taps, I, `width`), where `width` is the
@@ -74,15 +79,16 @@ impl Part<'_> {
         let down = self.dy.layout.h.div_ceil(OUTPUTS);
         let channels = self.x.layout.c.next_multiple_of(S::LANES);
         let steps = [channels, self.width].map(tile_step);
+        let (mut half_input, mut half_gradient) = ([[s.splat(0.0); INPUTS]; INPUTS], [[s.splat(0.0); OUTPUTS]; INPUTS]);
         let inputs = self.inputs.chunks_exact_mut(steps[0]);
         for (t, (input, gradient)) in inputs.zip(self.gradients.chunks_exact_mut(steps[1])).take(count).enumerate() {
             let (row, column) = ((first + t) / self.across, (first + t) % self.across);
             let (image, at) = (row / down, [row % down * OUTPUTS, column * OUTPUTS].map(|at| at as isize));
             let origin = [0, 1].map(|axis| at[axis] + self.origin[axis]);
             let x = Patch::new(self.x.image(image), origin, INPUTS);
-            x.transform::<S, Input, INPUTS, INPUTS>(s, channels, input);
+            x.transform::<S, Input, INPUTS, INPUTS>(s, &mut half_input, channels, input);
             let dy = Patch::new(self.dy.image(image), at, OUTPUTS);
-            dy.transform::<S, OutputGradient, OUTPUTS, INPUTS>(s, self.width, gradient);
+            dy.transform::<S, OutputGradient, OUTPUTS, INPUTS>(s, &mut half_gradient, self.width, gradient);
         }
     }
 
