@@ -12,17 +12,23 @@ use kernels::{BnAct, ConvShape, Epilogue, Isa, Layout, Packed, Pool, View, ViewM
 /// Kernel size, input channels, output channels, input height and width, stride.
 type Row = (usize, usize, usize, usize, usize);
 
-const ROWS: [Row; 16] = [
+const ROWS: [Row; 22] = [
     (6, 3, 16, 320, 2),
     (3, 3, 16, 320, 2),
     (3, 16, 32, 160, 2),
+    (3, 8, 8, 80, 1),
+    (3, 12, 12, 40, 1),
     (3, 16, 16, 80, 1),
     (3, 32, 32, 80, 1),
+    (3, 32, 32, 40, 1),
     (3, 64, 64, 80, 1),
     (3, 64, 64, 40, 1),
+    (3, 64, 64, 20, 1),
+    (3, 128, 64, 20, 1),
     (3, 64, 128, 40, 2),
     (3, 128, 128, 20, 1),
     (3, 128, 256, 20, 2),
+    (3, 128, 128, 10, 1),
     (3, 256, 256, 10, 1),
     (3, 37, 45, 40, 1),
     (1, 32, 32, 80, 1),
@@ -94,10 +100,16 @@ fn main() {
         isa.scope(|| {
             let peak = peak(isa).map_or("unknown".to_owned(), |p| format!("{p:.0} GFLOP/s"));
             println!("{isa:?}, {} threads, peak of one core {peak}", rayon::current_num_threads());
-            println!("{:28} {:>9} {:>9} {:>9}   GFLOP/s", "convolution, batch 8", "forward", "dx", "dw");
-            ROWS.iter().for_each(|row| convolution(*row, 1));
+            println!("{:30} {:>9} {:>9} {:>9}   GFLOP/s", "convolution, batch 8", "forward", "dx", "dw");
+            for row in ROWS {
+                let name = if row.0 == 3 && row.4 == 1 { "" } else { "direct" };
+                if name.is_empty() {
+                    kernels::directly(|| convolution(row, 1, "direct"));
+                }
+                convolution(row, 1, name);
+            }
             println!("{:28} {:>9} {:>9} {:>9}   GFLOP/s", "depthwise, batch 8", "forward", "dx", "dw");
-            DEPTHWISE.iter().for_each(|row| convolution(*row, row.1));
+            DEPTHWISE.iter().for_each(|row| convolution(*row, row.1, ""));
             println!(
                 "{:28} {:>9} {:>9} {:>9}   GB/s read and written",
                 "others, batch 8", "stats", "forward", "backward"
@@ -143,7 +155,7 @@ fn others((c, size): (usize, usize)) {
     println!("{name:28} {:>9} {:9.1} {:9.1}", "", 5.0 * gigabytes / forward, 5.0 * gigabytes / backward);
 }
 
-fn convolution((k, ci, co, size, stride): Row, groups: usize) {
+fn convolution((k, ci, co, size, stride): Row, groups: usize, how: &str) {
     let pad = if k == 6 { 2 } else { k / 2 };
     let shape = ConvShape { ci, co, kernel: [k, k], stride: [stride; 2], pad: [pad; 2], groups };
     let from = Layout::dense(BATCH, size, size, ci);
@@ -158,6 +170,6 @@ fn convolution((k, ci, co, size, stride): Row, groups: usize) {
     });
     let dx = best(|| kernels::conv_backward_input(&shape, View::new(&y, to), &w, ViewMut::new(&mut x, from), false));
     let dw = best(|| kernels::conv_backward_weight(&shape, View::new(&x, from), View::new(&y, to), &mut w));
-    let name = format!("{k}x{k} {ci} -> {co} @{size} /{stride}");
-    println!("{name:28} {:9.0} {:9.0} {:9.0}", flops / forward, flops / dx, flops / dw);
+    let name = format!("{k}x{k} {ci} -> {co} @{size} /{stride} {how}");
+    println!("{name:30} {:9.0} {:9.0} {:9.0}", flops / forward, flops / dx, flops / dw);
 }

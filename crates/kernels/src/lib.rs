@@ -13,7 +13,7 @@ mod vectors;
 
 pub use attention::{attention_backward, attention_forward};
 pub use conv::{
-    ConvShape, Epilogue, Packed, conv_backward_bias, conv_backward_input, conv_backward_weight, conv_forward,
+    ConvShape, Epilogue, Packed, conv_backward_bias, conv_backward_input, conv_backward_weight, conv_forward, directly,
 };
 pub use isa::Isa;
 pub use map::{Layout, View, ViewMut};

@@ -8,8 +8,7 @@ use rayon::prelude::*;
 
 use crate::act::{Curve, with_curve};
 use crate::isa::{Isa, Kernel, Simd};
-use crate::map::Band;
-use crate::vectors::{Lanes, for_vectors, load, rows_per_band, store};
+use crate::vectors::{for_vectors, load, rows_per_band, store};
 use crate::{View, ViewMut};
 
 /// Per-channel statistics of a map over images, rows and columns.
@@ -70,6 +69,17 @@ fn sums(pixels: usize, channels: usize, sum: impl Fn(Range<usize>, &mut [f32], &
     parts.iter().for_each(|part| totals.iter_mut().zip(part).for_each(|(t, p)| *t += p));
     let second = totals.split_off(channels);
     [totals, second]
+}
+
+/// Sums parts, each of two values per channel.
+fn add_up(parts: &[Vec<f32>], channels: usize) -> [Vec<f64>; 2] {
+    let mut totals = [vec![0.0; channels], vec![0.0; channels]];
+    for part in parts {
+        for (totals, part) in totals.iter_mut().zip(part.chunks_exact(channels)) {
+            totals.iter_mut().zip(part).for_each(|(t, p)| *t += f64::from(*p));
+        }
+    }
+    totals
 }
 
 /// Mean and biased variance of every channel of x (N, H, W, C).
@@ -187,10 +197,21 @@ pub fn bn_act_backward(x: View, dy: View, bn: &BnAct, dx: ViewMut, dgamma: &mut 
     bn.check(channels);
     assert_eq!([dgamma.len(), dbeta.len()], [channels; 2]);
     let scale = bn.scale();
-    let gradient = Gradient { x, dy, bn, scale: &scale };
-    let [by_beta, by_deviation] = sums(pixels, channels, |range, first, second| {
-        with_curve!(bn.act, C => isa.run(GradientSums::<C> { gradient, range, first, second, curve: PhantomData }));
-    });
+    // As in `sums`, bands are short and depend on the shape alone.
+    let rows = rows_per_band(dx.layout).min(1024 / dx.layout.w.max(1)).max(1);
+    let mut bands = dx.bands(rows);
+    let parts: Vec<Vec<f32>> = bands
+        .par_iter_mut()
+        .map(|band| {
+            let (x, dy) = [x, dy].map(|map| map.rows(band.image, band.row, band.view.layout.h)).into();
+            let mut part = vec![0.0; 2 * channels];
+            let (first, second) = part.split_at_mut(channels);
+            let (scale, g) = (&scale, band.view.reborrow());
+            with_curve!(bn.act, C => isa.run(Gradient::<C> { x, dy, bn, scale, g, first, second, curve: PhantomData }));
+            part
+        })
+        .collect();
+    let [by_beta, by_deviation] = add_up(&parts, channels);
     let count = pixels.max(1) as f64;
     let (mut constant, mut slope) = (vec![0.0; channels], vec![0.0; channels]);
     for c in 0..channels {
@@ -200,81 +221,86 @@ pub fn bn_act_backward(x: View, dy: View, bn: &BnAct, dx: ViewMut, dgamma: &mut 
         constant[c] = (-scale * by_beta[c] / count) as f32;
         slope[c] = (-scale * inv_std * inv_std * by_deviation[c] / count) as f32;
     }
-    let rows = rows_per_band(dx.layout);
-    dx.bands(rows).into_par_iter().for_each(|band| {
-        let (constant, slope) = (&constant, &slope);
-        with_curve!(bn.act, C => isa.run(Backward::<C> { gradient, constant, slope, band, curve: PhantomData }));
+    bands.into_par_iter().for_each(|band| {
+        let x = x.rows(band.image, band.row, band.view.layout.h);
+        isa.run(Backward { x, mean: bn.mean, scale: &scale, constant: &constant, slope: &slope, dx: band.view });
     });
 }
 
-/// What both readings of the backward pass compute anew: cheaper than writing it down in between.
-#[derive(Clone, Copy)]
-struct Gradient<'a> {
+/// The first reading of the backward pass: `g`, whose sums the second one needs. It waits where dx will be, as computing
+/// the activation's slope again takes longer than reading it back.
+struct Gradient<'a, C> {
     x: View<'a>,
     dy: View<'a>,
     bn: &'a BnAct<'a>,
     scale: &'a [f32],
-}
-
-impl Gradient<'_> {
-    /// `d = x - mean` and `g = dy * act'(z)` of some channels of a pixel.
-    #[inline(always)]
-    fn at<S: Simd, C: Curve>(&self, s: S, x: &[f32], dy: &[f32], c: Lanes) -> (S::V, S::V) {
-        let d = s.sub(load(s, x, c), load(s, self.bn.mean, c));
-        let z = s.fma(d, load(s, self.scale, c), load(s, self.bn.beta, c));
-        (d, s.mul(load(s, dy, c), C::slope(s, z)))
-    }
-}
-
-struct GradientSums<'a, C> {
-    gradient: Gradient<'a>,
-    range: Range<usize>,
+    g: ViewMut<'a>,
+    /// Sums of `g` and of `g d`.
     first: &'a mut [f32],
     second: &'a mut [f32],
     curve: PhantomData<C>,
 }
 
-impl<C: Curve> Kernel for GradientSums<'_, C> {
-    type Output = ();
-
+impl<C: Curve> Gradient<'_, C> {
+    /// `P` pixels from `at` on, so that each sum is fetched and put back once for all of them.
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let channels = self.gradient.scale.len();
-        for p in self.range {
-            let (x, dy) = (self.gradient.x.pixel(p), self.gradient.dy.pixel(p));
-            for_vectors!(S, channels, |c| {
-                let (d, g) = self.gradient.at::<S, C>(s, x, dy, c);
-                let (first, second) = (load(s, self.first, c), load(s, self.second, c));
-                store(s, s.add(first, g), self.first, c);
-                store(s, s.fma(g, d, second), self.second, c);
-            });
-        }
+    fn add<S: Simd, const P: usize>(&mut self, s: S, at: usize) {
+        for_vectors!(S, self.scale.len(), |c| {
+            let (mean, scale) = (load(s, self.bn.mean, c), load(s, self.scale, c));
+            let beta = load(s, self.bn.beta, c);
+            let (mut first, mut second) = (load(s, self.first, c), load(s, self.second, c));
+            for i in 0..P {
+                let d = s.sub(load(s, self.x.pixel(at + i), c), mean);
+                let slope = C::slope(s, s.fma(d, scale, beta));
+                let g = s.mul(load(s, self.dy.pixel(at + i), c), slope);
+                first = s.add(first, g);
+                second = s.fma(g, d, second);
+                store(s, g, self.g.pixel(at + i), c);
+            }
+            store(s, first, self.first, c);
+            store(s, second, self.second, c);
+        });
     }
 }
 
-struct Backward<'a, C> {
-    gradient: Gradient<'a>,
-    constant: &'a [f32],
-    slope: &'a [f32],
-    band: Band<'a>,
-    curve: PhantomData<C>,
-}
-
-impl<C: Curve> Kernel for Backward<'_, C> {
+impl<C: Curve> Kernel for Gradient<'_, C> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let (band, channels) = (&mut self.band, self.constant.len());
-        let rows = band.view.layout.h;
-        let x = self.gradient.x.rows(band.image, band.row, rows);
-        let dy = self.gradient.dy.rows(band.image, band.row, rows);
-        for p in 0..x.layout.pixels() {
-            let (x, dy, dx) = (x.pixel(p), dy.pixel(p), band.view.pixel(p));
-            for_vectors!(S, channels, |c| {
-                let (d, g) = self.gradient.at::<S, C>(s, x, dy, c);
+        let (pixels, mut at) = (self.x.layout.pixels(), 0);
+        while at + 4 <= pixels {
+            self.add::<S, 4>(s, at);
+            at += 4;
+        }
+        while at < pixels {
+            self.add::<S, 1>(s, at);
+            at += 1;
+        }
+    }
+}
+
+/// The second reading: `dx = scale g + slope d + constant`, `g` being what dx holds.
+struct Backward<'a> {
+    x: View<'a>,
+    mean: &'a [f32],
+    scale: &'a [f32],
+    constant: &'a [f32],
+    slope: &'a [f32],
+    dx: ViewMut<'a>,
+}
+
+impl Kernel for Backward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        for p in 0..self.x.layout.pixels() {
+            let (x, dx) = (self.x.pixel(p), self.dx.pixel(p));
+            for_vectors!(S, self.scale.len(), |c| {
+                let d = s.sub(load(s, x, c), load(s, self.mean, c));
                 let rest = s.fma(d, load(s, self.slope, c), load(s, self.constant, c));
-                store(s, s.fma(g, load(s, self.gradient.scale, c), rest), dx, c);
+                store(s, s.fma(load(s, dx, c), load(s, self.scale, c), rest), dx, c);
             });
         }
     }

@@ -1,11 +1,11 @@
-//! Convolution and its three gradients against the reference, on every instruction set this machine has.
+//! Convolution in its direct form and its three gradients against the reference, on every instruction set this machine has.
 
 mod common;
 
 use common::{Buffer, Gaps, assert_close, differences, dot, gaps, plus, values, wide};
 use graph::Act;
 use kernels::reference::{self, Map};
-use kernels::{ConvShape, Epilogue, Isa, Packed};
+use kernels::{ConvShape, Epilogue, Isa, Packed, directly};
 use proptest::prelude::*;
 
 const NOTHING: Epilogue = Epilogue { bias: None, act: Act::Identity };
@@ -102,12 +102,12 @@ proptest! {
 
     #[test]
     fn forward_equals_the_reference(c in case()) {
-        Isa::available().into_iter().for_each(|isa| isa.scope(|| check_forward(&c)));
+        Isa::available().into_iter().for_each(|isa| isa.scope(|| directly(|| check_forward(&c))));
     }
 
     #[test]
     fn gradients_equal_the_reference(c in case()) {
-        Isa::available().into_iter().for_each(|isa| isa.scope(|| check_backward(&c)));
+        Isa::available().into_iter().for_each(|isa| isa.scope(|| directly(|| check_backward(&c))));
     }
 }
 
@@ -132,9 +132,9 @@ fn results_do_not_depend_on_the_number_of_threads() {
     let dense = ConvShape { ci: 24, co: 40, kernel: [3, 3], stride: [1, 1], pad: [1, 1], groups: 1 };
     for shape in [dense, ConvShape { stride: [2, 2], ..dense }, ConvShape { co: 24, groups: 24, ..dense }] {
         let c = Case { shape, n: 3, h: 33, w: 35, gaps: [(0, 0), (1, 3)], seed: 5 };
-        let run = |threads: usize| {
+        let run = |threads: usize, direct: bool| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| {
+            let all = || {
                 let (mut x, mut y, w) = (c.x(), c.y(), c.weights());
                 let mut dw = w.clone();
                 kernels::conv_backward_weight(&shape, x.view(), y.view(), &mut dw);
@@ -142,11 +142,14 @@ fn results_do_not_depend_on_the_number_of_threads() {
                 kernels::conv_backward_input(&shape, y.view(), &w, x.view_mut(), true);
                 let stats = kernels::batch_stats(y.view());
                 (x.data, y.data, dw, stats)
-            })
+            };
+            pool.install(|| if direct { directly(all) } else { all() })
         };
-        let one = run(1);
-        for threads in [2, 3, 7] {
-            assert!(run(threads) == one, "{threads} threads: {shape:?}");
+        for direct in [false, true] {
+            let one = run(1, direct);
+            for threads in [2, 3, 7] {
+                assert!(run(threads, direct) == one, "{threads} threads, direct {direct}: {shape:?}");
+            }
         }
     }
 }

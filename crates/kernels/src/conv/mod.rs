@@ -11,6 +11,7 @@ mod pass;
 mod source;
 mod tile;
 mod weight;
+mod winograd;
 
 use graph::Act;
 use panels::Panels;
@@ -18,6 +19,7 @@ use pass::{Pass, Phase, Weights};
 use rayon::prelude::*;
 use source::Window;
 use tile::Start;
+pub use winograd::directly;
 
 use crate::isa::Isa;
 use crate::{Layout, View, ViewMut};
@@ -102,6 +104,8 @@ impl Packed {
             let weights = if unit.is_depthwise() {
                 let taps: Vec<usize> = (0..unit.taps()).collect();
                 Weights::Depthwise(depthwise::filters(w, unit.taps(), &taps))
+            } else if winograd::fits(&unit) {
+                Weights::Winograd(winograd::forward(isa, &unit, w))
             } else {
                 Weights::Dense(Panels::forward(isa, &unit, w))
             };
@@ -152,6 +156,8 @@ pub fn conv_backward_input(shape: &ConvShape, dy: View, w: &[f32], mut dx: ViewM
                 };
                 let weights = if unit.is_depthwise() {
                     Weights::Depthwise(depthwise::filters(w, unit.taps(), &taps))
+                } else if winograd::fits(&unit) {
+                    Weights::Winograd(winograd::transposed(isa, &unit, w))
                 } else {
                     Weights::Dense(Panels::transposed(isa, &unit, w, &taps))
                 };

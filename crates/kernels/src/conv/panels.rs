@@ -31,7 +31,7 @@ pub(crate) struct Panel<'a> {
 
 impl Panels {
     /// `fill(first column, columns, width, block)` writes the columns of one zeroed block whose rows are `width` apart.
-    fn new(isa: Isa, depth: usize, columns: usize, fill: impl Fn(usize, usize, usize, &mut [f32]) + Sync) -> Self {
+    pub fn new(isa: Isa, depth: usize, columns: usize, fill: impl Fn(usize, usize, usize, &mut [f32]) + Sync) -> Self {
         let lanes = isa.lanes();
         let mut panels = Self { data: Vec::new(), skip: 0, depth, columns, lanes };
         if depth == 0 {

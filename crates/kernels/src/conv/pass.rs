@@ -7,12 +7,13 @@ use super::depthwise;
 use super::panels::Panels;
 use super::source::{Source, Window, source, with_scratch};
 use super::tile::{Pixel, Product, Run, Start};
+use super::winograd::outputs::Winograd;
 use crate::isa::{Isa, Kernel, Simd};
 use crate::map::Band;
 use crate::{View, ViewMut, act};
 
 /// Depth worked through before moving on to other pixels: its weights stay in the first cache levels meanwhile.
-const DEPTH: usize = 384;
+pub(crate) const DEPTH: usize = 384;
 /// Floats of source a task copies and keeps in the second cache level (192 KiB).
 const SOURCE: usize = 48 << 10;
 /// Pixels a task should have, so that its weights are worth fetching.
@@ -22,6 +23,8 @@ const PIXELS: usize = 96;
 #[derive(Clone, Debug)]
 pub(crate) enum Weights {
     Dense(Panels),
+    /// Transformed, (frequency, input channel) by output channels: of a single phase, kernel 3x3 and stride 1.
+    Winograd(Panels),
     /// (taps, channels).
     Depthwise(Vec<f32>),
 }
@@ -59,6 +62,10 @@ pub(crate) fn rows_per_task(images: usize, [h, w]: [usize; 2], floats_per_row: u
 impl Pass<'_> {
     /// Runs all phases over all of `to`, in parallel.
     pub fn run(&self, from: View, to: ViewMut) {
+        if let [Phase { window, weights: Weights::Winograd(weights), .. }] = self.phases {
+            let Self { isa, start, act, .. } = *self;
+            return Winograd { isa, weights, origin: window.origin, start, act }.run(from, to);
+        }
         let l = to.layout;
         let floats = from.layout.w * from.layout.c * self.phases.iter().map(|p| p.window.stride[0]).max().unwrap_or(1);
         let grid = [l.h.div_ceil(self.step[0]), l.w.div_ceil(self.step[1])];
@@ -113,6 +120,7 @@ impl Pass<'_> {
                     let (source, pixels, taps) = (source.data, &pixels, &taps);
                     self.isa.run(depthwise::Products { taps, filters, channels, start, source, pixels, to });
                 }
+                Weights::Winograd(_) => unreachable!("a phase of its own"),
             }
         });
     }

@@ -134,6 +134,8 @@ pub(crate) struct Outer<'a> {
     /// Pixels one after the other, `width` columns each.
     pub gradient: &'a [f32],
     pub width: usize,
+    /// Floats from a pixel to the next in `gradient`.
+    pub pitch: usize,
 }
 
 impl Outer<'_> {
@@ -184,7 +186,7 @@ impl Outer<'_> {
             assert!(row.from + (row.count - 1) * self.step + first + tile <= self.source.len());
             pixels += row.count;
         }
-        assert!(pixels * width <= self.gradient.len());
+        assert!(pixels == 0 || (pixels - 1) * self.pitch + width <= self.gradient.len());
 
         let mut products = [[s.splat(0.0); V]; MAX_TILE];
         let mut at = 0;
@@ -193,7 +195,7 @@ impl Outer<'_> {
             for _ in 0..row.count {
                 let mut d = [s.splat(0.0); V];
                 for (v, d) in d.iter_mut().enumerate() {
-                    // SAFETY: `at` counts pixels, whose number times `width` fits `gradient` (asserted).
+                    // SAFETY: `at` counts pixels, `pitch` floats each, and the last one's `width` fits `gradient` (asserted).
                     *d = s.load(unsafe { range(self.gradient, at + v * S::LANES, S::LANES) });
                 }
                 for (i, product) in products.iter_mut().enumerate().take(tile) {
@@ -203,7 +205,7 @@ impl Outer<'_> {
                         product[v] = s.fma(a, d[v], product[v]);
                     }
                 }
-                at += width;
+                at += self.pitch;
                 from += self.step;
             }
         }

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::source::{Window, copy_padded, with_scratch};
 use super::tile::{Outer, RowOfPixels, Run};
+use super::winograd;
 use crate::isa::{Isa, Kernel, Simd};
 use crate::{ConvShape, View};
 
@@ -20,9 +21,14 @@ pub(crate) fn backward_weight(isa: Isa, shape: &ConvShape, x: View, dy: View, dw
     let depth = kh * kw * shape.ci;
     let width = 2 * isa.lanes();
     let blocks = shape.co.div_ceil(width);
-    let rows = dy.layout.n * dy.layout.h;
+    let by_tiles = winograd::fits(shape);
     // Rows of all images in about equal parts, none of them tiny.
-    let parts = (PARTS / blocks).min(dy.layout.pixels().div_ceil(2 * PIXELS)).clamp(1, rows);
+    let (rows, most) = if by_tiles {
+        winograd::weight::rows_of_tiles(dy)
+    } else {
+        (dy.layout.n * dy.layout.h, dy.layout.pixels().div_ceil(2 * PIXELS))
+    };
+    let parts = (PARTS / blocks).min(most).clamp(1, rows.max(1));
     let sums: Vec<Vec<f32>> = (0..parts * blocks)
         .into_par_iter()
         .map(|task| {
@@ -30,9 +36,12 @@ pub(crate) fn backward_weight(isa: Isa, shape: &ConvShape, x: View, dy: View, dw
             let first = block * width;
             let columns = (shape.co - first).min(width);
             let width = columns.div_ceil(isa.lanes()) * isa.lanes();
-            let mut sums = vec![0.0; depth * width];
             let dy = dy.channels(first, columns);
             let rows = part * rows / parts..(part + 1) * rows / parts;
+            if by_tiles {
+                return winograd::weight::sums(isa, shape, x, dy, rows, width);
+            }
+            let mut sums = vec![0.0; depth * width];
             let [gradients, copies] = Part::scratch(shape, x, dy, width);
             with_scratch(gradients + copies, |scratch| {
                 let (gradient, scratch) = scratch.split_at_mut(gradients);
@@ -148,7 +157,8 @@ impl Kernel for Part<'_> {
             let (rows, used) = self.lay_out(start..end, row);
             let source = if in_place { self.x.data } else { &self.scratch[..used] };
             let step = window.stride[1] * pixel;
-            let outer = Outer { source, rows: &rows, step, gradient: self.gradient, width: self.width };
+            let (gradient, width) = (&*self.gradient, self.width);
+            let outer = Outer { source, rows: &rows, step, gradient, width, pitch: width };
             for (y, sums) in self.sums.chunks_exact_mut(run * self.width).enumerate() {
                 outer.apply(s, Run { offset: y * row, len: run }, sums);
             }
