@@ -36,7 +36,7 @@ impl Case {
 
 prop_compose! {
     fn case()(
-        channels in (12usize..50, 12usize..50),
+        channels in (8usize..50, 8usize..50),
         groups in prop_oneof![4 => Just(1usize), 1 => Just(2)],
         pad in prop_oneof![3 => Just([1, 1]), 1 => [0usize..4, 0usize..4]],
         size in (1usize..4, 0usize..14, 0usize..14),

@@ -29,17 +29,18 @@ pub(crate) fn backward_weight(isa: Isa, shape: &ConvShape, x: View, dy: View, dw
         (dy.layout.n * dy.layout.h, dy.layout.pixels().div_ceil(2 * PIXELS))
     };
     let parts = (PARTS / blocks).min(most).clamp(1, rows.max(1));
-    let sums: Vec<Vec<f32>> = (0..parts * blocks)
+    let together = if by_tiles { winograd::weight::BLOCKS } else { 1 };
+    let groups = blocks.div_ceil(together);
+    let sums: Vec<Vec<f32>> = (0..parts * groups)
         .into_par_iter()
-        .map(|task| {
-            let (part, block) = (task / blocks, task % blocks);
-            let first = block * width;
-            let columns = (shape.co - first).min(width);
+        .flat_map_iter(|task| {
+            let (part, first) = (task / groups, task % groups * together * width);
+            let columns = (shape.co - first).min(together * width);
             let width = columns.div_ceil(isa.lanes()) * isa.lanes();
             let dy = dy.channels(first, columns);
             let rows = part * rows / parts..(part + 1) * rows / parts;
             if by_tiles {
-                return winograd::weight::sums(isa, shape, x, dy, rows, width);
+                return winograd::weight::sums(isa, shape, x, dy, rows);
             }
             let mut sums = vec![0.0; depth * width];
             let [gradients, copies] = Part::scratch(shape, x, dy, width);
@@ -47,7 +48,7 @@ pub(crate) fn backward_weight(isa: Isa, shape: &ConvShape, x: View, dy: View, dw
                 let (gradient, scratch) = scratch.split_at_mut(gradients);
                 isa.run(Part { shape, x, dy, rows, width, gradient, scratch, sums: &mut sums });
             });
-            sums
+            vec![sums]
         })
         .collect();
 

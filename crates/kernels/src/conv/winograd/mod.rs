@@ -19,7 +19,7 @@ use crate::ConvShape;
 use crate::isa::{Isa, Kernel, Simd};
 
 /// Input and output channels from which on fewer multiplications outweigh the transforms.
-const CHANNELS: usize = 12;
+const CHANNELS: usize = 8;
 
 thread_local! {
     static DIRECT: Cell<bool> = const { Cell::new(false) };
@@ -157,7 +157,7 @@ mod tests {
             ConvShape { kernel: [5, 5], ..shape },
             ConvShape { stride: [1, 2], ..shape },
             ConvShape { groups: 64, ..shape }.unit(),
-            ConvShape { groups: 8, ..shape }.unit(),
+            ConvShape { groups: 16, ..shape }.unit(),
         ] {
             assert!(!fits(&other), "{other:?}");
         }
