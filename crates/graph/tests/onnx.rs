@@ -124,7 +124,7 @@ fn darknet_architectures_come_back() {
     for entry in std::fs::read_dir(shared.join("cfg")).unwrap() {
         let path = entry.unwrap().path();
         let text = std::fs::read_to_string(&path).unwrap();
-        let mut graph = graph::format::darknet::load_without_weights(&text, &path).unwrap();
+        let mut graph = graph::format::darknet::untrained(&text, &path, 0).unwrap();
         graph.meta.imgsz = [64, 64];
         let options = ExportOptions { imgsz: [64, 64], batch: 1, dynamic_batch: false };
         let read =

@@ -18,6 +18,7 @@ const MODELS: [(&str, &str); 6] = [
     ("yolo11n", "yolo11n/yolo11n-ball.pt"),
     ("yolov3-tiny", "yolov3-tiny/yolov3-tiny.cfg"),
     ("yolo-fastest-1.1", "yolo-fastest-1.1/yolo-fastest-1.1.cfg"),
+    ("yolox-nano", "yolox-nano/yolox_nano.onnx"),
 ];
 
 /// A model of the test material; `None` where there is none.
