@@ -60,6 +60,53 @@ impl Products<'_> {
             }
         });
     }
+
+    /// The same for four neighbours under a 3x3 kernel whose taps are `pixel` and `row` apart: inputs that several of them
+    /// read are loaded once.
+    #[inline(always)]
+    fn apply_neighbours<S: Simd>(&mut self, s: S, pixels: &[Pixel; 4], [row, pixel]: [usize; 2]) {
+        let from = pixels[0].from;
+        assert!(from + 2 * row + 5 * pixel + self.channels <= self.source.len());
+        assert!(9 * self.channels <= self.filters.len());
+        for_vectors!(S, self.channels, |c| {
+            let mut sums = [s.splat(0.0); 4];
+            for (sum, pixel) in sums.iter_mut().zip(pixels) {
+                match self.start {
+                    Start::Zero => {}
+                    Start::Bias(bias) => *sum = load(s, bias, c),
+                    Start::Destination => *sum = load(s, &self.to[pixel.to..], c),
+                }
+            }
+            for y in 0..3 {
+                let (mut inputs, mut filters) = ([s.splat(0.0); 6], [s.splat(0.0); 3]);
+                for (i, input) in inputs.iter_mut().enumerate() {
+                    // SAFETY: `y <= 2`, `i <= 5` and `c` ends at most at `channels`: within the source (asserted above).
+                    let x = unsafe { range(self.source, from + y * row + i * pixel + c.start, c.len) };
+                    *input = load(s, x, c.at_zero());
+                }
+                for (i, filter) in filters.iter_mut().enumerate() {
+                    // SAFETY: nine filters of `channels` each (asserted above).
+                    let w = unsafe { range(self.filters, (3 * y + i) * self.channels + c.start, c.len) };
+                    *filter = load(s, w, c.at_zero());
+                }
+                for (i, filter) in filters.into_iter().enumerate() {
+                    for (p, sum) in sums.iter_mut().enumerate() {
+                        *sum = s.fma(inputs[p + i], filter, *sum);
+                    }
+                }
+            }
+            for (sum, pixel) in sums.into_iter().zip(pixels) {
+                store(s, sum, &mut self.to[pixel.to..], c);
+            }
+        });
+    }
+
+    /// Floats from a row of taps to the next and from a tap to the next, of a 3x3 kernel.
+    fn steps(&self) -> Option<[usize; 2]> {
+        let [0, pixel, _, row, ..] = *self.taps else { return None };
+        let regular = self.taps.iter().copied().eq((0..9).map(|i| i / 3 * row + i % 3 * pixel));
+        regular.then_some([row, pixel])
+    }
 }
 
 impl Kernel for Products<'_> {
@@ -67,9 +114,15 @@ impl Kernel for Products<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
+        let steps = self.steps();
         let (fours, rest) = self.pixels.as_chunks::<4>();
         for pixels in fours {
-            self.apply(s, pixels);
+            match steps {
+                Some(steps) if (1..4).all(|i| pixels[i].from == pixels[0].from + i * steps[1]) => {
+                    self.apply_neighbours(s, pixels, steps);
+                }
+                _ => self.apply(s, pixels),
+            }
         }
         for pixel in rest {
             self.apply(s, std::array::from_ref(pixel));
