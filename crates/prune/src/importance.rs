@@ -1,11 +1,13 @@
 //! Stage 1: rank coupled classes by importance, remove from the bottom, put a constant in place of each (METHOD.md, 2).
 
+use std::collections::VecDeque;
+
 use graph::{Conv, Graph, NodeId, Op, Shape};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::budget::Tracker;
+use crate::budget::{Tracker, strain};
 use crate::constant::{self, dense_readers};
 use crate::coupling::Site;
 use crate::{ClassId, Compensation, Coupling, Error, Limits, Plan, Result, Row, Sensitivity, Stop, Target};
@@ -70,8 +72,9 @@ pub enum Aggregate {
 
 /// Plans the removal of the least important classes until `target` is met.
 ///
-/// Classes go in one global order. Where [`Limits::multiple`] ties several classes of a set into one step, the step goes
-/// when its most important class would. The plan's [`Stop`] says whether the target was met.
+/// Classes go in one global order: of importance, or with [`Criterion::OutputError`], which is a loss, of loss for what is
+/// saved of the budget. Where [`Limits::multiple`] ties several classes of a set into one step, the step goes when its most
+/// important class would. The plan's [`Stop`] says whether the target was met.
 ///
 /// # Errors
 /// Bad settings, or a graph whose shapes do not fit.
@@ -95,11 +98,17 @@ pub fn plan_with(
     let mut tracker = Tracker::new(graph, coupling)?;
     let before = tracker.size();
     let mut removed: Vec<(ClassId, f64)> = Vec::new();
-    for step in steps(coupling, &scores, &settings.limits) {
-        if target.met(tracker.size()) {
-            break;
-        }
-        for class in step {
+    let mut steps = steps(coupling, &scores, &settings.limits);
+    while !target.met(tracker.size()) {
+        let next = match settings.criterion {
+            Criterion::OutputError => cheapest(&steps, coupling, &scores, &mut tracker, target),
+            _ => (0..steps.len()).filter(|&set| !steps[set].is_empty()).min_by(|&a, &b| {
+                let (x, y) = (&steps[a][0], &steps[b][0]);
+                scores[x[x.len() - 1]].total_cmp(&scores[y[y.len() - 1]]).then(x[0].cmp(&y[0]))
+            }),
+        };
+        let Some(set) = next else { break };
+        for class in steps[set].pop_front().unwrap_or_default() {
             tracker.remove(class);
             removed.push((class, scores[class]));
         }
@@ -166,25 +175,46 @@ pub fn scores(
     Ok(coupling.classes.iter().zip(&members).map(score).collect())
 }
 
-/// Sets cut into steps that keep to the limits, in the order they are to be taken.
-fn steps(coupling: &Coupling, scores: &[f64], limits: &Limits) -> Vec<Vec<ClassId>> {
-    let mut steps: Vec<(f64, Vec<ClassId>)> = Vec::new();
-    for set in &coupling.sets {
+/// For every set the steps that keep to the limits, least important classes first.
+fn steps(coupling: &Coupling, scores: &[f64], limits: &Limits) -> Vec<VecDeque<Vec<ClassId>>> {
+    let of = |set: &crate::Set| {
         let mut order = set.classes.clone();
         order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]).then(a.cmp(&b)));
         let (size, mut kept) = (order.len(), order.len());
+        let mut steps = VecDeque::new();
         while let Some(next) = limits.next_down(size, kept) {
             let step = order[size - kept..size - next].to_vec();
-            let score = scores[step[step.len() - 1]];
-            if score.is_infinite() {
+            if scores[step[step.len() - 1]].is_infinite() {
                 break;
             }
-            steps.push((score, step));
+            steps.push_back(step);
             kept = next;
         }
+        steps
+    };
+    coupling.sets.iter().map(of).collect()
+}
+
+/// The set whose next step costs least for what it saves of the budget, as stage 2 chooses.
+fn cheapest(
+    steps: &[VecDeque<Vec<ClassId>>],
+    coupling: &Coupling,
+    scores: &[f64],
+    tracker: &mut Tracker,
+    target: &Target,
+) -> Option<usize> {
+    let mut best: Option<(f64, usize)> = None;
+    for (set, steps) in steps.iter().enumerate() {
+        let Some(step) = steps.front() else { continue };
+        let now = tracker.size();
+        let progress = target.progress(tracker.saving(set, step.len()), now);
+        let loss: f64 = step.iter().map(|&class| scores[class]).sum();
+        let rate = loss / progress * strain(coupling.sets[set].classes.len(), tracker.kept(set));
+        if progress > 0.0 && best.is_none_or(|(least, _)| rate < least) {
+            best = Some((rate, set));
+        }
     }
-    steps.sort_by(|(a, x), (b, y)| a.total_cmp(b).then(x[0].cmp(&y[0])));
-    steps.into_iter().map(|(_, step)| step).collect()
+    best.map(|(_, set)| set)
 }
 
 /// The rows that put a constant in place of every removed channel, for every tensor a dense convolution reads.

@@ -1,6 +1,7 @@
 //! The arguments of every command, in the words YOLO users know. Parsing checks each value alone; what has to fit
 //! together is checked by the command.
 
+mod analyze;
 mod bench;
 mod compare;
 mod compress;
@@ -15,6 +16,7 @@ use clap::{Args, Parser, Subcommand};
 use graph::Graph;
 use graph::format::{LoadOptions, load};
 
+pub use analyze::Analyze;
 pub use bench::{Bench, BenchInfer, BenchTrain};
 pub use compare::Compare;
 pub use compress::{Compress, Demo, Prune};
@@ -57,6 +59,8 @@ pub enum Command {
     Prune(Prune),
     /// The whole method: train, sparsify, prune by importance and similarity, heal, export, report
     Compress(Compress),
+    /// Measure how much accuracy each group of coupled channels is worth
+    Analyze(Analyze),
     /// Compare pruning methods under one budget, recipe and list of seeds
     Compare(Compare),
     /// Write a detector for another runtime, verified by running it

@@ -1,5 +1,6 @@
 //! The commands: each reads its arguments, calls the rooms, prints what came of it.
 
+mod analyze;
 mod bench;
 mod compare;
 mod compress;
@@ -28,6 +29,7 @@ pub fn run(cli: &Cli) -> miette::Result<Exit> {
         Command::Train(args) => train::run(args),
         Command::Prune(args) => prune::run(args),
         Command::Compress(args) => compress::run(args),
+        Command::Analyze(args) => analyze::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Export(args) => export::run(args),
         Command::Bench(args) => bench::run(args),

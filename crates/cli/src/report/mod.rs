@@ -2,6 +2,7 @@
 //!
 //! [`render`] is a pure function of [`ReportData`]; whoever ran the stages fills that in.
 
+pub mod analysis;
 pub mod compare;
 mod html;
 mod plots;

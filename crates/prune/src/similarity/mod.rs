@@ -17,7 +17,7 @@ use graph::{Conv, Graph, NodeId};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::budget::Tracker;
+use crate::budget::{Tracker, strain};
 use crate::constant::dense_readers;
 use crate::importance::output_scale;
 use crate::statistics::{ChannelStats, Statistics, observed};
@@ -119,6 +119,27 @@ pub fn replace(
         if !search.tracker.removed()[id] {
             search.remove(id);
         }
+    }
+    search.finish(Stop::Given)
+}
+
+/// Plans the removal of the `count` most replaceable classes of set number `set`, and nothing else: what that group alone can
+/// spare. Fewer go where fewer may.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_set(
+    graph: &Graph,
+    coupling: &Coupling,
+    statistics: &Statistics,
+    settings: &Similarity,
+    set: usize,
+    count: usize,
+) -> Result<Plan> {
+    let mut search = Search::new(graph, coupling, statistics, settings)?;
+    for _ in 0..count.min(search.candidates(set).count().saturating_sub(1)) {
+        let class = search.cheapest_class(set);
+        search.remove(class);
     }
     search.finish(Stop::Given)
 }
@@ -232,7 +253,7 @@ impl<'a> Search<'a> {
             losses.select_nth_unstable_by(step - 1, f64::total_cmp);
             let now = self.tracker.size();
             let progress = target.progress(self.tracker.saving(id, step), now);
-            let rate = losses[..step].iter().sum::<f64>() / progress;
+            let rate = losses[..step].iter().sum::<f64>() / progress * strain(set.classes.len(), kept);
             if progress > 0.0 && best.is_none_or(|(least, ..)| rate < least) {
                 best = Some((rate, id, step));
             }

@@ -1,0 +1,103 @@
+//! `analyze`: how much accuracy each group of coupled channels is worth, one group at a time.
+
+use data::{Loader, LoaderConfig, Mode};
+use graph::cost;
+use prune::{Coupling, Similarity, similarity, surgery};
+use train::evaluate::{Detector, evaluate, fit};
+use train::val_nms;
+use train::watch::Quiet;
+
+use crate::args::Analyze;
+use crate::detector::image_size;
+use crate::exit::{Error, Exit};
+use crate::pipeline::cut::Calibration;
+use crate::report::analysis::{Analysis, Group, render, table};
+use crate::training::tell_skipped;
+use crate::{runs, ui};
+
+/// Images channel statistics are learnt from.
+const CALIBRATION_IMAGES: usize = 256;
+
+/// Runs the command.
+pub fn run(args: &Analyze) -> miette::Result<Exit> {
+    let mut model = args.model.load()?;
+    let dataset = args.data.open()?;
+    tell_skipped(&dataset);
+    if model.meta.names != dataset.names {
+        let what = format!("the detector knows {}, the dataset other classes", model.meta.names.join(", "));
+        return Err(Error::failed(what, "train it on this dataset first: `prunella train --model MODEL --data DATA`"));
+    }
+    let imgsz = image_size(&model, args.imgsz)?;
+    model.meta.imgsz = [imgsz; 2];
+    let calibration = Calibration { dataset: &dataset, imgsz, images: CALIBRATION_IMAGES, seed: args.seed };
+    let model = calibration.unfold(&model)?;
+    let out = runs::folder(args.out.as_deref(), "analyze", false)?;
+
+    let items = &dataset.split(&args.split)?.items;
+    let mode = Mode::Val(fit(model.meta.family));
+    let loader = Loader::new(items, LoaderConfig { size: imgsz as u32, mode, ..LoaderConfig::default() })?;
+    let classes: Vec<usize> = (0..dataset.names.len()).collect();
+    let score = |graph: &graph::Graph| -> miette::Result<f64> {
+        let mut detector = Detector::new(graph, imgsz)?;
+        let map = evaluate(&dataset, items, &loader, &classes, &mut Quiet, |batch| {
+            detector.detect(&batch.images, batch.n, &val_nms())
+        })?;
+        Ok(map.map50_95)
+    };
+
+    let coupling = Coupling::of(&model)?;
+    let statistics = calibration.statistics(&model, &coupling)?;
+    let whole = cost::total(&model, [imgsz; 2])?;
+    let dense = score(&model)?;
+    let free: Vec<usize> = (0..coupling.sets.len())
+        .filter(|&set| {
+            let classes = &coupling.sets[set].classes;
+            classes.len() > 1 && coupling.classes[classes[0]].pinned.is_none()
+        })
+        .collect();
+    let bar = ui::bar("Analyzing", free.len(), "groups");
+    let mut groups = vec![];
+    for set in free {
+        let channels = coupling.sets[set].classes.len();
+        let count = ((args.rate * channels as f64).round() as usize).max(1);
+        let plan = similarity::plan_set(&model, &coupling, &statistics, &Similarity::default(), set, count)?;
+        let slim = surgery::apply(&model, &plan)?;
+        let left = cost::total(&slim, [imgsz; 2])?;
+        let members = &coupling.classes[coupling.sets[set].classes[0]].members;
+        let mut layers: Vec<String> = members.iter().map(|site| model.nodes[site.node].name.clone()).collect();
+        layers.dedup();
+        let map50_95 = score(&slim)?;
+        groups.push(Group {
+            group: set,
+            layers,
+            channels,
+            removed: plan.removals.len(),
+            macs_saved: (whole.macs - left.macs) as f64 / whole.macs as f64,
+            params_saved: (whole.params - left.params) as f64 / whole.params as f64,
+            predicted: plan.removals.iter().map(|r| f64::from(r.score)).sum(),
+            map50_95,
+            drop: dense - map50_95,
+        });
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    groups.sort_by(|a, b| b.drop.total_cmp(&a.drop));
+    let analysis = Analysis {
+        model: args.model.model.display().to_string(),
+        data: args.data.data.display().to_string(),
+        split: args.split.clone(),
+        imgsz,
+        rate: args.rate,
+        map50_95: dense,
+        groups,
+    };
+    runs::write_json(&out.join("analysis.json"), &analysis)?;
+    graph::format::write_whole(&out.join("report.html"), render(&analysis).as_bytes())?;
+    if args.json {
+        ui::print_json(&analysis);
+    } else {
+        ui::print(format_args!("{}\n", table(&analysis)));
+    }
+    ui::note(format_args!("The report is `{}`", out.join("report.html").display()));
+    Ok(Exit::Done)
+}
