@@ -60,6 +60,18 @@ def main():
             # The ratio of each pair of neighbours, then the middle one: the machine's swings hit both alike.
             ratio = median([value(x) / value(y) for x, y in zip(ours, theirs)])
             print(f"| {title} | {name} | {a:.{digits}f} | {b:.{digits}f} | {ratio:.2f} |", flush=True)
+    for name, model in models.items():
+        for batch in (1, 16):
+            options = ["--model", model, "--imgsz", "320", "--batch", str(batch)]
+            ours, theirs = [], []
+            for _ in range(args.rounds):
+                runs = ["--runs", str(args.steps)]
+                ours.append(run([args.prunella, "-q", "bench", "infer", "--json", *options, *runs])["own"]["median"])
+                theirs.append(run([args.python, HERE / "torch_side.py", "--infer", *options, "--steps", str(args.steps)]))
+            theirs = [t["ms_per_image"] for t in theirs]
+            ratio = median([a / b for a, b in zip(ours, theirs)])
+            a, b = median(ours), median(theirs)
+            print(f"| {name}, batch {batch} | ms an image, inference | {a:.1f} | {b:.1f} | {ratio:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""One measurement of PyTorch training a YOLO, printed as JSON in the shape of `prunella bench train --json`.
+"""One measurement of PyTorch training a YOLO, printed as JSON in the shape of `prunella bench train --json`; with `--infer` of
+the forward pass of evaluation, BatchNorm folded.
 
 Runs in a scratch environment with torch, `yolov5==7.0.14` and `ultralytics`; see README.md. The packages are run as
 they are: their modules, their losses, their loader.
@@ -135,6 +136,18 @@ def real_epoch(step, voc, scratch, imgsz, batch):
     return times, len(dataset) / (time.perf_counter() - start)
 
 
+def infer(path, imgsz, batch, runs):
+    model = load_model(path).eval().fuse()
+    images = torch.full((batch, 3, imgsz, imgsz), 114 / 255)
+    times = []
+    with torch.inference_mode():
+        for _ in range(WARMUP + runs):
+            start = time.perf_counter()
+            model(images)
+            times.append((time.perf_counter() - start) * 1e3 / batch)
+    print(json.dumps({"ms_per_image": sorted(times[WARMUP:])[runs // 2], "torch": torch.__version__}))
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True)
@@ -144,9 +157,12 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--data", help="Pascal VOC folder: time an epoch of it")
     parser.add_argument("--scratch", help="folder for the label files of --data")
+    parser.add_argument("--infer", action="store_true", help="time the forward pass of evaluation instead")
     args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
+    if args.infer:
+        return infer(args.model, args.imgsz, args.batch, args.steps)
     model = load_model(args.model)
     step = Step(model)
     images_per_s = None
