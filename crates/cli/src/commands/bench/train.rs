@@ -194,7 +194,7 @@ fn real_epoch(graph: &Graph, dataset: &data::Dataset, imgsz: usize, batch: usize
     let bar = ui::bar("Training", loader.batches(), "steps");
     let start = Instant::now();
     let mut stream = loader.epoch(0);
-    while let Some(batch) = stream.next() {
+    for batch in stream.by_ref() {
         let batch = batch?;
         steps.push(step.run(&batch.images, batch.n, &batch.targets)?);
         bar.inc(1);
