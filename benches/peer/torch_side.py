@@ -138,6 +138,11 @@ def real_epoch(step, voc, scratch, imgsz, batch):
 
 def infer(path, imgsz, batch, runs):
     model = load_model(path).eval().fuse()
+    detect = model.model[-1]
+    if isinstance(getattr(detect, "anchor_grid", None), torch.Tensor):
+        # Checkpoints of YOLOv5 6.0 keep as a buffer what 7.0 fills in on the first image.
+        delattr(detect, "anchor_grid")
+        detect.anchor_grid = [torch.zeros(1)] * detect.nl
     images = torch.full((batch, 3, imgsz, imgsz), 114 / 255)
     times = []
     with torch.inference_mode():
