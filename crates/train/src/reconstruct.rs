@@ -16,7 +16,7 @@ use rayon::prelude::*;
 
 use crate::Result;
 use crate::calibrate::Images;
-use crate::net::{Kind, load_images, run_plain};
+use crate::net::{Kind, conv_shape, load_images, run_plain};
 
 /// Positions sampled for each feature of a convolution (a tap of an input channel), and at least.
 const SAMPLES: [usize; 2] = [30, 32768];
@@ -91,6 +91,10 @@ impl Reconstruction<'_> {
         }
         let n = self.images.n;
         let held_out = n / HELD_OUT;
+        // Too few images to spare one: nothing would tell a good change from a bad one.
+        if held_out == 0 {
+            return None;
+        }
         let Op::Conv(conv) = &slim.nodes[id].op else { return None };
         let features = conv.weight.shape[1..].iter().product::<usize>() + 1;
         let x = ours.of(slim.nodes[id].inputs[0]);
@@ -291,14 +295,7 @@ impl Maps {
         let y = ViewMut::new(&mut map.data, map.layout);
         match &node.op {
             Op::Conv(conv) => {
-                let shape = ConvShape {
-                    ci: conv.in_channels(),
-                    co: conv.out_channels(),
-                    kernel: conv.kernel(),
-                    stride: conv.stride,
-                    pad: conv.pad,
-                    groups: conv.groups,
-                };
+                let shape = conv_shape(conv);
                 let packed = Packed::new(&shape, &conv.weight.data);
                 let epilogue = Epilogue { bias: conv.bias.as_deref(), act: Act::Identity };
                 kernels::conv_forward(&shape, x(0), &packed, epilogue, y);

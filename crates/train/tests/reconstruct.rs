@@ -112,6 +112,27 @@ fn what_is_equal_is_left_alone() {
 }
 
 #[test]
+fn three_images_are_too_few_to_judge_by() {
+    let dense = with_copies();
+    let kept = surgery::kept(&dense, &Plan::empty(&dense).expect("a plan")).expect("all");
+    let mut other = dense.clone();
+    if let Op::Conv(conv) = &mut other.nodes[3].op {
+        conv.weight.data[0] += 1.0;
+    }
+    let on = Images { data: vec![90; 3 * 16 * 16 * 3], n: 3 };
+    let job = Reconstruction {
+        dense: &dense,
+        slim: &other,
+        kept: &kept,
+        images: &on,
+        imgsz: [16, 16],
+        seed: 0,
+        focus: &BTreeMap::new(),
+    };
+    assert_eq!(job.run(|_| {}).expect("runs"), (other.clone(), vec![]));
+}
+
+#[test]
 fn maps_come_back_on_images_it_has_not_seen() {
     let (Some((dense, on)), Some((_, fresh))) = (material(0, 64), material(64, 32)) else { return };
     let plan = plan(&dense, 0.2);

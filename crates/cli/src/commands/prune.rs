@@ -53,7 +53,11 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
     let outcome = cut.at_once(&model, calibration.as_ref())?;
     show(&outcome, args.json);
     if let Some(out) = args.out.as_ref().filter(|_| !args.dry_run) {
-        save(&outcome.slim, out)?;
+        let slim = match &calibration {
+            Some(calibration) => calibration.reconstruct(&model, &outcome.plans, &outcome.slim)?,
+            None => outcome.slim,
+        };
+        save(&slim, out)?;
         ui::note(format_args!("Wrote `{}`", out.display()));
     }
     Ok(Exit::Done)

@@ -39,23 +39,40 @@ impl Calibration<'_> {
     }
 
     fn loader(&self, mode: Mode) -> miette::Result<Loader> {
+        self.loader_of(self.items()?, mode)
+    }
+
+    fn loader_of(&self, items: &[Item], mode: Mode) -> miette::Result<Loader> {
         let config =
             LoaderConfig { size: self.imgsz as u32, batch: 16, mode, seed: self.seed, ..LoaderConfig::default() };
-        Ok(Loader::new(self.items()?, config)?)
+        Ok(Loader::new(items, config)?)
+    }
+
+    /// Shows `measure` whole images, what the detector meets in use, under a bar that says `task`.
+    fn over_whole_images<T>(
+        &self,
+        graph: &Graph,
+        task: &str,
+        measure: impl FnOnce(&mut dyn Iterator<Item = train::Result<Images>>) -> train::Result<T>,
+    ) -> miette::Result<T> {
+        let loader = self.loader(Mode::Val(fit(graph.meta.family)))?;
+        let bar = ui::bar(task, self.items()?.len(), "images");
+        let mut batches = loader.epoch(0).map(|batch| {
+            let batch = batch?;
+            bar.inc(batch.n as u64);
+            Ok(Images { data: batch.images, n: batch.n })
+        });
+        let measured = measure(&mut batches)?;
+        bar.finish_and_clear();
+        Ok(measured)
     }
 
     /// Channel statistics of the tensors stage 2 looks at, over whole images: what the detector meets in use.
     pub fn statistics(&self, graph: &Graph, coupling: &Coupling) -> miette::Result<Statistics> {
         let nodes = prune::observed(graph, coupling);
-        let loader = self.loader(Mode::Val(fit(graph.meta.family)))?;
-        let bar = ui::bar("Calibrating", self.items()?.len(), "images");
-        let batches = loader.epoch(0).map(|batch| {
-            let batch = batch?;
-            bar.inc(batch.n as u64);
-            Ok::<_, train::Error>(Images { data: batch.images, n: batch.n })
-        });
-        let mut statistics = calibrate::statistics(graph, &nodes, [self.imgsz; 2], batches)?;
-        bar.finish_and_clear();
+        let mut statistics = self.over_whole_images(graph, "Calibrating", |images| {
+            calibrate::statistics(graph, &nodes, [self.imgsz; 2], images)
+        })?;
         statistics.sensitivity = self.sensitivity(graph)?;
         Ok(statistics)
     }
@@ -106,13 +123,7 @@ impl Calibration<'_> {
         let items = self.items()?;
         let most = (PIXELS_AT_ONCE / (self.imgsz * self.imgsz)).clamp(8, MOST_AT_ONCE).min(items.len());
         let chosen: Vec<Item> = (0..most).map(|i| items[i * items.len() / most].clone()).collect();
-        let config = LoaderConfig {
-            size: self.imgsz as u32,
-            batch: 16,
-            mode: Mode::Val(fit(graph.meta.family)),
-            ..LoaderConfig::default()
-        };
-        let loader = Loader::new(&chosen, config)?;
+        let loader = self.loader_of(&chosen, Mode::Val(fit(graph.meta.family)))?;
         let mut images = Images { data: vec![], n: 0 };
         for batch in loader.epoch(0) {
             let batch = batch?;
@@ -137,15 +148,9 @@ impl Calibration<'_> {
         if bare == 0 {
             return Ok(graph.clone());
         }
-        let loader = self.loader(Mode::Val(fit(graph.meta.family)))?;
-        let bar = ui::bar("Unfolding BatchNorm", self.items()?.len(), "images");
-        let batches = loader.epoch(0).map(|batch| {
-            let batch = batch?;
-            bar.inc(batch.n as u64);
-            Ok::<_, train::Error>(Images { data: batch.images, n: batch.n })
-        });
-        let unfolded = unfold::unfold_batch_norm(graph, [self.imgsz; 2], batches)?;
-        bar.finish_and_clear();
+        let unfolded = self.over_whole_images(graph, "Unfolding BatchNorm", |images| {
+            unfold::unfold_batch_norm(graph, [self.imgsz; 2], images)
+        })?;
         ui::note(format_args!(
             "{bare} convolutions without BatchNorm have one again, measured on the dataset's images"
         ));
@@ -237,9 +242,6 @@ impl Cut<'_> {
             plans.push(rest);
         }
         must_meet(&slim, &target)?;
-        if let Some(calibration) = calibration {
-            slim = calibration.reconstruct(model, &plans, &slim)?;
-        }
         Ok(Outcome { plans, slim })
     }
 }

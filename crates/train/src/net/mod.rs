@@ -13,7 +13,7 @@ mod train;
 pub use clock::{Spent, Work};
 pub use infer::Infer;
 pub(crate) use infer::{load_images, run_plain};
-pub(crate) use plan::Kind;
+pub(crate) use plan::{Kind, conv_shape};
 pub use train::{BnUpdate, TrainNet};
 
 /// One raw map that enters the head: (N, H, W, C), dense.

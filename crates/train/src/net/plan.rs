@@ -135,6 +135,18 @@ impl Plan {
     }
 }
 
+/// A convolution as the kernels take it.
+pub(crate) fn conv_shape(conv: &graph::Conv) -> ConvShape {
+    ConvShape {
+        ci: conv.in_channels(),
+        co: conv.out_channels(),
+        kernel: conv.kernel(),
+        stride: conv.stride,
+        pad: conv.pad,
+        groups: conv.groups,
+    }
+}
+
 /// Which nodes run as part of another node's step.
 struct Fused {
     /// The node never has a map of its own.
@@ -179,15 +191,7 @@ impl Fused {
         match &graph.nodes[root].op {
             Op::Conv(c) => {
                 let is_bn = |i: &NodeId| matches!(graph.nodes[*i].op, Op::BatchNorm(_)) && self.root[*i] == root;
-                let shape = ConvShape {
-                    ci: c.in_channels(),
-                    co: c.out_channels(),
-                    kernel: c.kernel(),
-                    stride: c.stride,
-                    pad: c.pad,
-                    groups: c.groups,
-                };
-                Kind::Conv { conv: root, bn: (root..=id).find(is_bn), act, shape }
+                Kind::Conv { conv: root, bn: (root..=id).find(is_bn), act, shape: conv_shape(c) }
             }
             Op::BatchNorm(_) => Kind::BatchNorm { bn: root, act },
             op => Kind::plain(op).unwrap_or_else(|| unreachable!("{op:?} has no step")),
