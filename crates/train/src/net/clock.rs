@@ -16,6 +16,8 @@ pub enum Work {
     /// BatchNorm and the activation after it.
     NormForward,
     NormBackward,
+    /// The forward pass again, for the backward pass to read.
+    NormAgain,
     /// Everything else, forward and backward: pooling, upsampling, attention, sums, copies, lone activations.
     Glue,
 }
@@ -30,6 +32,7 @@ impl Work {
             Self::Statistics => "BatchNorm statistics",
             Self::NormForward => "BatchNorm and activation, forward",
             Self::NormBackward => "BatchNorm and activation, backward",
+            Self::NormAgain => "BatchNorm and activation, once more",
             Self::Glue => "pooling, upsampling, attention, sums, copies",
         }
     }

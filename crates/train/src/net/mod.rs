@@ -6,6 +6,7 @@
 
 mod buffer;
 mod clock;
+mod forget;
 mod infer;
 mod plan;
 mod train;

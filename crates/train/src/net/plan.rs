@@ -54,6 +54,11 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// Whether the backward pass reads the step's inputs; to a sum, a copy or a larger image only the gradient matters.
+    pub(crate) fn reads_again(&self) -> bool {
+        !matches!(self, Self::Add | Self::Copy | Self::Upsample(_))
+    }
+
     /// The step of an operator without weights that computes something; `None` for any other.
     pub(crate) fn plain(op: &Op) -> Option<Self> {
         match op {

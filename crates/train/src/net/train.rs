@@ -6,6 +6,7 @@ use kernels::{BatchStats, BnAct, ConvShape, Epilogue, Layout, Packed, View, View
 use super::HeadMap;
 use super::buffer::{Buffer, Pool};
 use super::clock::{Clock, Spent, Work};
+use super::forget::Forget;
 use super::plan::{Kind, Mode, Place, Plan, Step};
 use crate::Gradients;
 
@@ -25,6 +26,7 @@ pub struct TrainNet {
     pub graph: Graph,
     imgsz: [usize; 2],
     plan: Plan,
+    forget: Forget,
     n: usize,
     pool: Pool,
     maps: Vec<Buffer>,
@@ -43,6 +45,7 @@ impl TrainNet {
         Ok(Self {
             graph,
             imgsz,
+            forget: Forget::new(&plan),
             plan,
             n: 1,
             pool: Pool::default(),
@@ -69,17 +72,23 @@ impl TrainNet {
     pub fn forward(&mut self, images: &[u8], n: usize, update: BnUpdate) -> Result<Vec<HeadMap>> {
         if n != self.n {
             self.plan = Plan::new(&self.graph, Mode::Train, n, self.imgsz)?;
+            self.forget = Forget::new(&self.plan);
             self.n = n;
         }
         for buffer in std::mem::take(&mut self.maps) {
             self.pool.give(buffer);
         }
-        self.maps = self.plan.buffers.iter().map(|&len| self.pool.take(len)).collect();
+        self.maps = self.plan.buffers.iter().map(|_| Buffer::default()).collect();
         self.batch_norm = vec![None; self.graph.nodes.len()];
-        super::infer::load_images(images, self.maps[self.plan.place(0).buffer].as_mut_slice());
+        let input = self.plan.place(0).buffer;
+        self.maps[input] = self.pool.take(self.plan.buffers[input]);
+        super::infer::load_images(images, self.maps[input].as_mut_slice());
 
-        for step in &self.plan.steps {
+        for (at, step) in self.plan.steps.iter().enumerate() {
             let mut out = std::mem::take(&mut self.maps[step.output.buffer]);
+            if out.as_slice().is_empty() {
+                out = self.pool.take(self.plan.buffers[step.output.buffer]);
+            }
             let y = ViewMut::new(out.as_mut_slice(), step.output.layout);
             let x = |k: usize| view(&self.maps, self.plan.place(step.inputs[k]));
             match &step.kind {
@@ -105,6 +114,9 @@ impl TrainNet {
                 }
             }
             self.maps[step.output.buffer] = out;
+            for &buffer in self.forget.after(at) {
+                self.pool.give(std::mem::take(&mut self.maps[buffer]));
+            }
         }
         Ok(self.plan.outputs.iter().map(|&id| super::infer::head_map(&self.maps, self.plan.place(id))).collect())
     }
@@ -131,13 +143,15 @@ impl TrainNet {
             });
         }
         let first_writer = first_writers(&self.plan);
-        for (at, step) in self.plan.steps.iter().enumerate().rev() {
+        for at in (0..self.plan.steps.len()).rev() {
             // Every reader of a buffer comes after its first writer, so has run backward by now.
             let done: Vec<usize> = (0..first_writer.len()).filter(|&b| first_writer[b] == Some(at)).collect();
             for &b in &done {
                 self.pool.give(std::mem::take(&mut self.maps[b]));
             }
-            if flow.reaches(&mut self.pool, step.output) {
+            if flow.reaches(&mut self.pool, self.plan.steps[at].output) {
+                self.remember(at);
+                let step = &self.plan.steps[at];
                 let dy = std::mem::take(&mut flow.buffers[step.output.buffer]);
                 let saved =
                     Saved { graph: &self.graph, plan: &self.plan, maps: &self.maps, batch_norm: &self.batch_norm };
@@ -155,6 +169,35 @@ impl TrainNet {
         for buffer in flow.buffers.into_iter().chain(std::mem::take(&mut self.maps)) {
             self.pool.give(buffer);
         }
+    }
+}
+
+impl TrainNet {
+    /// Makes again what step `at` of the backward pass reads and the forward pass forgot.
+    fn remember(&mut self, at: usize) {
+        let step = &self.plan.steps[at];
+        if !step.kind.reads_again() {
+            return;
+        }
+        let mut buffers: Vec<usize> = step.inputs.iter().map(|&i| self.plan.place(i).buffer).collect();
+        buffers.retain(|&b| !self.forget.makers(b).is_empty() && self.maps[b].as_slice().is_empty());
+        for buffer in buffers {
+            self.maps[buffer] = self.filled(buffer);
+        }
+    }
+
+    fn filled(&mut self, buffer: usize) -> Buffer {
+        let mut out = self.pool.take(self.plan.buffers[buffer]);
+        for step in self.forget.makers(buffer).iter().map(|&at| &self.plan.steps[at]) {
+            let Kind::BatchNorm { bn, act } = step.kind else { unreachable!("only BatchNorm is run again") };
+            let Op::BatchNorm(b) = &self.graph.nodes[bn].op else { unreachable!("planned as BatchNorm") };
+            let Some((mean, inv_std)) = &self.batch_norm[bn] else { unreachable!("its forward step has run") };
+            let affine = BnAct { mean, inv_std, gamma: &b.gamma, beta: &b.beta, act };
+            let x = view(&self.maps, self.plan.place(step.inputs[0]));
+            let y = ViewMut::new(out.as_mut_slice(), step.output.layout);
+            self.clock.time(Work::NormAgain, 0, || kernels::bn_act_forward(x, &affine, y));
+        }
+        out
     }
 }
 
