@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use graph::Act;
 use kernels::{BnAct, ConvShape, Epilogue, Isa, Layout, Packed, Pool, View, ViewMut};
+use rayon::prelude::*;
 
 /// Kernel size, input channels, output channels, input height and width, stride.
 type Row = (usize, usize, usize, usize, usize);
@@ -92,6 +93,8 @@ fn peak(isa: Isa) -> Option<f64> {
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let threads = rayon::current_num_threads();
+    println!("memory: {:.0} GB/s, {threads} threads, read and written", bandwidth());
     for isa in Isa::available() {
         let name = format!("{isa:?}").to_lowercase();
         if !wanted.is_empty() && !wanted.contains(&name) {
@@ -99,7 +102,7 @@ fn main() {
         }
         isa.scope(|| {
             let peak = peak(isa).map_or("unknown".to_owned(), |p| format!("{p:.0} GFLOP/s"));
-            println!("{isa:?}, {} threads, peak of one core {peak}", rayon::current_num_threads());
+            println!("{isa:?}, {threads} threads, peak of one core {peak}");
             println!("{:30} {:>9} {:>9} {:>9}   GFLOP/s", "convolution, batch 8", "forward", "dx", "dw");
             for row in ROWS {
                 let name = if row.0 == 3 && row.4 == 1 { "" } else { "direct" };
@@ -117,6 +120,19 @@ fn main() {
             MAPS.iter().for_each(|map| others(*map));
         });
     }
+}
+
+/// What all threads together copy between arrays far larger than any cache, GB/s read and written: the most that work without
+/// arithmetic can reach.
+fn bandwidth() -> f64 {
+    const FLOATS: usize = 1 << 26;
+    const CHUNK: usize = 1 << 14;
+    let (from, mut to) = (vec![1.0f32; FLOATS], vec![0.0f32; FLOATS]);
+    let seconds = best(|| {
+        to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK)).for_each(|(to, from)| to.copy_from_slice(from));
+        black_box(&mut to);
+    });
+    2.0 * 4.0 * FLOATS as f64 / seconds * 1e-9
 }
 
 /// Batch norm with SiLU and, on small maps, max pooling and upsampling, against the bytes they must move.

@@ -38,6 +38,9 @@ pub struct TrainConfig {
     pub optimizer: OptimConfig,
     pub schedule: ScheduleConfig,
     pub augment: Augment,
+    /// The last epochs, in which images are no longer put together to mosaics: the detector ends on images as it will be
+    /// given them (Ge et al., "YOLOX", 2021; the name is Ultralytics').
+    pub close_mosaic: usize,
     pub ema: EmaConfig,
     /// Threads that decode and augment.
     pub workers: usize,
@@ -58,6 +61,7 @@ impl Default for TrainConfig {
             optimizer: OptimConfig::default(),
             schedule: ScheduleConfig::default(),
             augment: Augment::default(),
+            close_mosaic: 0,
             ema: EmaConfig::default(),
             workers: 2,
             sparse: None,
@@ -118,6 +122,8 @@ struct Run<'a> {
     config: &'a TrainConfig,
     criterion: Criterion,
     loader: Loader,
+    /// Without mosaics, for the last epochs.
+    closing: Loader,
     schedule: Schedule,
     net: TrainNet,
     optimizer: Optimizer,
@@ -139,15 +145,19 @@ impl<'a> Run<'a> {
             });
         }
         let criterion = Criterion::of(head, config.imgsz)?;
-        let loader_config = LoaderConfig {
-            size: config.imgsz as u32,
-            batch: config.batch,
-            mode: Mode::Train(config.augment),
-            threads: config.workers,
-            seed: config.seed,
-            ..LoaderConfig::default()
+        let loader = |augment| {
+            let loader_config = LoaderConfig {
+                size: config.imgsz as u32,
+                batch: config.batch,
+                mode: Mode::Train(augment),
+                threads: config.workers,
+                seed: config.seed,
+                ..LoaderConfig::default()
+            };
+            Ok::<_, Error>(Loader::new(&task.dataset.split("train")?.items, loader_config)?)
         };
-        let loader = Loader::new(&task.dataset.split("train")?.items, loader_config)?;
+        let closing = loader(Augment { mosaic: 0.0, ..config.augment })?;
+        let loader = loader(config.augment)?;
         let schedule =
             Schedule::new(&config.schedule, config.epochs, loader.batches(), config.batch, config.nominal_batch);
         let mut optim = config.optimizer.clone();
@@ -191,6 +201,7 @@ impl<'a> Run<'a> {
             config,
             criterion,
             loader,
+            closing,
             schedule,
             net,
             optimizer,
@@ -250,7 +261,8 @@ impl<'a> Run<'a> {
         let batches = self.loader.batches();
         let mut gradients = Gradients::zeros(&self.net.graph);
         let (mut sums, mut waiting, mut waited) = ([0.0; 3], 0, Duration::ZERO);
-        let mut stream = self.loader.epoch(epoch as u64);
+        let closes = epoch + self.config.close_mosaic >= self.config.epochs;
+        let mut stream = if closes { &self.closing } else { &self.loader }.epoch(epoch as u64);
         let mut index = 0;
         while let Some(batch) = stream.next() {
             let batch = batch?;

@@ -57,3 +57,25 @@ impl Forget {
         &self.after[at]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::Mode;
+    use super::*;
+
+    #[test]
+    fn a_third_of_a_yolov5_is_forgotten_and_nothing_the_head_or_a_sum_makes() -> graph::Result<()> {
+        let graph = graph::Yolov5 { names: vec!["a".into()], imgsz: 64, width: 0.25, depth: 0.33, seed: 1 }.build()?;
+        let plan = Plan::new(&graph, Mode::Train, 1, [64; 2])?;
+        let forget = Forget::new(&plan);
+        let forgotten = |b: &usize| !forget.makers(*b).is_empty();
+        let floats: usize = (0..plan.buffers.len()).filter(forgotten).map(|b| plan.buffers[b]).sum();
+        assert!(3 * floats > plan.buffers.iter().sum::<usize>(), "{floats}");
+        for step in &plan.steps {
+            let kept = !forgotten(&step.output.buffer);
+            assert!(kept || matches!(step.kind, Kind::BatchNorm { .. }), "{:?}", step.kind);
+        }
+        assert!(plan.outputs.iter().all(|&id| !forgotten(&plan.place(id).buffer)));
+        Ok(())
+    }
+}
