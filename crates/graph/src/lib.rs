@@ -14,6 +14,7 @@ mod error;
 pub mod format;
 mod graph;
 mod op;
+pub mod quant;
 pub mod reference;
 mod tensor;
 

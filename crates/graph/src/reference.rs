@@ -40,7 +40,8 @@ pub fn forward(graph: &Graph, image: &Map) -> Result<Vec<Map>> {
     Ok(maps)
 }
 
-fn run(op: &Op, inputs: &[&Map], out: Shape) -> Vec<f64> {
+/// One operator.
+pub(crate) fn run(op: &Op, inputs: &[&Map], out: Shape) -> Vec<f64> {
     match op {
         Op::Conv(conv) => {
             let x = inputs[0];

@@ -1,7 +1,7 @@
 //! ONNX files read back: YOLOX against its authors' outputs, our own exports against the graphs they were made from.
 
 use graph::build::Yolov5;
-use graph::format::onnx::{ExportOptions, export};
+use graph::format::onnx::{ExportOptions, export, export_quantized};
 use graph::format::{LoadOptions, load};
 use graph::reference::{Map, forward};
 use graph::{Family, Graph, Head, Op, Shape};
@@ -115,6 +115,29 @@ fn exports_of_real_detectors_come_back() {
         let mut graph = load(&shared.join("weights").join(file), &LoadOptions::default()).unwrap();
         graph.meta.imgsz = imgsz;
         round_trip(file, &graph, imgsz, ExportOptions { imgsz, batch: 1, dynamic_batch: false });
+    }
+}
+
+#[test]
+fn in_eight_bits_a_detector_comes_back_with_the_weights_its_bytes_stand_for() {
+    use graph::quant::{Affine, Quantized, folded, sites};
+    let names = vec!["a".into(), "b".into()];
+    let graph = Yolov5 { names, imgsz: 64, width: 0.125, depth: 0.33, seed: 1 }.build().unwrap();
+    let (flat, _) = folded(&graph);
+    let maps = sites(&flat).into_iter().map(|s| s.map(|_| Affine::covering(-2.0, 3.0).unwrap())).collect();
+    let quantized = Quantized::new(flat.clone(), maps).unwrap();
+    let options = ExportOptions { imgsz: [64, 64], batch: 1, dynamic_batch: false };
+    let read = load_bytes(&export_quantized(&quantized, &options).unwrap()).unwrap_or_else(|e| panic!("{e:?}"));
+    assert_eq!((read.head().unwrap().0, &read.meta), (graph.head().unwrap().0, &graph.meta));
+    let convs = |graph: &Graph| -> Vec<graph::Conv> {
+        graph.nodes.iter().filter_map(|n| if let Op::Conv(c) = &n.op { Some(c.clone()) } else { None }).collect()
+    };
+    let ids = (0..flat.nodes.len()).filter(|&id| matches!(flat.nodes[id].op, Op::Conv(_)));
+    let read = convs(&read);
+    assert_eq!(read.len(), convs(&flat).len());
+    for (conv, id) in read.iter().zip(ids) {
+        let bytes = quantized.conv(id).unwrap().unwrap();
+        assert_eq!(conv.weight.data, bytes.filters.dequantize(), "{}", flat.nodes[id].name);
     }
 }
 

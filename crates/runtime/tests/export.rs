@@ -4,7 +4,8 @@ use std::path::Path;
 
 use eval::RawMap;
 use graph::build::Yolov5;
-use graph::format::onnx::{ExportOptions, export};
+use graph::format::onnx::{ExportOptions, export, export_quantized};
+use graph::quant::{Affine, Quantized, folded, sites};
 use graph::reference::{Map, forward};
 use graph::{
     Act, AnchorHead, AnchorLevel, Attention, BatchNorm, BoxDecode, Conv, DflHead, Family, Graph, Head, MaxPool, Meta,
@@ -21,12 +22,17 @@ fn images(seed: u64, shape: [usize; 4]) -> Vec<f32> {
 }
 
 /// What the export should return: reference maps, decoded by `eval`, in the export's layout.
-fn expected(graph: &Graph, images: &[f32], [n, c, h, w]: [usize; 4]) -> Vec<f32> {
+fn expected(graph: &Graph, images: &[f32], shape: [usize; 4]) -> Vec<f32> {
+    expected_of(graph, images, shape, &|image| forward(graph, image).unwrap())
+}
+
+/// The same of the maps `run` makes of an image.
+fn expected_of(graph: &Graph, images: &[f32], [n, c, h, w]: [usize; 4], run: &dyn Fn(&Map) -> Vec<Map>) -> Vec<f32> {
     let (head, inputs) = graph.head().unwrap();
     let mut all = Vec::new();
     for image in images.chunks_exact(c * h * w).take(n) {
         let data = image.iter().map(|&v| f64::from(v)).collect();
-        let maps = forward(graph, &Map { shape: Shape { c, h, w }, data }).unwrap();
+        let maps = run(&Map { shape: Shape { c, h, w }, data });
         let dense: Vec<Vec<f32>> = inputs.iter().map(|&i| channels_last(&maps[i])).collect();
         let raw: Vec<RawMap> = inputs
             .iter()
@@ -185,6 +191,31 @@ fn every_operator_and_every_head_is_what_the_reference_computes() {
         println!("{head:?}");
         assert_exported(&Random::new().head(head), [16, 24], 1e-4);
     }
+}
+
+#[test]
+fn in_eight_bits_the_runtime_computes_what_the_slow_executor_does() {
+    let head = Head::Dfl(DflHead { classes: 2, reg_max: 5, strides: vec![4, 8] });
+    let (graph, _) = folded(&Random::new().head(head));
+    let maps = sites(&graph).into_iter().map(|s| {
+        s.map(|first| match first {
+            0 => Affine::covering(0.0, 1.0).unwrap(),
+            _ => Affine::covering(-2.0, 3.0).unwrap(),
+        })
+    });
+    let quantized = Quantized::new(graph.clone(), maps.collect()).unwrap();
+    let bytes =
+        export_quantized(&quantized, &ExportOptions { imgsz: [16, 24], batch: 1, dynamic_batch: true }).unwrap();
+    let mut session = Session::from_bytes(Path::new("int8.onnx"), bytes, 2).unwrap();
+    let shape = [2, 3, 16, 24];
+    let images = images(7, shape);
+    let rounded = expected_of(&graph, &images, shape, &|image| quantized.forward(image).unwrap());
+    // No value lies so near to the middle between two bytes that f32 and f64 round it apart.
+    let worst = session.verify(&images, shape, &rounded, 1e-4).unwrap();
+    let exact = expected(&graph, &images, shape);
+    let apart = rounded.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    println!("largest difference {worst}, {apart} from f32");
+    assert!(apart > 0.01, "rounding changes something: {apart}");
 }
 
 fn small() -> Vec<u8> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::value::{Device, positive, share};
-use super::{DataArgs, ModelArgs};
+use super::{DataArgs, DataForm, ModelArgs};
 
 /// Arguments of `val`.
 #[derive(Debug, Args)]
@@ -90,9 +90,24 @@ pub struct Export {
     /// Leave the batch size open (ONNX)
     #[arg(long)]
     pub dynamic: bool,
-    /// File to write [default: the model's name with the format's extension]
+    /// Round weights and maps to 8 bits (ONNX), with scales found on the training images of --data; mAP is measured before
+    /// and after on its validation images
+    #[arg(long, requires = "data")]
+    pub int8: bool,
+    /// Dataset for --int8: data.yaml, COCO JSON, or a folder that holds one of them or Pascal VOC annotations
+    #[arg(long, short, value_name = "PATH", requires = "int8")]
+    pub data: Option<PathBuf>,
+    #[command(flatten)]
+    pub form: DataForm,
+    /// Images that show --int8 what the maps hold
+    #[arg(long, default_value = "128", value_name = "N", value_parser = positive)]
+    pub calibration_images: usize,
+    /// File to write [default: the model's name with the format's extension, with --int8 NAME-int8.onnx]
     #[arg(long, short, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Print JSON (with --int8)
+    #[arg(long, requires = "int8")]
+    pub json: bool,
 }
 
 /// What `export` writes.

@@ -2,17 +2,23 @@
 
 use std::path::{Path, PathBuf};
 
+use graph::Graph;
 use graph::format::onnx::ExportOptions;
 use graph::format::{darknet, save};
+use serde::Serialize;
 
 use crate::args::{Export, ExportFormat};
 use crate::detector::image_size;
 use crate::exit::{Error, Exit};
+use crate::int8::{Int8, Outcome};
 use crate::onnx::export_verified;
 use crate::ui;
 
 /// Runs the command.
 pub fn run(args: &Export) -> miette::Result<Exit> {
+    if args.int8 && args.format != ExportFormat::Onnx {
+        return Err(Error::usage("`--int8` is for ONNX files", "leave `--format` out"));
+    }
     let mut graph = args.model.load()?;
     let imgsz = image_size(&graph, args.imgsz)?;
     let out = target(args)?;
@@ -29,8 +35,9 @@ pub fn run(args: &Export) -> miette::Result<Exit> {
             darknet::save(&graph, &out)?;
             ui::note(format_args!("Wrote `{}`, its .weights and its .names", out.display()));
         }
+        ExportFormat::Onnx if args.int8 => return int8(args, &graph, imgsz, &out),
         ExportFormat::Onnx => {
-            let options = ExportOptions { imgsz: [imgsz; 2], batch: 1, dynamic_batch: args.dynamic };
+            let options = options(args, imgsz);
             let difference = export_verified(&graph, &out, &options)?;
             ui::note(format_args!(
                 "Wrote `{}`; the embedded runtime differs from our own forward by {difference:.5} at most",
@@ -42,6 +49,37 @@ pub fn run(args: &Export) -> miette::Result<Exit> {
     Ok(Exit::Done)
 }
 
+fn options(args: &Export, imgsz: usize) -> ExportOptions {
+    ExportOptions { imgsz: [imgsz; 2], batch: 1, dynamic_batch: args.dynamic }
+}
+
+/// What `export --int8 --json` prints.
+#[derive(Serialize)]
+struct Written {
+    file: String,
+    imgsz: usize,
+    #[serde(flatten)]
+    outcome: Outcome,
+}
+
+/// Writes the detector in eight bits.
+fn int8(args: &Export, graph: &Graph, imgsz: usize, out: &Path) -> miette::Result<Exit> {
+    let Some(data) = &args.data else {
+        return Err(Error::usage("`--int8` without images", "give a dataset with `--data`"));
+    };
+    let dataset = data::open(data, &args.form.options())?;
+    let job = Int8 { graph, dataset: &dataset, images: args.calibration_images, options: options(args, imgsz) };
+    let outcome = job.write(out)?;
+    ui::note(format_args!("Wrote `{}`", out.display()));
+    if args.json {
+        ui::print_json(&Written { file: out.display().to_string(), imgsz, outcome });
+    } else {
+        ui::print(outcome.table());
+        ui::print(format_args!("{}\n", out.display()));
+    }
+    Ok(Exit::Done)
+}
+
 /// Where to write to: what was asked for, else beside the model. The model itself is never overwritten.
 fn target(args: &Export) -> miette::Result<PathBuf> {
     let extension = match args.format {
@@ -49,7 +87,14 @@ fn target(args: &Export) -> miette::Result<PathBuf> {
         ExportFormat::Safetensors => "safetensors",
         ExportFormat::Darknet => "cfg",
     };
-    let out = args.out.clone().unwrap_or_else(|| args.model.model.with_extension(extension));
+    let out = args.out.clone().unwrap_or_else(|| {
+        let model = &args.model.model;
+        let stem = model.file_stem().unwrap_or_default().to_string_lossy();
+        match args.int8 {
+            true => model.with_file_name(format!("{stem}-int8.{extension}")),
+            false => model.with_extension(extension),
+        }
+    });
     let same = |a: &Path, b: &Path| a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b));
     if same(&out, &args.model.model) {
         return Err(Error::usage(format!("`{}` is the model itself", out.display()), "give another file with `--out`"));

@@ -46,6 +46,11 @@ impl Detector {
         }
         let graph = load_model(model, weights)?;
         let imgsz = image_size(&graph, imgsz)?;
+        Self::of(graph, imgsz)
+    }
+
+    /// Readies `graph` for images of `imgsz` pixels on our own executor.
+    pub fn of(graph: Graph, imgsz: usize) -> miette::Result<Self> {
         let engine = Engine::Own(Box::new(train::evaluate::Detector::new(&graph, imgsz)?));
         let fit = train::evaluate::fit(graph.meta.family);
         Ok(Self { names: graph.meta.names, imgsz, fit, engine })

@@ -6,7 +6,8 @@ use crate::{Act, Attention, BatchNorm, Conv, Error, Graph, NodeId, Op, Result, S
 
 use super::proto::{AttributeProto, ModelProto, OperatorSetIdProto};
 use super::writer::{Writer, value_info};
-use super::{INPUT, OPSET, OUTPUT, head, metadata};
+use super::{INPUT, OPSET, OUTPUT, head, metadata, quant};
+use crate::quant::Quantized;
 
 /// ONNX IR version 7 came with opset 13; both are old enough for every runtime in use.
 const IR_VERSION: i64 = 7;
@@ -35,6 +36,20 @@ pub struct ExportOptions {
 /// # Errors
 /// The graph is no detector, does not fit `imgsz`, or the batch is 0.
 pub fn export(graph: &Graph, options: &ExportOptions) -> Result<Vec<u8>> {
+    write(graph, None, options)
+}
+
+/// The same in eight bits, as `QuantizeLinear` and `DequantizeLinear` around f32 operators; runtimes that can merge them into
+/// operators on bytes. Weights are int8 with a scale a filter, maps uint8; the maps that enter the head and the decoding
+/// are f32.
+///
+/// # Errors
+/// As [`export`].
+pub fn export_quantized(quantized: &Quantized, options: &ExportOptions) -> Result<Vec<u8>> {
+    write(quantized.graph(), Some(quantized), options)
+}
+
+fn write(graph: &Graph, quantized: Option<&Quantized>, options: &ExportOptions) -> Result<Vec<u8>> {
     let (head, inputs) = graph.head()?;
     let shapes = graph.shapes(options.imgsz).map_err(|e| {
         let largest = head.strides().into_iter().max().unwrap_or(1);
@@ -51,7 +66,13 @@ pub fn export(graph: &Graph, options: &ExportOptions) -> Result<Vec<u8>> {
     let mut values: Vec<String> = Vec::with_capacity(graph.nodes.len());
     for (id, node) in graph.nodes.iter().enumerate() {
         let inputs: Vec<&str> = node.inputs.iter().map(|&i| values[i].as_str()).collect();
+        let map = quantized.and_then(|q| q.map(id));
+        let bytes = quantized.map_or(Ok(None), |q| q.conv(id))?;
         let value = match &node.op {
+            Op::Conv(conv) if let Some(bytes) = &bytes => {
+                quant::write_conv(&mut writer, &node.name, conv, bytes, inputs[0])
+            }
+            Op::Act(Act::Silu) if map.is_some() => quant::write_silu(&mut writer, &value_name(&node.name), inputs[0]),
             Op::BatchNorm(_) if folds_into(graph, &readers, node.inputs[0]) == Some(id) => inputs[0].to_owned(),
             Op::Conv(conv) => {
                 let norm = folds_into(graph, &readers, id).and_then(|reader| match &graph.nodes[reader].op {
@@ -62,7 +83,13 @@ pub fn export(graph: &Graph, options: &ExportOptions) -> Result<Vec<u8>> {
             }
             op => write_op(&mut writer, &node.name, op, &inputs, shapes[id]),
         };
-        values.push(value);
+        values.push(match map {
+            // What an identity reads is rounded already.
+            Some(affine) if node.op != Op::Act(Act::Identity) => {
+                quant::rounded(&mut writer, &value_name(&node.name), &value, affine)
+            }
+            _ => value,
+        });
     }
     let maps: Vec<String> = inputs.iter().map(|&i| values[i].clone()).collect();
     let map_shapes: Vec<_> = inputs.iter().map(|&i| shapes[i]).collect();
@@ -85,7 +112,7 @@ pub fn export(graph: &Graph, options: &ExportOptions) -> Result<Vec<u8>> {
 }
 
 /// Value of a node. The slash keeps it apart from the input, the output and the weights.
-fn value_name(node: &str) -> String {
+pub(super) fn value_name(node: &str) -> String {
     format!("/{node}")
 }
 
@@ -107,7 +134,12 @@ fn write_conv(w: &mut Writer, name: &str, conv: &Conv, norm: Option<&BatchNorm>,
     };
     let weight = w.floats(&format!("{name}.weight"), &conv.weight.shape, &weight);
     let bias = bias.map(|b| w.floats(&format!("{name}.bias"), &[b.len()], &b));
-    let ([ph, pw], inputs) = (conv.pad, [Some(x), Some(&weight), bias.as_deref()]);
+    conv_node(w, name, conv, &[Some(x), Some(&weight), bias.as_deref()])
+}
+
+/// A convolution of the values `inputs`: map, weight and bias.
+pub(super) fn conv_node(w: &mut Writer, name: &str, conv: &Conv, inputs: &[Option<&str>]) -> String {
+    let [ph, pw] = conv.pad;
     let attributes = vec![
         AttributeProto::ints("dilations", &[1, 1]),
         AttributeProto::int("group", conv.groups as i64),
@@ -115,7 +147,7 @@ fn write_conv(w: &mut Writer, name: &str, conv: &Conv, norm: Option<&BatchNorm>,
         AttributeProto::ints("pads", &[ph, pw, ph, pw]),
         AttributeProto::ints("strides", &conv.stride),
     ];
-    let inputs: Vec<&str> = inputs.into_iter().flatten().collect();
+    let inputs: Vec<&str> = inputs.iter().copied().flatten().collect();
     w.node("Conv", &value_name(name), &inputs, attributes)
 }
 

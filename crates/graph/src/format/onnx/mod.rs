@@ -6,10 +6,11 @@ mod head;
 mod import;
 mod metadata;
 mod proto;
+mod quant;
 mod wire;
 mod writer;
 
-pub use export::{ExportOptions, export};
+pub use export::{ExportOptions, export, export_quantized};
 pub(in crate::format) use import::load;
 pub use metadata::{Metadata, read_metadata};
 

@@ -5,10 +5,11 @@ use std::path::Path;
 use prost::Message;
 
 use crate::build::Yolov5;
+use crate::quant::{Affine, Quantized, folded, sites};
 use crate::{Family, Graph, Op};
 
-use super::proto::{FLOAT, ModelProto};
-use super::{ExportOptions, Metadata, export, read_metadata};
+use super::proto::{FLOAT, INT8, INT32, ModelProto, NodeProto, TensorProto, UINT8};
+use super::{ExportOptions, Metadata, export, export_quantized, read_metadata};
 
 const OPTIONS: ExportOptions = ExportOptions { imgsz: [96, 64], batch: 1, dynamic_batch: false };
 
@@ -38,7 +39,13 @@ fn holds_every_weight_once_and_no_normalisation() {
 
 #[test]
 fn every_value_has_one_writer_before_its_readers() {
-    let proto = ModelProto::decode(export(&detector(), &OPTIONS).unwrap().as_slice()).unwrap().graph.unwrap();
+    for bytes in [export(&detector(), &OPTIONS).unwrap(), export_quantized(&quantized(), &OPTIONS).unwrap()] {
+        written_before_read(&bytes);
+    }
+}
+
+fn written_before_read(bytes: &[u8]) {
+    let proto = ModelProto::decode(bytes).unwrap().graph.unwrap();
     let mut known = std::collections::HashSet::from(["images", ""]);
     for tensor in &proto.initializer {
         assert!(known.insert(&tensor.name), "{} twice", tensor.name);
@@ -48,6 +55,69 @@ fn every_value_has_one_writer_before_its_readers() {
         assert!(node.output.iter().all(|o| known.insert(o)), "{} writes {:?}", node.name, node.output);
     }
     assert!(known.contains("output0"));
+}
+
+/// [`detector`] in eight bits, with scales out of thin air.
+fn quantized() -> Quantized {
+    let (graph, _) = folded(&detector());
+    let maps = sites(&graph).into_iter().map(|s| s.map(|_| Affine::covering(-2.0, 3.0).unwrap())).collect();
+    Quantized::new(graph, maps).unwrap()
+}
+
+#[test]
+fn in_eight_bits_every_convolution_reads_bytes() {
+    let quantized = quantized();
+    let proto = ModelProto::decode(export_quantized(&quantized, &OPTIONS).unwrap().as_slice()).unwrap().graph.unwrap();
+    let writer = |value: &str| proto.node.iter().find(|n| n.output[0] == value);
+    let tensor = |name: &str| proto.initializer.iter().find(|t| t.name == name);
+    let axis = |n: &NodeProto| n.attribute.iter().find(|a| a.name == "axis").and_then(|a| a.i);
+    let (mut convs, mut in_float) = (0, 0);
+    for conv in proto.node.iter().filter(|n| n.op_type == "Conv") {
+        convs += 1;
+        let [map, weight, bias] = [0, 1, 2].map(|i| writer(&conv.input[i]));
+        let (map, weight) = (map.unwrap(), weight.unwrap());
+        assert_eq!([&map.op_type, &weight.op_type], ["DequantizeLinear"; 2], "{}", conv.name);
+        assert_eq!(writer(&map.input[0]).unwrap().op_type, "QuantizeLinear", "{}", conv.name);
+        assert_eq!(tensor(&map.input[2]).unwrap().data_type, UINT8, "{}", conv.name);
+        let bytes = tensor(&weight.input[0]).unwrap();
+        let scales = tensor(&weight.input[1]).unwrap();
+        assert_eq!((bytes.data_type, scales.dims[0], axis(weight)), (INT8, bytes.dims[0], Some(0)));
+        let read_by = |value: &str| -> Vec<&str> {
+            proto.node.iter().filter(|n| n.input.iter().any(|i| i == value)).map(|n| n.op_type.as_str()).collect()
+        };
+        match bias {
+            // The scale of a bias is that of the products.
+            Some(bias) => {
+                assert_eq!((bias.op_type.as_str(), axis(bias)), ("DequantizeLinear", Some(0)));
+                assert_eq!(tensor(&bias.input[0]).unwrap().data_type, INT32);
+                let floats = |t: &TensorProto| -> Vec<f32> {
+                    t.raw_data.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
+                };
+                let input = floats(tensor(&map.input[1]).unwrap())[0];
+                let products: Vec<f32> = floats(scales).iter().map(|s| s * input).collect();
+                assert_eq!(floats(tensor(&bias.input[1]).unwrap()), products, "{}", conv.name);
+                assert_eq!(read_by(&conv.output[0]), ["QuantizeLinear"], "{}", conv.name);
+            }
+            None => {
+                in_float += 1;
+                assert_eq!(read_by(&conv.output[0]), ["Reshape"], "{}", conv.name);
+            }
+        }
+    }
+    assert_eq!((convs, in_float), (60, 3));
+    // What moves values about has the same scale on both sides.
+    for node in proto.node.iter().filter(|n| matches!(n.op_type.as_str(), "MaxPool" | "Resize" | "Concat")) {
+        let Some(out) = proto.node.iter().find(|n| n.op_type == "QuantizeLinear" && n.input[0] == node.output[0])
+        else {
+            continue;
+        };
+        for input in node.input.iter().filter_map(|i| writer(i)) {
+            for k in [1, 2] {
+                let [a, b] = [&input.input[k], &out.input[k]].map(|name| &tensor(name).unwrap().raw_data);
+                assert_eq!(a, b, "{}", node.name);
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Collects the nodes and constants of an ONNX graph under names that do not collide.
 
 use super::proto::{
-    AttributeProto, DimensionProto, FLOAT, GraphProto, INT64, NodeProto, TensorProto, TensorShapeProto,
-    TensorTypeProto, TypeProto, ValueInfoProto,
+    AttributeProto, DimensionProto, FLOAT, GraphProto, INT8, INT32, INT64, NodeProto, TensorProto, TensorShapeProto,
+    TensorTypeProto, TypeProto, UINT8, ValueInfoProto,
 };
 
 /// An ONNX graph as it grows.
@@ -35,6 +35,23 @@ impl Writer {
     pub fn ints(&mut self, name: &str, values: &[i64]) -> String {
         let raw = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         self.tensor(name, &[values.len()], INT64, raw)
+    }
+
+    /// Adds one unsigned byte.
+    pub fn byte(&mut self, name: &str, value: u8) -> String {
+        self.tensor(name, &[], UINT8, vec![value])
+    }
+
+    /// Adds signed bytes.
+    pub fn signed_bytes(&mut self, name: &str, shape: &[usize], values: &[i8]) -> String {
+        let raw = values.iter().map(|v| v.cast_unsigned()).collect();
+        self.tensor(name, shape, INT8, raw)
+    }
+
+    /// Adds a vector of whole numbers of 32 bits.
+    pub fn words(&mut self, name: &str, values: &[i32]) -> String {
+        let raw = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.tensor(name, &[values.len()], INT32, raw)
     }
 
     fn tensor(&mut self, name: &str, shape: &[usize], data_type: i32, raw_data: Vec<u8>) -> String {

@@ -3,7 +3,7 @@
 use crate::format::torch::half;
 
 use super::Problem;
-use crate::format::onnx::proto::{BOOL, DOUBLE, FLOAT, FLOAT16, INT32, INT64, TensorProto};
+use crate::format::onnx::proto::{BOOL, DOUBLE, FLOAT, FLOAT16, INT8, INT32, INT64, TensorProto, UINT8};
 
 /// A dense, row-major tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,12 +75,14 @@ impl Array {
             FLOAT16 => Data::Floats(each(name, raw, |b| half(u16::from_le_bytes(b)))?),
             INT64 if raw.is_empty() => Data::Ints(tensor.int64_data.clone()),
             INT64 => Data::Ints(each(name, raw, i64::from_le_bytes)?),
-            INT32 | BOOL if raw.is_empty() => Data::Ints(words(tensor)),
+            INT32 | BOOL | INT8 | UINT8 if raw.is_empty() => Data::Ints(words(tensor)),
             INT32 => Data::Ints(each(name, raw, |b| i64::from(i32::from_le_bytes(b)))?),
+            INT8 => Data::Ints(each(name, raw, |b| i64::from(i8::from_le_bytes(b)))?),
+            UINT8 => Data::Ints(each(name, raw, |[b]| i64::from(b))?),
             BOOL => Data::Ints(each(name, raw, |[b]| i64::from(b))?),
             other => {
                 return Err(Problem::new(format!("`{name}` is of ONNX type {other}"))
-                    .hint("only f32, f16 and f64 weights can be read; export the model without quantising it"));
+                    .hint("only f32, f16, f64 and int8 weights can be read; export the model in one of them"));
             }
         };
         let array = Self { shape, data };

@@ -193,7 +193,9 @@ fn unknown(node: &NodeProto) -> Problem {
         "NonMaxSuppression" | "TopK" => {
             "export it again without non-maximum suppression (Ultralytics: nms=False, end2end=False)"
         }
-        "QuantizeLinear" | "DequantizeLinear" | "QLinearConv" | "ConvInteger" => "export it without quantising it",
+        "DynamicQuantizeLinear" | "QLinearConv" | "ConvInteger" => {
+            "of quantised detectors those with QuantizeLinear and DequantizeLinear can be read; export it so, or in f32"
+        }
         _ => {
             "known are convolutions, BatchNorm, ReLU, leaky ReLU, SiLU, Mish, Concat, Add, nearest Resize, MaxPool, Slice, Split"
         }

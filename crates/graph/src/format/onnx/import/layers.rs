@@ -27,6 +27,8 @@ impl<'a> Body<'a> {
             _ => None,
         };
         let one = match (node.op_type.as_str(), first) {
+            // The detector before it was quantised: weights are read as what their bytes stand for, maps are not rounded.
+            ("QuantizeLinear" | "DequantizeLinear", Some(x)) => Some(x),
             ("Conv", _) => self.conv(node, inputs)?,
             ("BatchNormalization", Some(x)) => Some(self.norm(node, x, inputs)?),
             ("MaxPool", Some(x)) => Some(self.pool(node, x)?),

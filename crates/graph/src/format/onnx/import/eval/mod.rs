@@ -3,6 +3,7 @@
 //! Slow and small. What is computed here is thrown away once it has told what the file means.
 
 mod broadcast;
+mod quant;
 mod reduce;
 mod shape;
 
@@ -78,6 +79,7 @@ pub fn operator(name: &str) -> Option<Operator> {
         "Sigmoid" | "Exp" | "Tanh" | "Softplus" | "Neg" | "Sqrt" | "Relu" | "Log" | "Floor" | "Ceil" => {
             |c| one(unary(c))
         }
+        "DequantizeLinear" => |c| one(quant::dequantize(c)),
         "Cast" => |c| one(cast(c)),
         "Identity" | "Dropout" => |c| one(identity(c)),
         "Constant" => |c| one(constant(c.node)),

@@ -1,0 +1,169 @@
+//! Exporting a detector in eight bits: scales from training images, mAP before and after on validation images.
+
+use std::path::Path;
+
+use data::{Dataset, Fit, Item, Loader, LoaderConfig, Mode};
+use eval::NmsConfig;
+use graph::Graph;
+use graph::format::onnx::{ExportOptions, export, export_quantized};
+use graph::format::write_whole;
+use graph::quant::Quantized;
+use runtime::Session;
+use serde::Serialize;
+use train::calibrate::Images;
+
+use crate::detector::Detector;
+use crate::exit::Error;
+use crate::score::score;
+use crate::ui::{self, Column, Table};
+
+/// Images at a time.
+const BATCH: usize = 8;
+
+/// A detector to be written in eight bits, and what it is shown.
+pub struct Int8<'a> {
+    pub graph: &'a Graph,
+    pub dataset: &'a Dataset,
+    /// How many training images at most.
+    pub images: usize,
+    pub options: ExportOptions,
+}
+
+/// One file: its size, and how well it detects.
+#[derive(Serialize)]
+pub struct Measured {
+    pub bytes: u64,
+    /// On the validation images; absent where there are none.
+    pub map50_95: Option<f64>,
+    pub map50: Option<f64>,
+}
+
+/// What an export in eight bits came to.
+#[derive(Serialize)]
+pub struct Outcome {
+    /// Images the scales were found on.
+    calibration_images: usize,
+    /// Images mAP was measured on.
+    validation_images: usize,
+    f32: Measured,
+    int8: Measured,
+}
+
+impl Int8<'_> {
+    /// Writes the file and measures it.
+    ///
+    /// # Errors
+    /// The dataset has no images or other classes, or the file cannot be written or run.
+    pub fn write(&self, path: &Path) -> miette::Result<Outcome> {
+        let imgsz = self.options.imgsz[0];
+        let plain = export(self.graph, &self.options)?.len() as u64;
+        let (head, _) = self.graph.head()?;
+        let judges = match self.dataset.split("val") {
+            // Scales need no labels, mAP does.
+            Ok(_) if self.dataset.names.len() != head.classes() => {
+                ui::warn("the dataset has other classes than the detector; mAP is not measured");
+                0
+            }
+            Ok(split) => split.items.len(),
+            Err(_) => 0,
+        };
+        let before = match judges {
+            0 => None,
+            _ => Some(self.score(&mut Detector::of(self.graph.clone(), imgsz)?)?),
+        };
+        let items = self.items()?;
+        let quantized = self.quantize(&items)?;
+        let bytes = export_quantized(&quantized, &self.options)?;
+        self.runs(path, bytes.clone())?;
+        write_whole(path, &bytes)?;
+        let after = match judges {
+            0 => None,
+            _ => Some(self.score(&mut Detector::open(path, None, None)?)?),
+        };
+        let measured =
+            |bytes, map: Option<[f64; 2]>| Measured { bytes, map50_95: map.map(|m| m[0]), map50: map.map(|m| m[1]) };
+        Ok(Outcome {
+            calibration_images: items.len(),
+            validation_images: judges,
+            f32: measured(plain, before),
+            int8: measured(bytes.len() as u64, after),
+        })
+    }
+
+    /// Training images, spread evenly; validation images where the dataset has no others.
+    fn items(&self) -> miette::Result<Vec<Item>> {
+        let split = self.dataset.split("train").or_else(|_| {
+            ui::warn("the dataset has no training images; the scales are found on its validation images");
+            self.dataset.split("val")
+        })?;
+        let most = self.images.min(split.items.len());
+        if most == 0 {
+            let what = format!("`{}` has no images to find scales on", self.dataset.path.display());
+            return Err(Error::failed(what, "run `prunella data check` on it to see what is there"));
+        }
+        Ok((0..most).map(|i| split.items[i * split.items.len() / most].clone()).collect())
+    }
+
+    fn quantize(&self, items: &[Item]) -> miette::Result<Quantized> {
+        let config = LoaderConfig {
+            size: self.options.imgsz[0] as u32,
+            batch: BATCH,
+            mode: Mode::Val(self.fit()),
+            ..LoaderConfig::default()
+        };
+        let loader = Loader::new(items, config)?;
+        let bar = ui::bar("Calibrating", 2 * items.len(), "images");
+        let batches = || {
+            loader.epoch(0).map(|batch| {
+                let batch = batch?;
+                bar.inc(batch.n as u64);
+                Ok::<_, train::Error>(Images { data: batch.images, n: batch.n })
+            })
+        };
+        let quantized = train::quantize::quantize(self.graph, self.options.imgsz, batches)?;
+        bar.finish_and_clear();
+        Ok(quantized)
+    }
+
+    fn fit(&self) -> Fit {
+        train::evaluate::fit(self.graph.meta.family)
+    }
+
+    /// The file runs, and what comes out is finite.
+    fn runs(&self, path: &Path, bytes: Vec<u8>) -> miette::Result<()> {
+        let mut session = Session::from_bytes(path, bytes, rayon::current_num_threads())?;
+        let [h, w] = self.options.imgsz;
+        let shape = [self.options.batch, 3, h, w];
+        let output = session.run(&vec![0.5; shape.iter().product()], shape)?;
+        if output.data.iter().all(|v| v.is_finite()) {
+            return Ok(());
+        }
+        let what = "the detector's outputs are no longer finite in eight bits";
+        Err(Error::failed(what, "export it in f32, without `--int8`"))
+    }
+
+    /// mAP50-95 and mAP50 on the validation images, by the rules of `val`.
+    fn score(&self, detector: &mut Detector) -> miette::Result<[f64; 2]> {
+        let iou = if detector.fit == Fit::Stretch { 0.45 } else { 0.6 };
+        let nms = NmsConfig { conf: 0.001, iou, ..NmsConfig::default() };
+        let map = score(detector, self.dataset, "val", BATCH, &nms)?.map;
+        Ok([map.map50_95, map.map50])
+    }
+}
+
+impl Outcome {
+    /// Both files side by side.
+    pub fn table(&self) -> String {
+        let mut table = Table::new([
+            Column::text("weights and maps"),
+            Column::number("size"),
+            Column::number("mAP50"),
+            Column::number("mAP50-95"),
+        ]);
+        for (name, file) in [("f32", &self.f32), ("int8", &self.int8)] {
+            let row = [name.into(), ui::bytes(file.bytes), ui::fixed(file.map50, 4), ui::fixed(file.map50_95, 4)];
+            table.row(row);
+        }
+        format!("{table}\n")
+    }
+}

@@ -1,0 +1,58 @@
+//! Which maps of a detector become bytes, and which of them have to do so alike.
+
+use crate::{Act, Graph, NodeId, Op};
+
+/// For every node the first of the nodes whose maps share its scale, `None` where the map stays f32.
+///
+/// f32 stays what only the head reads, directly or through operators without weights: decoding squares and exponentiates
+/// it. Maps that only move values about (concat, max pooling, upsampling, slices) share the scale of what they read, so
+/// that a runtime moves bytes and rounds nothing twice.
+pub fn sites(graph: &Graph) -> Vec<Option<NodeId>> {
+    let float = float(graph);
+    let mut first: Vec<NodeId> = (0..graph.nodes.len()).collect();
+    for (id, node) in graph.nodes.iter().enumerate() {
+        if float[id] || !moves(&node.op) {
+            continue;
+        }
+        for &input in &node.inputs {
+            let (a, b) = (root(&first, input), root(&first, id));
+            first[a.max(b)] = a.min(b);
+        }
+    }
+    (0..graph.nodes.len()).map(|id| (!float[id]).then(|| root(&first, id))).collect()
+}
+
+/// Whether `op` only moves values about.
+pub fn moves(op: &Op) -> bool {
+    matches!(op, Op::Concat | Op::MaxPool(_) | Op::Upsample { .. } | Op::Slice { .. } | Op::Act(Act::Identity))
+}
+
+/// The act a rectifier needs no map before: it is a matter of where the bytes begin and end.
+pub fn clips(act: Act) -> bool {
+    matches!(act, Act::Relu | Act::Relu6)
+}
+
+fn root(first: &[NodeId], mut id: NodeId) -> NodeId {
+    while first[id] != id {
+        id = first[id];
+    }
+    id
+}
+
+/// The maps that stay f32.
+fn float(graph: &Graph) -> Vec<bool> {
+    let readers = graph.consumers();
+    let mut float = vec![false; graph.nodes.len()];
+    for (id, node) in graph.nodes.iter().enumerate().rev() {
+        let ends = |&r: &NodeId| match &graph.nodes[r].op {
+            Op::Head(_) => true,
+            Op::Conv(_) | Op::BatchNorm(_) | Op::Attention(_) => false,
+            _ => float[r],
+        };
+        // A convolution right before a rectifier that nothing else reads: the rectifier's bytes are its own.
+        let clipped = matches!(node.op, Op::Conv(_))
+            && matches!(readers[id][..], [r] if matches!(graph.nodes[r].op, Op::Act(act) if clips(act)));
+        float[id] = clipped || readers[id].iter().all(ends);
+    }
+    float
+}

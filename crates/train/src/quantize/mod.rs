@@ -1,0 +1,117 @@
+//! A detector in eight bits, its scales found on images.
+//!
+//! Weights are rounded as they are. Where a map's bytes should begin and end is read off histograms of its values
+//! ([`histogram`], [`range`]); what rounding does to the mean of every convolution's output is then taken off its bias
+//! ([`correct`]), after Nagel et al., "Data-free quantization through weight equalization and bias correction" (2019).
+
+mod correct;
+mod histogram;
+mod range;
+
+use std::collections::BTreeMap;
+
+use graph::quant::{Affine, Quantized, folded, moves, sites};
+use graph::{Act, Conv, Error, Graph, Node, NodeId, Op, Tensor};
+
+use crate::calibrate::Images;
+use crate::net::Infer;
+use histogram::Histogram;
+use range::Seen;
+
+/// `graph` in eight bits. `batches` gives the images that show what its maps hold, from the training split, fitted as for
+/// validation; it is called twice.
+///
+/// # Errors
+/// The graph does not fit `imgsz`, a map or a weight is not finite, or reading a batch fails.
+pub fn quantize<E: From<Error>, I: Iterator<Item = Result<Images, E>>>(
+    graph: &Graph,
+    imgsz: [usize; 2],
+    batches: impl Fn() -> I,
+) -> Result<Quantized, E> {
+    let (graph, _) = folded(graph);
+    let seen = observe(&graph, imgsz, batches())?;
+    let maps = maps(&graph, &seen)?;
+    let rounded = Quantized::new(graph, maps)?;
+    Ok(correct::correct_biases(&rounded, imgsz, batches())?)
+}
+
+/// The bytes of every map of `graph`, by node.
+fn maps(graph: &Graph, seen: &BTreeMap<NodeId, Histogram>) -> graph::Result<Vec<Option<Affine>>> {
+    let sites = sites(graph);
+    let readers = graph.consumers();
+    let mut alike: BTreeMap<NodeId, Vec<Seen>> = BTreeMap::new();
+    for (&id, histogram) in seen {
+        let act = match readers[id][..] {
+            [reader] => match graph.nodes[reader].op {
+                Op::Act(act) => act,
+                _ => Act::Identity,
+            },
+            _ => Act::Identity,
+        };
+        if let Some(first) = sites[id] {
+            alike.entry(first).or_default().push(Seen { histogram, act });
+        }
+    }
+    let mut affine = BTreeMap::new();
+    for (&first, maps) in &alike {
+        // An image is bytes to begin with.
+        let image = maps.len() == 1 && matches!(graph.nodes[first].op, Op::Input { .. });
+        let [low, high] = if image { [0.0, 1.0] } else { range::least_squares(maps) };
+        let found = Affine::covering(low, high).map_err(|what| Error::node(&graph.nodes[first].name, what))?;
+        affine.insert(first, found);
+    }
+    Ok(sites.iter().map(|site| site.and_then(|first| affine.get(&first).copied())).collect())
+}
+
+/// Histograms of the maps of `graph` that become bytes and hold values no other map has.
+fn observe<E: From<Error>>(
+    graph: &Graph,
+    imgsz: [usize; 2],
+    batches: impl Iterator<Item = Result<Images, E>>,
+) -> Result<BTreeMap<NodeId, Histogram>, E> {
+    let sites = sites(graph);
+    let (tapped, origin) = tapped(graph, imgsz, |id| sites[id].is_some() && !moves(&graph.nodes[id].op))?;
+    let mut infer = Infer::new(&tapped, imgsz)?;
+    let mut seen: BTreeMap<NodeId, Histogram> = BTreeMap::new();
+    for batch in batches {
+        let batch = batch?;
+        let mut wrong = None;
+        infer.run_observed(&batch.data, batch.n, |at, map| {
+            if let Some(id) = origin[at]
+                && let Err(what) = seen.entry(id).or_default().add(map)
+            {
+                wrong.get_or_insert(Error::node(&graph.nodes[id].name, what));
+            }
+        })?;
+        if let Some(wrong) = wrong {
+            return Err(wrong.into());
+        }
+    }
+    Ok(seen)
+}
+
+/// `graph` with a reader added to every node that is `wanted`, so that the executor shows its map; and for each node of the
+/// new graph that is wanted, which node of the old one it is.
+fn tapped(
+    graph: &Graph,
+    imgsz: [usize; 2],
+    wanted: impl Fn(NodeId) -> bool,
+) -> graph::Result<(Graph, Vec<Option<NodeId>>)> {
+    let shapes = graph.shapes(imgsz)?;
+    let mut out = Graph { nodes: vec![], meta: graph.meta.clone() };
+    let (mut place, mut origin) = (Vec::with_capacity(graph.nodes.len()), vec![]);
+    for (id, node) in graph.nodes.iter().enumerate() {
+        let inputs = node.inputs.iter().map(|&i| place[i]).collect();
+        out.nodes.push(Node { inputs, ..node.clone() });
+        let at = out.nodes.len() - 1;
+        place.push(at);
+        origin.push(wanted(id).then_some(id));
+        if wanted(id) {
+            let weight = Tensor::zeros([1, shapes[id].c, 1, 1]);
+            let tap = Conv { weight, bias: None, stride: [1, 1], pad: [0, 0], groups: 1 };
+            out.push(format!("{}.tap", node.name), Op::Conv(tap), vec![at]);
+            origin.push(None);
+        }
+    }
+    Ok((out, origin))
+}
