@@ -65,7 +65,8 @@ mod tests {
 
     #[test]
     fn a_third_of_a_yolov5_is_forgotten_and_nothing_the_head_or_a_sum_makes() -> graph::Result<()> {
-        let graph = graph::Yolov5 { names: vec!["a".into()], imgsz: 64, width: 0.25, depth: 0.33, seed: 1 }.build()?;
+        let graph =
+            graph::build::Yolov5 { names: vec!["a".into()], imgsz: 64, width: 0.25, depth: 0.33, seed: 1 }.build()?;
         let plan = Plan::new(&graph, Mode::Train, 1, [64; 2])?;
         let forget = Forget::new(&plan);
         let forgotten = |b: &usize| !forget.makers(*b).is_empty();
