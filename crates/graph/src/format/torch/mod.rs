@@ -1,5 +1,7 @@
 //! The archive `torch.save` writes: a zip of one pickle and the raw storages its tensors point into.
 
+pub(super) mod write;
+
 use std::cell::RefCell;
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
