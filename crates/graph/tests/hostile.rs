@@ -196,6 +196,31 @@ fn tensors_must_lie_within_their_storage() {
     assert!(missing.contains("archive/data/0"), "{missing}");
 }
 
+/// Many convolutions, each a window on one storage: small in the file, and beyond all memory if each were read.
+#[test]
+fn a_storage_that_many_modules_read_is_no_bomb() {
+    let one = conv(1 << 20, 0, [1 << 10, 1 << 10, 1, 1], [1 << 10, 1, 1, 1]);
+    let state = one.len() - 2;
+    assert_eq!(&one[state..], b"ub");
+    let mut whole = one[..state].to_vec();
+    for name in ["kernel_size", "stride", "padding", "dilation", "groups"] {
+        whole.extend([b'X', name.len() as u8, 0, 0, 0]);
+        whole.extend(name.as_bytes());
+        whole.extend([b'K', u8::from(name != "padding")]);
+    }
+    whole.extend(b"ub");
+    let mut layers = b"ctorch.nn.modules.container\nSequential\n)\x81}X\x08\x00\x00\x00_modules}(".to_vec();
+    for i in 0..2_000 {
+        layers.push(b'M');
+        layers.extend((i as u16).to_le_bytes());
+        layers.extend(&whole);
+    }
+    layers.extend(b"usb");
+    let file = archive(&[("a/data.pkl".into(), model(&layers)), ("a/data/0".into(), vec![0; 2 << 20])], Stored);
+    assert!(file.len() < 4 << 20);
+    assert!(report(&file).contains("many windows on `a/data/0`"), "{}", report(&file));
+}
+
 #[test]
 fn a_module_inside_itself_is_refused() {
     let looped =

@@ -5,7 +5,7 @@ mod common;
 use std::path::PathBuf;
 
 use common::{LOOSE, calibrate, difference, outputs, target};
-use graph::format::{LoadOptions, darknet, load};
+use graph::format::{LoadOptions, darknet, load, ultralytics};
 use graph::reference::Map;
 use graph::{Graph, Shape, cost};
 use prune::{Coupling, Criterion, Importance, Mode, Plan, Similarity, importance, similarity, surgery};
@@ -103,4 +103,28 @@ fn a_pruned_darknet_detector_is_saved_as_one() {
     let cost = |graph: &Graph| cost::total(graph, graph.meta.imgsz).unwrap();
     assert!(cost(&again).params < cost(&graph).params, "nothing was cut");
     assert_eq!(cost(&again).macs, cost(&slim).macs);
+}
+
+/// A pruned detector of a family that has its own package is a checkpoint of that package: where its code cuts a map into
+/// halves they are of one size, and the detector computes what it did.
+#[test]
+fn a_pruned_detector_is_saved_as_a_checkpoint() {
+    for (name, file) in &MODELS[..3] {
+        let Some(graph) = model(file) else { return };
+        let coupling = Coupling::of(&graph).unwrap();
+        let random = Importance { criterion: Criterion::Random { seed: 5 }, limits: LOOSE, ..Importance::default() };
+        let plan = importance::plan(&graph, &coupling, &random, &target(&graph, &coupling, 0.4)).unwrap();
+        let slim = surgery::apply(&graph, &plan).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("slim.pt");
+        let written = ultralytics::save(&slim, &path).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let again = load(&path, &LoadOptions::default()).unwrap();
+        let image = noise(6);
+        assert_eq!(difference(&outputs(&again, &image), &outputs(&slim, &image)), 0.0, "{name}");
+        // YOLOv5's blocks have a convolution for each half, so nothing has to be added.
+        assert_eq!(written.padded.is_empty(), *name == "yolov5n", "{name}: {:?}", written.padded);
+        assert_eq!(again == slim, *name == "yolov5n", "{name}");
+        let params = |graph: &Graph| cost::total(graph, graph.meta.imgsz).unwrap().params;
+        assert!(params(&again) < params(&graph), "{name}: nothing was cut");
+    }
 }

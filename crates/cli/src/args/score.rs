@@ -119,4 +119,6 @@ pub enum ExportFormat {
     Safetensors,
     /// .cfg, .weights and .names, for detectors of Darknet's families.
     Darknet,
+    /// The checkpoint of the family's own Python package, for YOLOv5, YOLOv8 and YOLO11.
+    Pt,
 }

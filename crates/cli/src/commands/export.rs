@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use graph::Graph;
 use graph::format::onnx::ExportOptions;
-use graph::format::{darknet, save};
+use graph::format::{darknet, save, ultralytics};
 use serde::Serialize;
 
 use crate::args::{Export, ExportFormat};
@@ -36,6 +36,11 @@ pub fn run(args: &Export) -> miette::Result<Exit> {
             ui::note(format_args!("Wrote `{}`, its .weights and its .names", out.display()));
         }
         ExportFormat::Onnx if args.int8 => return int8(args, &graph, imgsz, &out),
+        ExportFormat::Pt => {
+            graph.meta.imgsz = [imgsz; 2];
+            let written = ultralytics::save(&graph, &out)?;
+            ui::note(format_args!("Wrote `{}`{}", out.display(), padding(&written.padded)));
+        }
         ExportFormat::Onnx => {
             let options = options(args, imgsz);
             let difference = export_verified(&graph, &out, &options)?;
@@ -80,12 +85,27 @@ fn int8(args: &Export, graph: &Graph, imgsz: usize, out: &Path) -> miette::Resul
     Ok(Exit::Done)
 }
 
+/// What was added for the family's code, in words: nothing where nothing was.
+fn padding(padded: &[(String, usize)]) -> String {
+    let Some((first, _)) = padded.first() else { return String::new() };
+    let channels: usize = padded.iter().map(|(_, n)| n).sum();
+    let others = match padded.len() - 1 {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
+    format!(
+        "; {channels} channels of zeros were added in `{first}`{others}, where the family's code needs halves of one size: \
+         what it finds is the same"
+    )
+}
+
 /// Where to write to: what was asked for, else beside the model. The model itself is never overwritten.
 fn target(args: &Export) -> miette::Result<PathBuf> {
     let extension = match args.format {
         ExportFormat::Onnx => "onnx",
         ExportFormat::Safetensors => "safetensors",
         ExportFormat::Darknet => "cfg",
+        ExportFormat::Pt => "pt",
     };
     let out = args.out.clone().unwrap_or_else(|| {
         let model = &args.model.model;
@@ -98,6 +118,10 @@ fn target(args: &Export) -> miette::Result<PathBuf> {
     let same = |a: &Path, b: &Path| a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b));
     if same(&out, &args.model.model) {
         return Err(Error::usage(format!("`{}` is the model itself", out.display()), "give another file with `--out`"));
+    }
+    if args.format == ExportFormat::Pt && out.extension().is_none_or(|e| e != "pt") {
+        let what = format!("`{}` is no name the family's package would load", out.display());
+        return Err(Error::usage(what, "give `--out` a name that ends in .pt"));
     }
     if args.format == ExportFormat::Darknet {
         if out.extension().is_none_or(|e| e != "cfg") {

@@ -6,7 +6,7 @@ mod native;
 pub mod onnx;
 mod pickle;
 mod torch;
-mod ultralytics;
+pub mod ultralytics;
 
 use std::path::{Path, PathBuf};
 

@@ -32,7 +32,7 @@ pub fn quantize<E: From<Error>, I: Iterator<Item = Result<Images, E>>>(
     let seen = observe(&graph, imgsz, batches())?;
     let maps = maps(&graph, &seen)?;
     let rounded = Quantized::new(graph, maps)?;
-    Ok(correct::correct_biases(&rounded, imgsz, batches())?)
+    correct::correct_biases(&rounded, imgsz, batches())
 }
 
 /// The bytes of every map of `graph`, by node.

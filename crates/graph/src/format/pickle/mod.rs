@@ -5,6 +5,7 @@
 //! by [`Id`], so shared and cyclic references cost nothing and memory grows no faster than the file is long.
 
 mod decode;
+pub(super) mod encode;
 mod globals;
 
 /// Index of a value in its [`Pickle`].

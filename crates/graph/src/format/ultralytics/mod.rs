@@ -8,6 +8,7 @@ mod attention;
 mod blocks;
 mod head;
 mod layers;
+mod save;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -15,6 +16,8 @@ use std::path::Path;
 use super::pickle::{Id, Ref, Value};
 use super::torch::Checkpoint;
 use crate::{Error, Family, Graph, Meta, NodeId, Op, Result};
+
+pub use save::{Written, save, to_bytes};
 
 /// Deepest nesting of modules; real detectors stay below ten.
 const MAX_DEPTH: usize = 64;

@@ -1,6 +1,8 @@
 //! The archive `torch.save` writes: a zip of one pickle and the raw storages its tensors point into.
 
-use std::cell::RefCell;
+pub(super) mod write;
+
+use std::cell::{Cell, RefCell};
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 
@@ -18,6 +20,9 @@ pub(super) struct Checkpoint {
     /// Folder inside the zip that everything lies in ("archive", or the file's name when it was saved).
     folder: String,
     pickle: Pickle,
+    /// How many values tensors may still be made of. A storage takes its bytes in the file once, yet any number of tensors
+    /// can be windows on it, so that a small file could ask for more than memory holds.
+    left: Cell<usize>,
 }
 
 impl Checkpoint {
@@ -35,6 +40,8 @@ impl Checkpoint {
         if !bytes.starts_with(b"PK") {
             return Err(no_zip(path, &bytes));
         }
+        // Tensors of a model do not overlap, and a value has a byte at least; twice that leaves room for what is read twice.
+        let left = Cell::new(2 * bytes.len());
         let mut zip = ZipArchive::new(Cursor::new(bytes))
             .map_err(|e| Error::format(path, format!("no readable zip archive: {e}")).hint(AGAIN))?;
         let folder = zip
@@ -58,7 +65,7 @@ impl Checkpoint {
                 None => error.hint(AGAIN),
             }
         })?;
-        Ok(Self { path: path.to_owned(), zip: RefCell::new(zip), folder, pickle })
+        Ok(Self { path: path.to_owned(), zip: RefCell::new(zip), folder, pickle, left })
     }
 
     /// What was saved.
@@ -80,6 +87,13 @@ impl Checkpoint {
         let view = View::of(value).ok_or_else(|| fail("is no tensor this reader knows".into()))?;
         let element = Element::of(view.storage).ok_or_else(|| fail(format!("has storage type `{}`", view.storage)))?;
         let name = format!("{}/data/{}", self.folder, view.key);
+        let values = view.shape.iter().fold(1, |n: usize, &s| n.saturating_mul(s));
+        let Some(left) = self.left.get().checked_sub(values.min(view.len)) else {
+            return Err(fail(format!(
+                "is one of many windows on `{name}`: together they have more values than the file"
+            )));
+        };
+        self.left.set(left);
         let raw = entry(&self.path, &mut self.zip.borrow_mut(), &name)?;
         let width = element.width();
         if raw.len() / width != view.len || raw.len() % width != 0 {
