@@ -1,7 +1,7 @@
 //! What `train` and `compress` share: fitting a detector to a dataset, and bars for a training under way.
 
 use data::Dataset;
-use graph::Graph;
+use graph::{Family, Graph};
 use indicatif::ProgressBar;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -25,6 +25,13 @@ pub fn tell_skipped(dataset: &Dataset) {
     let skipped: usize = dataset.splits.values().map(data::Split::skipped).sum();
     if skipped > 0 {
         ui::warn(format_args!("{skipped} boxes of the dataset are skipped; `prunella data check` lists them"));
+    }
+}
+
+/// Says where a detector is not trained by its authors' own loss.
+pub fn tell_loss(graph: &Graph) {
+    if graph.meta.family == Family::Darknet {
+        ui::note("Darknet's detectors are trained with YOLOv5's loss, each object in the cell of its centre");
     }
 }
 

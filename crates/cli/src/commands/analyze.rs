@@ -10,13 +10,10 @@ use train::watch::Quiet;
 use crate::args::Analyze;
 use crate::detector::image_size;
 use crate::exit::{Error, Exit};
-use crate::pipeline::cut::Calibration;
+use crate::pipeline::cut::{CALIBRATION_IMAGES, Calibration};
 use crate::report::analysis::{Analysis, Group, render, table};
 use crate::training::tell_skipped;
 use crate::{runs, ui};
-
-/// Images channel statistics are learnt from.
-const CALIBRATION_IMAGES: usize = 256;
 
 /// Runs the command.
 pub fn run(args: &Analyze) -> miette::Result<Exit> {

@@ -12,7 +12,7 @@ use crate::detector::image_size;
 use crate::exit::{Error, Exit};
 use crate::pipeline::cut::{Calibration, Cut};
 use crate::pipeline::{Pipeline, Recipe, stage_table};
-use crate::training::{fit, tell_skipped};
+use crate::training::{fit, tell_loss, tell_skipped};
 use crate::{runs, ui};
 
 /// Runs the command.
@@ -127,7 +127,10 @@ fn trainable(recipe: &Recipe, model: &Graph) -> miette::Result<()> {
         return Ok(());
     }
     match Criterion::of(model.head()?.0, recipe.heal.imgsz) {
-        Ok(_) => Ok(()),
+        Ok(_) => {
+            tell_loss(model);
+            Ok(())
+        }
         Err(error) => Err(Error::failed(
             error.to_string(),
             "`--epochs 0` compresses it without training; heal the result with its authors' trainer",

@@ -7,11 +7,8 @@ use train::unfold;
 use crate::args::Prune;
 use crate::detector::image_size;
 use crate::exit::{Error, Exit};
-use crate::pipeline::cut::{Calibration, Cut, Outcome};
+use crate::pipeline::cut::{CALIBRATION_IMAGES, Calibration, Cut, Outcome};
 use crate::ui;
-
-/// Images stage 2 learns from.
-const CALIBRATION_IMAGES: usize = 256;
 
 /// Runs the command.
 pub fn run(args: &Prune) -> miette::Result<Exit> {

@@ -8,8 +8,9 @@ use train::{Task, TrainConfig};
 use crate::args::{Optimizer, Train};
 use crate::detector::image_size;
 use crate::exit::Exit;
+use crate::pipeline::cut::{CALIBRATION_IMAGES, Calibration};
 use crate::runs;
-use crate::training::{Bars, fit, tell_skipped};
+use crate::training::{Bars, fit, tell_loss, tell_skipped};
 use crate::ui;
 
 /// Runs the command.
@@ -18,7 +19,9 @@ pub fn run(args: &Train) -> miette::Result<Exit> {
     tell_skipped(&dataset);
     let model = args.model.load()?;
     let imgsz = image_size(&model, args.imgsz)?;
-    let start = fit(&model, &dataset, imgsz, args.seed)?;
+    let calibration = Calibration { dataset: &dataset, imgsz, images: CALIBRATION_IMAGES, seed: args.seed };
+    let start = fit(&calibration.unfold(&model)?, &dataset, imgsz, args.seed)?;
+    tell_loss(&start);
     let config = TrainConfig {
         epochs: args.epochs,
         batch: args.batch,

@@ -15,6 +15,9 @@ use train::unfold;
 use crate::exit::Error;
 use crate::ui;
 
+/// Images statistics are taken from where no recipe says how many.
+pub const CALIBRATION_IMAGES: usize = 256;
+
 /// Pixels of all images that reconstruction runs at once: about 2 GiB of maps in a small detector.
 const PIXELS_AT_ONCE: usize = 128 * 320 * 320;
 /// More images than this teach reconstruction nothing.

@@ -5,11 +5,11 @@
 //! there (Mehta and Ozturk, "Object detection at 200 frames per second", 2018): its objectness, or its best class
 //! probability where the head has none.
 
-use graph::{AnchorHead, DflHead, Error, Head, Result};
+use graph::{AnchorHead, DflHead, Error, Head, Result, YoloxHead};
 
 use super::bce::{bce, entropy, sigmoid};
 use super::v8::sides;
-use super::{Criterion, LossOutput, RawMap, V5Loss, V8Loss, dims, v5, v8};
+use super::{Criterion, LossOutput, RawMap, V5Loss, V8Loss, YoloxLoss, dims, v5, v8, yolox};
 
 /// The distillation term. Its parts have the names and gains of the detection loss it is added to.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +26,8 @@ impl Distill {
     /// Anchor heads, each level: mean squared difference of the four raw box values and mean class cross-entropy, both
     /// weighted by teacher objectness; mean objectness cross-entropy over all anchors. Distribution heads: cross-entropy
     /// of the sides' distributions ("dfl") and of the classes, weighted by the teacher's best class; "box" is 0.
+    /// YOLOX's heads: what anchor heads with one anchor learn, all levels together and divided, as their loss is, by the
+    /// number of objects' points, here the sum of the teacher's objectness.
     ///
     /// # Errors
     /// `head` is not the kind the gains are for.
@@ -40,6 +42,7 @@ impl Distill {
         match (&self.gains, head) {
             (Criterion::V5(gains), Head::Anchor(h)) => Ok(self.anchor(gains, h, student, teacher)),
             (Criterion::V8(gains), Head::Dfl(h)) => Ok(self.dfl(gains, h, student, teacher)),
+            (Criterion::Yolox(gains), Head::Yolox(h)) => Ok(self.yolox(gains, h, student, teacher)),
             _ => Err(Error::node("head", "the distillation is set up for another kind of head")),
         }
     }
@@ -80,7 +83,43 @@ impl Distill {
             }
             grads.push(grad);
         }
-        LossOutput::new([0, 1, 2].map(|k| (v5::PARTS[k], parts[k])), batch, grads)
+        LossOutput::new([0, 1, 2].map(|k| (v5::PARTS[k], parts[k])), batch as f64, grads)
+    }
+
+    fn yolox(&self, gains: &YoloxLoss, head: &YoloxHead, student: &[RawMap], teacher: &[RawMap]) -> LossOutput {
+        let factor = yolox::factor(student.first().map_or(0, |m| m.n));
+        let objectness = teacher.iter().skip(1).step_by(3).flat_map(|m| m.data);
+        let certain = objectness.map(|&raw| f64::from(sigmoid(raw))).sum::<f64>().max(1.0);
+        let scale = |gain: f32| f64::from(self.weight * gain) / certain;
+        let [box_scale, obj_scale, cls_scale] =
+            [scale(gains.box_gain) / 4.0, scale(gains.obj_gain), scale(gains.cls_gain)];
+
+        let mut parts = [0.0f64; 3];
+        let mut grads: Vec<Vec<f32>> = student.iter().map(|m| vec![0.0; m.data.len()]).collect();
+        for (level, grads) in grads.chunks_exact_mut(3).enumerate() {
+            let maps: [_; 3] = [0, 1, 2].map(|k| (&student[3 * level + k], &teacher[3 * level + k]));
+            for ((map, _), channels) in maps.iter().zip([4, 1, head.classes]) {
+                dims(map, channels);
+            }
+            for (i, &raw) in maps[1].1.data.iter().enumerate() {
+                let certainty = sigmoid(raw);
+                for (k, grad) in grads[0].iter_mut().enumerate().skip(4 * i).take(4) {
+                    let d = maps[0].0.data[k] - maps[0].1.data[k];
+                    parts[0] += box_scale * f64::from(certainty * d * d);
+                    *grad = (box_scale * factor) as f32 * 2.0 * certainty * d;
+                }
+                let (value, d) = divergence(maps[1].0.data[i], certainty);
+                parts[1] += obj_scale * f64::from(value);
+                grads[1][i] = (obj_scale * factor) as f32 * d;
+                let classes = grads[2].iter_mut().enumerate().skip(head.classes * i).take(head.classes);
+                for (k, grad) in classes {
+                    let (value, d) = divergence(maps[2].0.data[k], sigmoid(maps[2].1.data[k]));
+                    parts[2] += cls_scale * f64::from(certainty * value);
+                    *grad = (cls_scale * factor) as f32 * certainty * d;
+                }
+            }
+        }
+        LossOutput::new([0, 1, 2].map(|k| (yolox::PARTS[k], parts[k])), factor, grads)
     }
 
     fn dfl(&self, gains: &V8Loss, head: &DflHead, student: &[RawMap], teacher: &[RawMap]) -> LossOutput {
@@ -120,7 +159,7 @@ impl Distill {
                 }
             }
         }
-        LossOutput::new([(v8::PARTS[0], 0.0), (v8::PARTS[1], cls), (v8::PARTS[2], dfl)], batch, grads)
+        LossOutput::new([(v8::PARTS[0], 0.0), (v8::PARTS[1], cls), (v8::PARTS[2], dfl)], batch as f64, grads)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Complete IoU of two boxes with its gradient (Zheng et al., "Distance-IoU Loss", AAAI 2020).
+//! IoU of two boxes, plain and complete (Zheng et al., "Distance-IoU Loss", AAAI 2020), with its gradient.
 
 use std::f64::consts::PI;
 
@@ -17,6 +17,37 @@ pub struct Ciou {
     pub grad: Corners,
     #[cfg(test)]
     alpha: f64,
+}
+
+/// IoU of a predicted box with a fixed one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Iou {
+    pub value: f64,
+    /// Derivative by the predicted corners; 0 where the boxes do not meet.
+    pub grad: Corners,
+}
+
+/// IoU of `pred` with `truth`, both in one unit; 0 of two empty boxes.
+pub fn iou(pred: Corners, truth: Corners) -> Iou {
+    let size = |b: Corners| [b[2] - b[0], b[3] - b[1]];
+    let ([w, h], [tw, th]) = (size(pred), size(truth));
+    let overlap = [0, 1].map(|k| (pred[k + 2].min(truth[k + 2]) - pred[k].max(truth[k])).max(0.0));
+    let inter = overlap[0] * overlap[1];
+    if inter <= 0.0 {
+        return Iou { value: 0.0, grad: [0.0; 4] };
+    }
+    let union = w * h + tw * th - inter;
+    let value = inter / union;
+    let mut grad = [0.0; 4];
+    for k in 0..2 {
+        for (end, sign) in [(k, -1.0), (k + 2, 1.0)] {
+            let inner = if sign > 0.0 { pred[end] < truth[end] } else { pred[end] > truth[end] };
+            let d_inter = if inner { sign * overlap[1 - k] } else { 0.0 };
+            let d_union = sign * [h, w][k] - d_inter;
+            grad[end] = (d_inter - value * d_union) / union;
+        }
+    }
+    Iou { value, grad }
 }
 
 /// Corners of a box given as centre x, centre y, width, height.
@@ -108,6 +139,31 @@ mod tests {
                 };
                 let slope = (moved(1e-6) - moved(-1e-6)) / 2e-6;
                 assert!((at.grad[k] - slope).abs() < 1e-7, "{name}: corner {k} is {} for {slope}", at.grad[k]);
+            }
+        }
+    }
+
+    #[test]
+    fn gradient_of_the_plain_iou_is_its_slope() {
+        let truth = corners([3.0, 4.0, 2.0, 5.0]);
+        let cases = [
+            ("overlapping", [4.0, 4.5, 2.0, 5.0], 4.5 / 15.5),
+            ("inside", [3.1, 4.2, 0.5, 0.8], 0.04),
+            ("around", [2.9, 4.1, 4.0, 10.0], 0.25),
+            ("apart", [9.0, 12.0, 1.0, 2.0], 0.0),
+        ];
+        for (name, pred, want) in cases {
+            let pred = corners(pred);
+            let at = iou(pred, truth);
+            assert!((at.value - want).abs() < 1e-12, "{name}: {} for {want}", at.value);
+            for k in 0..4 {
+                let moved = |d: f64| {
+                    let mut p = pred;
+                    p[k] += d;
+                    iou(p, truth).value
+                };
+                let slope = (moved(1e-6) - moved(-1e-6)) / 2e-6;
+                assert!((at.grad[k] - slope).abs() < 1e-8, "{name}: corner {k} is {} for {slope}", at.grad[k]);
             }
         }
     }

@@ -7,8 +7,10 @@ mod assign;
 mod bce;
 pub mod distill;
 mod iou;
+mod simota;
 pub mod v5;
 pub mod v8;
+pub mod yolox;
 
 use data::Target;
 pub use distill::Distill;
@@ -16,11 +18,13 @@ pub use eval::RawMap;
 use graph::{Error, Head, Result};
 pub use v5::V5Loss;
 pub use v8::V8Loss;
+pub use yolox::YoloxLoss;
 
 /// A loss and its parts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LossValue {
-    /// What is minimised: the sum of the parts times the images of the batch, as the YOLO trainers define it.
+    /// What is minimised: the sum of the parts times the images of the batch, as the YOLO trainers define it; of YOLOX's
+    /// times the batch's share of [`yolox::NOMINAL`] images.
     pub total: f32,
     /// Name and value of each part, gains included, the factor of the batch size not.
     pub parts: [(&'static str, f32); 3],
@@ -35,8 +39,9 @@ pub struct LossOutput {
 }
 
 impl LossOutput {
-    fn new(parts: [(&'static str, f64); 3], batch: usize, grads: Vec<Vec<f32>>) -> Self {
-        let total = parts.iter().map(|(_, v)| v).sum::<f64>() * batch as f64;
+    /// `factor` is what the sum of the parts is multiplied with.
+    fn new(parts: [(&'static str, f64); 3], factor: f64, grads: Vec<Vec<f32>>) -> Self {
+        let total = parts.iter().map(|(_, v)| v).sum::<f64>() * factor;
         Self { value: LossValue { total: total as f32, parts: parts.map(|(n, v)| (n, v as f32)) }, grads }
     }
 
@@ -59,19 +64,22 @@ impl LossOutput {
 pub enum Criterion {
     V5(V5Loss),
     V8(V8Loss),
+    Yolox(YoloxLoss),
 }
 
 impl Criterion {
     /// The loss of the family `head` belongs to, with the gains its authors' trainer uses for images of `imgsz` pixels.
     ///
     /// # Errors
-    /// No loss is written for this kind of head.
+    /// The head reads maps that cannot be trained: see [`V5Loss::evaluate`].
     pub fn of(head: &Head, imgsz: usize) -> Result<Self> {
         match head {
-            Head::Anchor(h) => Ok(Self::V5(V5Loss::default().scaled(h.classes, imgsz, h.levels.len()))),
+            Head::Anchor(h) => {
+                v5::check(h)?;
+                Ok(Self::V5(V5Loss::default().scaled(h.classes, imgsz, h.levels.len())))
+            }
             Head::Dfl(_) => Ok(Self::V8(V8Loss::default())),
-            Head::Yolox(_) => Err(Error::node("head", "YOLOX heads cannot be trained here")
-                .hint("prune it here and fine-tune the result with YOLOX itself")),
+            Head::Yolox(_) => Ok(Self::Yolox(YoloxLoss::default())),
         }
     }
 
@@ -86,6 +94,7 @@ impl Criterion {
         match (self, head) {
             (Self::V5(loss), Head::Anchor(h)) => loss.evaluate(h, maps, targets),
             (Self::V8(loss), Head::Dfl(h)) => loss.evaluate(h, maps, targets),
+            (Self::Yolox(loss), Head::Yolox(h)) => loss.evaluate(h, maps, targets),
             _ => Err(Error::node("head", "the loss is for another kind of head")),
         }
     }
@@ -95,6 +104,7 @@ impl Criterion {
         match self {
             Self::V5(_) => v5::PARTS,
             Self::V8(_) => v8::PARTS,
+            Self::Yolox(_) => yolox::PARTS,
         }
     }
 }

@@ -62,18 +62,15 @@ impl V5Loss {
     pub fn evaluate(&self, head: &AnchorHead, maps: &[RawMap], targets: &[Target]) -> Result<LossOutput> {
         assert_eq!(maps.len(), head.levels.len(), "one map a level");
         let batch = maps.first().map_or(0, |m| m.n);
+        check(head)?;
         check_targets(targets, batch, head.classes)?;
         let (mut sums, mut grads) = ([0.0f64; 3], Vec::with_capacity(maps.len()));
         for (i, (level, map)) in head.levels.iter().zip(maps).enumerate() {
-            if matches!(level.decode, BoxDecode::DarknetNew { .. }) {
-                return Err(Error::node("head", "maps that are already past their sigmoid cannot be trained")
-                    .hint("the model was exported with `new_coords`; only evaluation and pruning are possible"));
-            }
             let (parts, grad) = self.level(level, head.classes, map, targets, balance(maps.len(), i));
             sums.iter_mut().zip(parts).for_each(|(sum, part)| *sum += part);
             grads.push(grad);
         }
-        Ok(LossOutput::new([0, 1, 2].map(|k| (PARTS[k], sums[k])), batch, grads))
+        Ok(LossOutput::new([0, 1, 2].map(|k| (PARTS[k], sums[k])), batch as f64, grads))
     }
 
     /// Box, objectness and class loss of one level with gains, and the gradient of their sum times the batch size.
@@ -132,6 +129,14 @@ impl V5Loss {
         ];
         (parts, grad)
     }
+}
+
+/// Refuses a head whose maps are no logits.
+pub(super) fn check(head: &AnchorHead) -> Result<()> {
+    if head.levels.iter().any(|level| matches!(level.decode, BoxDecode::DarknetNew { .. })) {
+        return Err(Error::node("head", "maps that are already past their sigmoid (`new_coords`) cannot be trained"));
+    }
+    Ok(())
 }
 
 /// How much a level's objectness counts: small objects have many more cells than objects.

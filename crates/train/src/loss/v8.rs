@@ -77,7 +77,7 @@ impl V8Loss {
             .collect();
         let gains = [self.box_gain, self.cls_gain, self.dfl_gain];
         let part = |k: usize| f64::from(gains[k]) * sums.iter().map(|s| s[k]).sum::<f64>() / norm;
-        Ok(LossOutput::new([0, 1, 2].map(|k| (PARTS[k], part(k))), grid.images, grads))
+        Ok(LossOutput::new([0, 1, 2].map(|k| (PARTS[k], part(k))), grid.images as f64, grads))
     }
 
     fn assign(&self, grid: &Grid, image: usize, objects: &[Object]) -> Vec<Assigned> {
