@@ -4,7 +4,7 @@ use prost::Message;
 
 use crate::{Act, Attention, BatchNorm, Conv, Error, Graph, NodeId, Op, Result, Shape};
 
-use super::proto::{AttributeProto, ModelProto, OperatorSetIdProto};
+use super::proto::{AttributeProto, ModelProto, OperatorSetIdProto, StringStringEntryProto};
 use super::writer::{Writer, value_info};
 use super::{INPUT, OPSET, OUTPUT, head, metadata};
 
@@ -47,6 +47,52 @@ pub fn export(graph: &Graph, options: &ExportOptions) -> Result<Vec<u8>> {
     };
 
     let mut writer = Writer::default();
+    let values = write_body(&mut writer, graph, &shapes);
+    let maps: Vec<String> = inputs.iter().map(|&i| values[i].clone()).collect();
+    let map_shapes: Vec<_> = inputs.iter().map(|&i| shapes[i]).collect();
+    let name = &graph.nodes[graph.nodes.len() - 1].name;
+    let [rows, columns] = head::write(&mut writer, head, &value_name(name), &maps, &map_shapes);
+
+    let [height, width] = options.imgsz;
+    writer.graph.name = "detector".into();
+    writer.graph.input = vec![value_info(INPUT, &[batch, Some(shapes[0].c), Some(height), Some(width)])];
+    writer.graph.output = vec![value_info(OUTPUT, &[batch, Some(rows), Some(columns)])];
+    Ok(model(writer, metadata::properties(graph, head, options.imgsz)))
+}
+
+/// The bytes of an ONNX model of one image of `imgsz` = (H, W) pixels that ends where the head begins: its outputs are the
+/// maps that enter the head, or the last node's map where there is no head. It is for timing, not for detecting.
+///
+/// # Errors
+/// The graph does not fit `imgsz`.
+pub fn export_maps(graph: &Graph, imgsz: [usize; 2]) -> Result<Vec<u8>> {
+    let shapes = graph.shapes(imgsz)?;
+    let mut writer = Writer::default();
+    let values = write_body(&mut writer, graph, &shapes);
+    let last = [graph.nodes.len() - 1];
+    let ends = graph.head().map_or(&last[..], |(_, inputs)| inputs);
+    let sizes = |id: NodeId| [Some(1), Some(shapes[id].c), Some(shapes[id].h), Some(shapes[id].w)];
+    writer.graph.name = "maps".into();
+    writer.graph.input = vec![value_info(INPUT, &sizes(0))];
+    writer.graph.output = ends.iter().map(|&id| value_info(&values[id], &sizes(id))).collect();
+    Ok(model(writer, vec![]))
+}
+
+/// The finished file.
+fn model(writer: Writer, metadata_props: Vec<StringStringEntryProto>) -> Vec<u8> {
+    let model = ModelProto {
+        ir_version: IR_VERSION,
+        producer_name: metadata::PRODUCER.into(),
+        producer_version: env!("CARGO_PKG_VERSION").into(),
+        graph: Some(writer.graph),
+        opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: OPSET }],
+        metadata_props,
+    };
+    model.encode_to_vec()
+}
+
+/// Writes every node but the head and returns the name of each one's value.
+fn write_body(writer: &mut Writer, graph: &Graph, shapes: &[Shape]) -> Vec<String> {
     let readers = graph.consumers();
     let mut values: Vec<String> = Vec::with_capacity(graph.nodes.len());
     for (id, node) in graph.nodes.iter().enumerate() {
@@ -58,30 +104,13 @@ pub fn export(graph: &Graph, options: &ExportOptions) -> Result<Vec<u8>> {
                     Op::BatchNorm(norm) => Some(norm),
                     _ => None,
                 });
-                write_conv(&mut writer, &node.name, conv, norm, inputs[0])
+                write_conv(writer, &node.name, conv, norm, inputs[0])
             }
-            op => write_op(&mut writer, &node.name, op, &inputs, shapes[id]),
+            op => write_op(writer, &node.name, op, &inputs, shapes[id]),
         };
         values.push(value);
     }
-    let maps: Vec<String> = inputs.iter().map(|&i| values[i].clone()).collect();
-    let map_shapes: Vec<_> = inputs.iter().map(|&i| shapes[i]).collect();
-    let name = &graph.nodes[graph.nodes.len() - 1].name;
-    let [rows, columns] = head::write(&mut writer, head, &value_name(name), &maps, &map_shapes);
-
-    let [height, width] = options.imgsz;
-    writer.graph.name = "detector".into();
-    writer.graph.input = vec![value_info(INPUT, &[batch, Some(shapes[0].c), Some(height), Some(width)])];
-    writer.graph.output = vec![value_info(OUTPUT, &[batch, Some(rows), Some(columns)])];
-    let model = ModelProto {
-        ir_version: IR_VERSION,
-        producer_name: metadata::PRODUCER.into(),
-        producer_version: env!("CARGO_PKG_VERSION").into(),
-        graph: Some(writer.graph),
-        opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: OPSET }],
-        metadata_props: metadata::properties(graph, head, options.imgsz),
-    };
-    Ok(model.encode_to_vec())
+    values
 }
 
 /// Value of a node. The slash keeps it apart from the input, the output and the weights.

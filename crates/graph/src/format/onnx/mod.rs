@@ -9,7 +9,7 @@ mod proto;
 mod wire;
 mod writer;
 
-pub use export::{ExportOptions, export};
+pub use export::{ExportOptions, export, export_maps};
 pub(in crate::format) use import::load;
 pub use metadata::{Metadata, read_metadata};
 
