@@ -11,6 +11,7 @@ mod pipeline;
 mod report;
 mod runs;
 mod score;
+mod speed;
 mod training;
 mod ui;
 

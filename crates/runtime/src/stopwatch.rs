@@ -10,6 +10,8 @@ use crate::{Error, Result};
 /// The threads that timed models share. Threads of several pools would get into each other's way.
 pub struct Stopwatch {
     pool: Arc<ThreadPool>,
+    /// What every model is shown, as many values as the largest takes.
+    values: Vec<f32>,
 }
 
 /// A model ready to be timed on an input of its own size.
@@ -19,20 +21,19 @@ pub struct Timed {
     input: NodeId,
     outputs: Vec<NodeId>,
     shape: [usize; 4],
-    values: Vec<f32>,
 }
 
 impl Stopwatch {
     /// A stopwatch for models that run on `threads` threads.
     pub fn new(threads: usize) -> Self {
-        Self { pool: Arc::new(ThreadPool::with_num_threads(threads)) }
+        Self { pool: Arc::new(ThreadPool::with_num_threads(threads)), values: vec![] }
     }
 
     /// Readies an ONNX model with one input of four fixed axes; `name` is for messages.
     ///
     /// # Errors
     /// The runtime does not take the model, or its input is another.
-    pub fn model(&self, name: &str, bytes: Vec<u8>) -> Result<Timed> {
+    pub fn model(&mut self, name: &str, bytes: Vec<u8>) -> Result<Timed> {
         let cannot = |what: String| Error::Load { path: name.into(), what };
         let model = Model::load(bytes).map_err(|e| cannot(e.to_string()))?;
         let &[input] = model.input_ids() else {
@@ -41,11 +42,13 @@ impl Stopwatch {
         let axes = model.node_info(input).and_then(|info| info.shape()).unwrap_or_default();
         let sizes: Vec<usize> =
             axes.iter().filter_map(|d| if let Dimension::Fixed(size) = d { Some(*size) } else { None }).collect();
-        let shape: [usize; 4] =
-            sizes.try_into().map_err(|sizes: Vec<_>| cannot(format!("{} axes of its input are fixed, not 4", sizes.len())))?;
+        let shape: [usize; 4] = sizes
+            .try_into()
+            .map_err(|sizes: Vec<_>| cannot(format!("{} axes of its input are fixed, not 4", sizes.len())))?;
         let outputs = model.output_ids().to_vec();
-        let values = vec![0.5; shape.iter().product()];
-        Ok(Timed { name: name.into(), model, input, outputs, shape, values })
+        let count = shape.iter().product();
+        self.values.resize(self.values.len().max(count), 0.5);
+        Ok(Timed { name: name.into(), model, input, outputs, shape })
     }
 
     /// Nanoseconds of one run of `timed`.
@@ -54,7 +57,8 @@ impl Stopwatch {
     /// The model cannot be run.
     pub fn run(&self, timed: &Timed) -> Result<f64> {
         let failed = |what: String| Error::Load { path: timed.name.clone(), what };
-        let view = ValueView::from_shape(timed.shape, &timed.values[..]).map_err(|e| failed(e.to_string()))?;
+        let values = &self.values[..timed.shape.iter().product()];
+        let view = ValueView::from_shape(timed.shape, values).map_err(|e| failed(e.to_string()))?;
         let options = RunOptions::default().with_thread_pool(Some(Arc::clone(&self.pool)));
         let start = Instant::now();
         let outputs = timed

@@ -61,7 +61,7 @@ pub fn export(graph: &Graph, options: &ExportOptions) -> Result<Vec<u8>> {
 }
 
 /// The bytes of an ONNX model of one image of `imgsz` = (H, W) pixels that ends where the head begins: its outputs are the
-/// maps that enter the head, or the last node's map where there is no head. It is for timing, not for detecting.
+/// maps that enter the head, or where there is no head those that nothing reads. It is for timing, not for detecting.
 ///
 /// # Errors
 /// The graph does not fit `imgsz`.
@@ -69,12 +69,15 @@ pub fn export_maps(graph: &Graph, imgsz: [usize; 2]) -> Result<Vec<u8>> {
     let shapes = graph.shapes(imgsz)?;
     let mut writer = Writer::default();
     let values = write_body(&mut writer, graph, &shapes);
-    let last = [graph.nodes.len() - 1];
-    let ends = graph.head().map_or(&last[..], |(_, inputs)| inputs);
+    let readers = graph.consumers();
+    let ends = match graph.head() {
+        Ok((_, inputs)) => inputs.to_vec(),
+        Err(_) => (0..graph.nodes.len()).filter(|&id| readers[id].is_empty()).collect(),
+    };
     let sizes = |id: NodeId| [Some(1), Some(shapes[id].c), Some(shapes[id].h), Some(shapes[id].w)];
     writer.graph.name = "maps".into();
     writer.graph.input = vec![value_info(INPUT, &sizes(0))];
-    writer.graph.output = ends.iter().map(|&id| value_info(&values[id], &sizes(id))).collect();
+    writer.graph.output = ends.into_iter().map(|id| value_info(&values[id], &sizes(id))).collect();
     Ok(model(writer, vec![]))
 }
 
