@@ -6,8 +6,8 @@ use graph::{Graph, NodeId, Op, Shape, cost};
 use serde::{Deserialize, Serialize};
 
 use crate::coupling::is_dense;
-use crate::surgery::{BiasHome, bias_home};
 use crate::latency::Table;
+use crate::surgery::{BiasHome, bias_home};
 use crate::{ClassId, Coupling, Error, Latency, Result};
 
 /// The size of a network in the units budgets are given in.
@@ -303,8 +303,9 @@ impl<'a> Tracker<'a> {
         let touched = coupling.sets.iter().map(|set| {
             let near =
                 set.carried.iter().flat_map(|&(n, _)| std::iter::once(n).chain(coupling.readers(n).iter().copied()));
-            let mut nodes: Vec<NodeId> =
-                near.filter(|&n| latency.is_some() || matches!(graph.nodes[n].op, Op::Conv(_) | Op::BatchNorm(_))).collect();
+            let mut nodes: Vec<NodeId> = near
+                .filter(|&n| latency.is_some() || matches!(graph.nodes[n].op, Op::Conv(_) | Op::BatchNorm(_)))
+                .collect();
             nodes.sort_unstable();
             nodes.dedup();
             nodes

@@ -21,7 +21,9 @@ use crate::budget::{Tracker, strain};
 use crate::constant::dense_readers;
 use crate::importance::output_scale;
 use crate::statistics::{ChannelStats, Statistics, observed};
-use crate::{ClassId, Compensation, Coupling, Error, Latency, Limits, Plan, Result, Row, Sensitivity, Size, Stop, Target};
+use crate::{
+    ClassId, Compensation, Coupling, Error, Latency, Limits, Plan, Result, Row, Sensitivity, Size, Stop, Target,
+};
 
 /// Samples (images * H * W) a channel below which [`Mode::Span`] is warned of fitting noise: with n samples and C channels
 /// least squares does worse on new data by about the factor n / (n - C).
