@@ -12,6 +12,7 @@ mod pipeline;
 mod report;
 mod runs;
 mod score;
+mod speed;
 mod training;
 mod ui;
 

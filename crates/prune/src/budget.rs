@@ -1,13 +1,16 @@
 //! How much is to go: budgets, the sizes they are measured in, and a tracker that prices each removal as it is made.
 
+use std::sync::Arc;
+
 use graph::{Graph, NodeId, Op, Shape, cost};
 use serde::{Deserialize, Serialize};
 
 use crate::coupling::is_dense;
+use crate::latency::Table;
 use crate::surgery::{BiasHome, bias_home};
-use crate::{ClassId, Coupling, Error, Result};
+use crate::{ClassId, Coupling, Error, Latency, Result};
 
-/// The size of a network in the three units budgets are given in.
+/// The size of a network in the units budgets are given in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Size {
     /// Trainable values, as [`cost::Cost::params`].
@@ -16,6 +19,18 @@ pub struct Size {
     pub macs: u64,
     /// Output channels of dense convolutions that may be removed.
     pub channels: u64,
+    /// Bytes of all values in the native file, four each: weights, biases, BatchNorms with their running statistics. The
+    /// file's header comes on top.
+    #[serde(default)]
+    pub bytes: u64,
+    /// Nanoseconds for one image by a table of times; 0 where there is no table.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub nanos: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 impl Size {
@@ -24,10 +39,20 @@ impl Size {
     /// # Errors
     /// The graph's shapes do not fit.
     pub fn of(graph: &Graph, coupling: &Coupling) -> Result<Self> {
+        Self::timed(graph, coupling, None)
+    }
+
+    /// The same with the time that `latency` gives.
+    ///
+    /// # Errors
+    /// The graph's shapes do not fit, or `latency` is not of this network.
+    pub fn timed(graph: &Graph, coupling: &Coupling, latency: Option<&Latency>) -> Result<Self> {
         let cost = cost::total(graph, graph.meta.imgsz)?;
         let free = coupling.classes.iter().filter(|c| c.pinned.is_none());
         let channels = free.map(|c| c.members.len() as u64).sum();
-        Ok(Self { params: cost.params, macs: cost.macs, channels })
+        let values = graph.nodes.iter().flat_map(|n| n.op.weights()).map(|(_, values)| values.len() as u64);
+        let nanos = latency.map_or(Ok(0), |latency| latency.total(graph))?;
+        Ok(Self { params: cost.params, macs: cost.macs, channels, bytes: 4 * values.sum::<u64>(), nanos })
     }
 
     fn minus(self, other: Self) -> Self {
@@ -35,8 +60,20 @@ impl Size {
             params: self.params.saturating_sub(other.params),
             macs: self.macs.saturating_sub(other.macs),
             channels: self.channels.saturating_sub(other.channels),
+            bytes: self.bytes.saturating_sub(other.bytes),
+            nanos: self.nanos.saturating_sub(other.nanos),
         }
     }
+}
+
+/// How much of something to keep.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Amount {
+    /// A share of the reference's, in (0, 1].
+    Share(f64),
+    /// As much as this, in the unit of what it is an amount of.
+    Absolute(f64),
 }
 
 /// What the user asks for, relative to a reference network (usually the dense one). At least one limit must be given;
@@ -50,33 +87,61 @@ pub struct Budget {
     pub macs: Option<f64>,
     /// Share of the prunable channels to remove, in [0, 1): the pruning rate.
     pub rate: Option<f64>,
+    /// Bytes of the values in the native file.
+    pub bytes: Option<Amount>,
+    /// Milliseconds for one image.
+    pub latency: Option<Amount>,
 }
 
 impl Budget {
-    /// The budget in absolute numbers.
+    /// The budget in absolute numbers, without a table of times.
     ///
     /// # Errors
-    /// No limit is given, or one is out of its range.
+    /// No limit is given, one is out of its range, or one is of time.
     pub fn target(&self, reference: Size) -> Result<Target> {
+        self.timed_target(reference, None)
+    }
+
+    /// The budget in absolute numbers; `latency` is what times are read from.
+    ///
+    /// # Errors
+    /// No limit is given, one is out of its range, or one is of time and there is no table of times.
+    pub fn timed_target(&self, reference: Size, latency: Option<Arc<Latency>>) -> Result<Target> {
         let share = |option, value: Option<f64>, of: u64| match value {
             Some(v) if !(v > 0.0 && v <= 1.0) => Err(Error::Setting {
                 option,
                 what: format!("is {v}, not a share in (0, 1]"),
-                help: "give the share to keep (`params`, `macs`) or to remove (`rate`), such as 0.5",
+                help: "give the share to keep (`params`, `macs`, `bytes`, `latency`) or to remove (`rate`), such as 0.5",
             }),
             value => Ok(value.map(|v| (v * of as f64).round() as u64)),
         };
+        let amount = |option, value: Option<Amount>, of: u64, unit: f64| match value {
+            None => Ok(None),
+            Some(Amount::Share(v)) => share(option, Some(v), of),
+            Some(Amount::Absolute(v)) if v.is_finite() && v > 0.0 => Ok(Some((v * unit).round() as u64)),
+            Some(Amount::Absolute(v)) => {
+                let help = "give how much to keep, more than nothing";
+                Err(Error::Setting { option, what: format!("is {v}"), help })
+            }
+        };
+        if self.latency.is_some() && latency.is_none() {
+            let help = "measure it on this machine";
+            return Err(Error::Setting { option: "latency", what: "has no table of times".into(), help });
+        }
         let target = Target {
             params: share("params", self.params, reference.params)?,
             macs: share("macs", self.macs, reference.macs)?,
             channels: share("rate", self.rate.map(|r| 1.0 - r), reference.channels)?,
+            bytes: amount("bytes", self.bytes, reference.bytes, 1.0)?,
+            nanos: amount("latency", self.latency, reference.nanos, 1e6)?,
             reference,
+            latency,
         };
-        if target.params.or(target.macs).or(target.channels).is_none() {
+        if target.limits(reference).next().is_none() {
             return Err(Error::Setting {
                 option: "budget",
                 what: "names no limit".into(),
-                help: "give at least one of `params`, `macs` and `rate`",
+                help: "give at least one of `params`, `macs`, `rate`, `bytes` and `latency`",
             });
         }
         Ok(target)
@@ -84,19 +149,33 @@ impl Budget {
 }
 
 /// A budget in absolute numbers: the size a network must come down to, in each unit that is limited.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Target {
     /// The network the limits are shares of; it only weighs the units against each other.
     pub reference: Size,
     pub params: Option<u64>,
     pub macs: Option<u64>,
     pub channels: Option<u64>,
+    pub bytes: Option<u64>,
+    pub nanos: Option<u64>,
+    /// What times are read from.
+    pub latency: Option<Arc<Latency>>,
+}
+
+/// One unit of a budget: what there is, what is allowed, what there was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// The budget's name for it.
+    pub unit: &'static str,
+    pub now: u64,
+    pub limit: u64,
+    pub reference: u64,
 }
 
 impl Target {
     /// True where `size` is within every limit.
     pub fn met(&self, size: Size) -> bool {
-        self.limits(size).all(|(now, limit, _)| now <= limit)
+        self.limits(size).all(|l| l.now <= l.limit)
     }
 
     /// What stage 1 has to reach so that stage 2 is left with the share `similarity` (0..=1) of the way from `now`.
@@ -109,24 +188,30 @@ impl Target {
             params: part(now.params, self.params),
             macs: part(now.macs, self.macs),
             channels: part(now.channels, self.channels),
+            bytes: part(now.bytes, self.bytes),
+            nanos: part(now.nanos, self.nanos),
+            latency: self.latency.clone(),
         }
     }
 
     /// How far `saved` gets a network of size `now` towards the limits it still exceeds: the sum of the shares of the
     /// reference that it saves.
     pub(crate) fn progress(&self, saved: Size, now: Size) -> f64 {
-        let saved = self.limits(saved).map(|(saved, _, reference)| saved as f64 / reference.max(1) as f64);
-        self.limits(now).zip(saved).filter(|((now, limit, _), _)| now > limit).map(|(_, saved)| saved).sum()
+        let saved = self.limits(saved).map(|l| l.now as f64 / l.reference.max(1) as f64);
+        self.limits(now).zip(saved).filter(|(l, _)| l.now > l.limit).map(|(_, saved)| saved).sum()
     }
 
-    /// (value in `size`, limit, reference) of every unit that is limited.
-    fn limits(&self, size: Size) -> impl Iterator<Item = (u64, u64, u64)> {
+    /// Every unit that is limited, as it is in `size`.
+    pub fn limits(&self, size: Size) -> impl Iterator<Item = Limit> {
+        let r = self.reference;
         let all = [
-            (size.params, self.params, self.reference.params),
-            (size.macs, self.macs, self.reference.macs),
-            (size.channels, self.channels, self.reference.channels),
+            ("params", size.params, self.params, r.params),
+            ("macs", size.macs, self.macs, r.macs),
+            ("rate", size.channels, self.channels, r.channels),
+            ("bytes", size.bytes, self.bytes, r.bytes),
+            ("latency", size.nanos, self.nanos, r.nanos),
         ];
-        all.into_iter().filter_map(|(value, limit, reference)| limit.map(|limit| (value, limit, reference)))
+        all.into_iter().filter_map(|(unit, now, limit, reference)| Some(Limit { unit, now, limit: limit?, reference }))
     }
 }
 
@@ -198,24 +283,29 @@ pub(crate) struct Tracker<'a> {
     /// Classes left of every set.
     kept: Vec<usize>,
     removed: Vec<bool>,
-    /// The convolutions and BatchNorms of every set whose cost depends on it.
+    /// The nodes of every set whose cost depends on it.
     touched: Vec<Vec<NodeId>>,
+    /// What every node's time is read from; empty where times do not count.
+    tables: Vec<Option<&'a Table>>,
+    latency: Option<&'a Latency>,
     /// Dense convolutions that would be given a bias to hold what is folded into them.
     gains_bias: Vec<bool>,
     size: Size,
 }
 
 impl<'a> Tracker<'a> {
-    pub(crate) fn new(graph: &'a Graph, coupling: &'a Coupling) -> Result<Self> {
+    pub(crate) fn new(graph: &'a Graph, coupling: &'a Coupling, latency: Option<&'a Latency>) -> Result<Self> {
         let shapes = graph.shapes(graph.meta.imgsz)?;
+        let tables = latency.map_or(Ok(vec![]), |latency| latency.of(graph, &shapes))?;
         let gains_bias = (0..graph.nodes.len())
             .map(|id| is_dense(&graph.nodes[id].op) && bias_home(graph, coupling, id) == BiasHome::New)
             .collect();
         let touched = coupling.sets.iter().map(|set| {
             let near =
                 set.carried.iter().flat_map(|&(n, _)| std::iter::once(n).chain(coupling.readers(n).iter().copied()));
-            let mut nodes: Vec<NodeId> =
-                near.filter(|&n| matches!(graph.nodes[n].op, Op::Conv(_) | Op::BatchNorm(_))).collect();
+            let mut nodes: Vec<NodeId> = near
+                .filter(|&n| latency.is_some() || matches!(graph.nodes[n].op, Op::Conv(_) | Op::BatchNorm(_)))
+                .collect();
             nodes.sort_unstable();
             nodes.dedup();
             nodes
@@ -225,7 +315,9 @@ impl<'a> Tracker<'a> {
             kept: coupling.sets.iter().map(|s| s.classes.len()).collect(),
             removed: vec![false; coupling.classes.len()],
             touched: touched.collect(),
-            size: Size::of(graph, coupling)?,
+            tables,
+            latency,
+            size: Size::timed(graph, coupling, latency)?,
             graph,
             coupling,
             shapes,
@@ -276,18 +368,28 @@ impl<'a> Tracker<'a> {
         let mut sum = Size::default();
         for &node in &self.touched[set] {
             let out = self.count[node];
+            let input = self.graph.nodes[node].inputs.first().copied();
+            let inputs = input.map_or(0, |input| self.count[input]);
+            if let (Some(latency), Some(table)) = (self.latency, self.tables.get(node).copied().flatten()) {
+                sum.nanos += latency.nanos(table, inputs, out);
+            }
             match &self.graph.nodes[node].op {
                 Op::Conv(conv) => {
-                    let input = self.graph.nodes[node].inputs[0];
-                    let (inputs, before) = (self.count[input], self.shapes[input].c);
+                    let before = input.map_or(0, |input| self.shapes[input].c);
                     let per_filter = if conv.is_depthwise() { 1 } else { inputs / conv.groups };
                     let [kh, kw] = conv.kernel();
                     let weights = out * per_filter * kh * kw;
                     let bias = conv.bias.is_some() || (self.gains_bias[node] && inputs < before);
-                    sum.params += (weights + if bias { out } else { 0 }) as u64;
+                    let values = (weights + if bias { out } else { 0 }) as u64;
+                    sum.params += values;
+                    sum.bytes += 4 * values;
                     sum.macs += (weights * self.shapes[node].h * self.shapes[node].w) as u64;
                 }
-                Op::BatchNorm(_) => sum.params += 2 * out as u64,
+                // Scale and shift are trained; mean and variance are stored with them.
+                Op::BatchNorm(_) => {
+                    sum.params += 2 * out as u64;
+                    sum.bytes += 4 * 4 * out as u64;
+                }
                 _ => {}
             }
         }
@@ -301,11 +403,11 @@ mod tests {
 
     #[test]
     fn a_budget_becomes_absolute_numbers() {
-        let reference = Size { params: 1000, macs: 500, channels: 40 };
+        let reference = Size { params: 1000, macs: 500, channels: 40, bytes: 4000, nanos: 0 };
         let target = Budget { params: Some(0.5), rate: Some(0.25), ..Budget::default() }.target(reference).unwrap();
         assert_eq!((target.params, target.macs, target.channels), (Some(500), None, Some(30)));
-        assert!(target.met(Size { params: 500, macs: 500, channels: 30 }));
-        assert!(!target.met(Size { params: 500, macs: 0, channels: 31 }));
+        assert!(target.met(Size { params: 500, macs: 500, channels: 30, ..Size::default() }));
+        assert!(!target.met(Size { params: 500, macs: 0, channels: 31, ..Size::default() }));
     }
 
     #[test]
@@ -315,6 +417,9 @@ mod tests {
             (Budget { params: Some(0.0), ..Budget::default() }, "params"),
             (Budget { macs: Some(f64::NAN), ..Budget::default() }, "macs"),
             (Budget { rate: Some(1.0), ..Budget::default() }, "rate"),
+            (Budget { bytes: Some(Amount::Share(1.5)), ..Budget::default() }, "bytes"),
+            (Budget { bytes: Some(Amount::Absolute(0.0)), ..Budget::default() }, "bytes"),
+            (Budget { latency: Some(Amount::Share(0.5)), ..Budget::default() }, "latency"),
         ] {
             let error = budget.target(Size::default()).unwrap_err().to_string();
             assert!(error.contains(named), "{budget:?}: {error}");
@@ -323,7 +428,7 @@ mod tests {
 
     #[test]
     fn stage_one_leaves_a_share_to_stage_two() {
-        let now = Size { params: 1000, macs: 0, channels: 0 };
+        let now = Size { params: 1000, ..Size::default() };
         let target = Budget { params: Some(0.4), ..Budget::default() }.target(now).unwrap();
         assert_eq!(target.before_similarity(now, 0.25).params, Some(550));
         assert_eq!(target.before_similarity(now, 0.0), target);

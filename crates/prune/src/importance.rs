@@ -95,7 +95,7 @@ pub fn plan_with(
 ) -> Result<Plan> {
     settings.limits.check()?;
     let scores = scores(graph, coupling, settings, sensitivity)?;
-    let mut tracker = Tracker::new(graph, coupling)?;
+    let mut tracker = Tracker::new(graph, coupling, target.latency.as_deref())?;
     let before = tracker.size();
     let mut removed: Vec<(ClassId, f64)> = Vec::new();
     let mut steps = steps(coupling, &scores, &settings.limits);

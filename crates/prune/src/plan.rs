@@ -122,7 +122,7 @@ impl Plan {
     /// The graph's shapes do not fit.
     pub fn empty(graph: &Graph) -> Result<Self> {
         let coupling = Coupling::of(graph)?;
-        let tracker = Tracker::new(graph, &coupling)?;
+        let tracker = Tracker::new(graph, &coupling, None)?;
         Ok(Self::assemble(graph, &coupling, &tracker, &[], tracker.size()))
     }
 
@@ -189,8 +189,15 @@ impl fmt::Display for Plan {
             ("parameters", self.before.params, self.after.params),
             ("MACs", self.before.macs, self.after.macs),
             ("channels", self.before.channels, self.after.channels),
+            ("bytes", self.before.bytes, self.after.bytes),
         ] {
             writeln!(f, "  {unit:<10} {before:>14} -> {after:>14}  ({:.1} %)", share(after, before))?;
+        }
+        if self.before.nanos > 0 {
+            let ms = |nanos: u64| nanos as f64 / 1e6;
+            let (before, after) = (self.before.nanos, self.after.nanos);
+            let (from, to) = (ms(before), ms(after));
+            writeln!(f, "  {:<10} {from:>14.3} -> {to:>14.3}  ({:.1} %)", "ms", share(after, before))?;
         }
         match self.stop {
             Stop::Met | Stop::Given => {}

@@ -200,7 +200,7 @@ proptest! {
         let graph = recipe.build().graph;
         let coupling = Coupling::of(&graph).unwrap();
         let size = Size::of(&graph, &coupling).unwrap();
-        let target = Budget { params, macs: Some(macs), rate: None }.target(size).unwrap();
+        let target = Budget { params, macs: Some(macs), ..Budget::default() }.target(size).unwrap();
         let settings = Importance { limits: LOOSE, ..Importance::default() };
         let plan = importance::plan(&graph, &coupling, &settings, &target).unwrap();
         prop_assert_eq!(plan.stop == Stop::Met, target.met(plan.after));

@@ -2,6 +2,8 @@
 
 mod error;
 mod session;
+mod stopwatch;
 
 pub use error::{Error, Result};
 pub use session::{Output, Session};
+pub use stopwatch::{Stopwatch, Timed};

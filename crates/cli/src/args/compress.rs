@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::value::{Device, positive, rate, share, share_to_keep, share_to_remove};
+use prune::Amount;
+
+use super::value::{Device, Multiple, bytes, latency, multiple, positive, rate, share, share_to_keep, share_to_remove};
 use super::{DataForm, ModelArgs, Optimizer};
 
 /// How small it has to become. Where several are given, all must be met.
@@ -19,17 +21,27 @@ pub struct BudgetArgs {
     /// Share of the multiply-accumulates to keep
     #[arg(long, value_name = "SHARE", value_parser = share_to_keep)]
     pub macs: Option<f64>,
+    /// Size of the native file: a share to keep, or bytes such as 2MB (f32 weights and statistics, header included)
+    #[arg(long, value_name = "SHARE|SIZE", value_parser = bytes)]
+    pub bytes: Option<Amount>,
+    /// Time of one image in the embedded ONNX runtime, measured on this machine: a share to keep, or such as 12ms
+    #[arg(long, value_name = "SHARE|TIME", value_parser = latency)]
+    pub latency: Option<Amount>,
+    /// Instead of a size: the largest cut that costs no more than this of mAP50-95 on `val` before healing, such as 0.02
+    #[arg(long, value_name = "DROP", value_parser = share, conflicts_with_all = ["rate", "params", "macs", "bytes", "latency"])]
+    pub max_drop: Option<f64>,
 }
 
 impl BudgetArgs {
     /// The budget as the planner takes it.
     pub fn budget(self) -> prune::Budget {
-        prune::Budget { params: self.params, macs: self.macs, rate: self.rate }
+        let Self { rate, params, macs, bytes, latency, max_drop: _ } = self;
+        prune::Budget { params, macs, rate, bytes, latency }
     }
 
-    /// True where no limit was given.
+    /// True where nothing was asked for.
     pub fn is_empty(self) -> bool {
-        self.rate.or(self.params).or(self.macs).is_none()
+        self.budget() == prune::Budget::default() && self.max_drop.is_none()
     }
 }
 
@@ -39,9 +51,10 @@ pub struct LimitArgs {
     /// Channels a layer keeps at least [default: 8]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub min_channels: Option<usize>,
-    /// What a pruned layer keeps is a multiple of this [default: 1]
-    #[arg(long, value_name = "N", value_parser = positive)]
-    pub multiple: Option<usize>,
+    /// What a pruned layer keeps is a multiple of this; `auto`, the default with --latency, takes what is measured to be
+    /// fast here [default: 1]
+    #[arg(long, value_name = "N|auto", value_parser = multiple)]
+    pub multiple: Option<Multiple>,
 }
 
 impl LimitArgs {
@@ -49,8 +62,27 @@ impl LimitArgs {
     pub fn over(self, limits: prune::Limits) -> prune::Limits {
         prune::Limits {
             min_channels: self.min_channels.unwrap_or(limits.min_channels),
-            multiple: self.multiple.unwrap_or(limits.multiple),
+            multiple: match self.multiple {
+                Some(Multiple::Exactly(multiple)) => multiple,
+                Some(Multiple::Auto) | None => limits.multiple,
+            },
             ..limits
+        }
+    }
+
+    /// Whether measured times decide on the multiple: `auto` where nothing was given.
+    pub fn auto(self, auto: bool) -> bool {
+        self.multiple.map_or(auto, |multiple| multiple == Multiple::Auto)
+    }
+
+    /// Refuses `--multiple auto` where nothing is timed.
+    pub fn check(self, budget: BudgetArgs) -> miette::Result<()> {
+        match (self.multiple, budget.latency) {
+            (Some(Multiple::Auto), None) => Err(crate::exit::Error::usage(
+                "`--multiple auto` needs measured times",
+                "give `--latency`, or a number such as `--multiple 8`",
+            )),
+            _ => Ok(()),
         }
     }
 }

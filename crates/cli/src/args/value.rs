@@ -2,6 +2,8 @@
 
 use std::str::FromStr;
 
+use prune::Amount;
+
 /// A whole number of at least one.
 pub fn positive(text: &str) -> Result<usize, String> {
     match text.parse() {
@@ -34,6 +36,46 @@ pub fn rate(text: &str) -> Result<f64, String> {
     number(text).filter(|v| *v > 0.0).ok_or_else(|| "not a number above 0".into())
 }
 
+/// A share in (0, 1], or a size with its unit: `2MB`, `700 kB`, `700000B`; units are decimal.
+pub fn bytes(text: &str) -> Result<Amount, String> {
+    let units = [("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("KB", 1e3), ("B", 1.0)];
+    amount(text, &units)
+        .ok_or_else(|| "neither a share above 0 and at most 1, such as 0.5, nor a size such as 2MB".into())
+}
+
+/// A share in (0, 1], or milliseconds: `12ms`.
+pub fn latency(text: &str) -> Result<Amount, String> {
+    amount(text, &[("ms", 1.0)])
+        .ok_or_else(|| "neither a share above 0 and at most 1, such as 0.5, nor a time such as 12ms".into())
+}
+
+/// A whole number of at least one, or `auto`.
+pub fn multiple(text: &str) -> Result<Multiple, String> {
+    match text {
+        "auto" => Ok(Multiple::Auto),
+        _ => {
+            positive(text).map(Multiple::Exactly).map_err(|_| "neither `auto` nor a whole number of at least 1".into())
+        }
+    }
+}
+
+/// What the channels a layer keeps are a multiple of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Multiple {
+    /// Whatever is measured to be fast.
+    Auto,
+    Exactly(usize),
+}
+
+fn amount(text: &str, units: &[(&str, f64)]) -> Option<Amount> {
+    for (unit, factor) in units {
+        if let Some(value) = text.strip_suffix(unit) {
+            return number(value.trim_end()).filter(|v| *v > 0.0).map(|v| Amount::Absolute(v * factor));
+        }
+    }
+    share_to_keep(text).ok().map(Amount::Share)
+}
+
 fn number(text: &str) -> Option<f64> {
     text.parse::<f64>().ok().filter(|v| v.is_finite())
 }
@@ -59,6 +101,24 @@ impl FromStr for Device {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn amounts_are_shares_or_have_a_unit() {
+        assert_eq!(bytes("0.5"), Ok(Amount::Share(0.5)));
+        assert_eq!(bytes("2MB"), Ok(Amount::Absolute(2e6)));
+        assert_eq!(bytes("700.5 kB"), Ok(Amount::Absolute(700_500.0)));
+        assert_eq!(bytes("64B"), Ok(Amount::Absolute(64.0)));
+        assert_eq!(latency("12.5ms"), Ok(Amount::Absolute(12.5)));
+        for bad in ["2000000", "0", "0MB", "-1MB", "MB", "nanMB", "infMB", "2 XB", ""] {
+            assert!(bytes(bad).is_err(), "{bad}");
+        }
+        for bad in ["12", "0ms", "1.5", "12s", "ms"] {
+            assert!(latency(bad).is_err(), "{bad}");
+        }
+        assert_eq!(multiple("auto"), Ok(Multiple::Auto));
+        assert_eq!(multiple("8"), Ok(Multiple::Exactly(8)));
+        assert!(multiple("0").is_err() && multiple("many").is_err());
+    }
 
     #[test]
     fn values_out_of_range_are_refused() {

@@ -1,6 +1,7 @@
 //! `compress`: the whole method, from a trained detector to a small one with its report.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use graph::Graph;
 use train::loss::Criterion;
@@ -11,7 +12,8 @@ use crate::commands::train::recipe as training;
 use crate::detector::image_size;
 use crate::exit::{Error, Exit};
 use crate::pipeline::cut::{Calibration, Cut};
-use crate::pipeline::{Pipeline, Recipe, stage_table};
+use crate::pipeline::{Goal, Pipeline, Recipe, stage_table};
+use crate::speed::Speed;
 use crate::training::{fit, tell_loss, tell_skipped};
 use crate::{runs, ui};
 
@@ -22,9 +24,7 @@ pub fn run(args: &Compress) -> miette::Result<Exit> {
         Some(file) => Recipe::load(&file)?,
         None => recipe(args)?,
     };
-    if recipe.budget == (prune::Budget { params: None, macs: None, rate: None }) {
-        return Err(Error::usage("no budget was given", "say how much to keep, such as `--macs 0.5`"));
-    }
+    budgeted(&recipe)?;
     let model = load_model(&recipe.model, recipe.weights.as_deref())?;
     let dataset = recipe.dataset()?;
     tell_skipped(&dataset);
@@ -83,9 +83,12 @@ fn recipe(args: &Compress) -> miette::Result<Recipe> {
             return Err(Error::usage(format!("`{what}` is missing"), "give it, or a `--recipe` that has it"));
         }
     }
+    args.limits.check(args.budget)?;
     if !args.budget.is_empty() {
         recipe.budget = args.budget.budget();
+        recipe.max_drop = args.budget.max_drop;
     }
+    recipe.multiple_by_speed = args.limits.auto(recipe.multiple_by_speed);
     recipe.similarity_share = args.similarity_share.unwrap_or(recipe.similarity_share);
     recipe.similarity.mode = args.similarity.map_or(recipe.similarity.mode, Into::into);
     recipe.importance.limits = args.limits.over(recipe.importance.limits);
@@ -106,6 +109,22 @@ fn recipe(args: &Compress) -> miette::Result<Recipe> {
     recipe.heal.epochs = args.epochs.unwrap_or(recipe.heal.epochs);
     recipe.sparse.epochs = args.sparse_epochs.unwrap_or(recipe.sparse.epochs);
     Ok(recipe)
+}
+
+/// Refuses a recipe that does not say how small, or says so twice.
+fn budgeted(recipe: &Recipe) -> miette::Result<()> {
+    match (recipe.budget == prune::Budget::default(), recipe.max_drop) {
+        (true, None) => Err(Error::usage("no budget was given", "say how much to keep, such as `--macs 0.5`")),
+        (false, Some(_)) => Err(Error::usage(
+            "the recipe has both a budget and `max_drop`, which looks for one",
+            "delete one of them; on the command line, `--max-drop` or a budget takes the place of both",
+        )),
+        (_, Some(drop)) if !(0.0..=1.0).contains(&drop) => Err(Error::usage(
+            format!("`max_drop` is {drop}, not between 0 and 1"),
+            "0.02 allows two points of mAP50-95",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// What depends on the detector: its image size where none was asked for, and no dense training where it knows the
@@ -141,10 +160,17 @@ fn trainable(recipe: &Recipe, model: &Graph) -> miette::Result<()> {
 /// Plans both cuts on the detector as it is, with a head for the dataset's classes.
 fn dry_run(recipe: &Recipe, model: &Graph, calibration: &Calibration, json: bool) -> miette::Result<Exit> {
     let start = fit(model, calibration.dataset, recipe.heal.imgsz, recipe.seed)?;
+    if recipe.max_drop.is_some() {
+        let help = "leave out `--dry-run`, or dry-run a budget such as `--macs 0.5`";
+        return Err(Error::usage("`--max-drop` has to cut and look, which a dry run does not", help));
+    }
+    let speed = recipe.budget.latency.map(|_| Speed::measure(&start)).transpose()?;
+    let mut recipe = recipe.clone();
+    recipe.round_by(speed.as_ref());
     let cut = Cut {
         importance: &recipe.importance,
         similarity: &recipe.similarity,
-        budget: &recipe.budget,
+        goal: &Goal::new(&recipe.budget, &start, speed.map(|s| Arc::new(s.latency)))?,
         similarity_share: recipe.similarity_share,
     };
     show(&cut.at_once(&start, Some(calibration))?, json);

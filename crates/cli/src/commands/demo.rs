@@ -52,7 +52,7 @@ fn recipe(out: &Path, seed: u64) -> Recipe {
         model: out.join("untrained.safetensors"),
         data: out.join("dataset").join("data.yaml"),
         seed,
-        budget: Budget { params: None, macs: Some(0.4), rate: None },
+        budget: Budget { macs: Some(0.4), ..Budget::default() },
         dense: training(seed, 50),
         sparse: training(seed, 0),
         heal: training(seed, 25),

@@ -1,13 +1,21 @@
 //! `prune`: removes channels once, without training.
 
+use std::sync::Arc;
+
+use data::{Dataset, Loader, LoaderConfig, Mode};
+use graph::Graph;
 use graph::format::save;
-use prune::{Importance, Similarity};
-use train::unfold;
+use prune::{Budget, Importance, Similarity};
+use train::evaluate::{Detector, evaluate, fit};
+use train::{unfold, val_nms};
 
 use crate::args::Prune;
 use crate::detector::image_size;
 use crate::exit::{Error, Exit};
 use crate::pipeline::cut::{CALIBRATION_IMAGES, Calibration, Cut, Outcome};
+use crate::pipeline::{Goal, Trials, search};
+use crate::speed::Speed;
+use crate::training::Counter;
 use crate::ui;
 
 /// Runs the command.
@@ -15,15 +23,16 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
     if args.budget.is_empty() {
         return Err(Error::usage("no budget was given", "say how much to keep, such as `--macs 0.5`"));
     }
+    args.limits.check(args.budget)?;
+    if args.budget.max_drop.is_some() && args.data.is_none() {
+        return Err(Error::usage("`--max-drop` measures mAP on labelled images", "give `--data`"));
+    }
     let mut model = args.model.load()?;
     model.meta.imgsz = [image_size(&model, args.imgsz)?; 2];
     let share = args.similarity_share.unwrap_or(if args.data.is_some() { 0.8 } else { 0.0 });
     if share > 0.0 && args.data.is_none() {
         return Err(Error::usage("the similarity stage needs images", "give `--data`, or `--similarity-share 0`"));
     }
-    let limits = args.limits.over(prune::Limits::default());
-    let importance = Importance { criterion: prune::Criterion::OutputError, limits, ..Importance::default() };
-    let similarity = Similarity { mode: args.similarity.into(), limits, ..Similarity::default() };
     let dataset = match &args.data {
         Some(path) => Some(data::open(path, &args.form.options())?),
         None => None,
@@ -41,23 +50,90 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
         ),
         None => {}
     }
-    let cut = Cut {
-        importance: &importance,
-        similarity: &similarity,
-        budget: &args.budget.budget(),
-        similarity_share: share,
+    let speed = args.budget.latency.map(|_| Speed::measure(&model)).transpose()?;
+    let mut limits = args.limits.over(prune::Limits::default());
+    if let Some(speed) = speed.as_ref().filter(|_| args.limits.auto(true)) {
+        limits.multiple = speed.multiple;
+    }
+    let job = Job {
+        model: &model,
+        importance: Importance { criterion: prune::Criterion::OutputError, limits, ..Importance::default() },
+        similarity: Similarity { mode: args.similarity.into(), limits, ..Similarity::default() },
+        share,
+        calibration: calibration.as_ref(),
     };
-    let outcome = cut.at_once(&model, calibration.as_ref())?;
+    let mut budget = args.budget.budget();
+    if let (Some(max_drop), Some(dataset)) = (args.budget.max_drop, &dataset) {
+        budget.macs = Some(job.largest_cut(dataset, max_drop)?);
+    }
+    let goal = Goal::new(&budget, &model, speed.map(|s| Arc::new(s.latency)))?;
+    let outcome = job.cut(&goal).at_once(&model, calibration.as_ref())?;
     show(&outcome, args.json);
     if let Some(out) = args.out.as_ref().filter(|_| !args.dry_run) {
-        let slim = match &calibration {
-            Some(calibration) => calibration.reconstruct(&model, &outcome.plans, &outcome.slim)?,
-            None => outcome.slim,
-        };
+        let slim = job.reconstructed(outcome)?;
         save(&slim, out)?;
         ui::note(format_args!("Wrote `{}`", out.display()));
+        goal.outcome(&model, &slim)?;
     }
     Ok(Exit::Done)
+}
+
+/// How a model is cut, whatever the budget.
+struct Job<'a> {
+    model: &'a Graph,
+    importance: Importance,
+    similarity: Similarity,
+    /// Share of the removal that stage 2 does.
+    share: f64,
+    calibration: Option<&'a Calibration<'a>>,
+}
+
+impl Job<'_> {
+    fn cut<'b>(&'b self, goal: &'b Goal) -> Cut<'b> {
+        Cut { importance: &self.importance, similarity: &self.similarity, goal, similarity_share: self.share }
+    }
+
+    /// What was cut, refitted where there are images to refit it on.
+    fn reconstructed(&self, outcome: Outcome) -> miette::Result<Graph> {
+        match self.calibration {
+            Some(calibration) => calibration.reconstruct(self.model, &outcome.plans, &outcome.slim),
+            None => Ok(outcome.slim),
+        }
+    }
+
+    /// The share of the multiply-accumulates to keep so that mAP50-95 on `val` falls by no more than `max_drop`.
+    fn largest_cut(&self, dataset: &Dataset, max_drop: f64) -> miette::Result<f64> {
+        if self.model.meta.names != dataset.names {
+            let what = format!("the detector knows {}, the dataset other classes", self.model.meta.names.join(", "));
+            return Err(Error::failed(
+                what,
+                "train it on this dataset first: `prunella train --model MODEL --data DATA`",
+            ));
+        }
+        let items = &dataset.split("val")?.items;
+        let imgsz = self.model.meta.imgsz[0];
+        let mode = Mode::Val(fit(self.model.meta.family));
+        let loader = Loader::new(items, LoaderConfig { size: imgsz as u32, mode, ..LoaderConfig::default() })?;
+        let classes: Vec<usize> = (0..dataset.names.len()).collect();
+        let score = |graph: &Graph| -> miette::Result<f64> {
+            let mut detector = Detector::new(graph, imgsz)?;
+            let map = evaluate(dataset, items, &loader, &classes, &mut Counter::default(), |batch| {
+                detector.detect(&batch.images, batch.n, &val_nms())
+            })?;
+            Ok(map.map50_95)
+        };
+        let known = Trials { dense: score(self.model)?, trials: vec![] };
+        let cut = |macs: f64| {
+            let budget = Budget { macs: Some(macs), ..Budget::default() };
+            let goal = Goal::new(&budget, self.model, None)?;
+            let outcome = self.cut(&goal).towards(self.model, self.calibration)?;
+            match goal.met(&outcome.slim)? {
+                true => Ok(Some(score(&self.reconstructed(outcome)?)?)),
+                false => Ok(None),
+            }
+        };
+        Ok(search(max_drop, known, cut, |_| Ok(()))?.0)
+    }
 }
 
 /// Prints the plans, as a table each or as one JSON list.

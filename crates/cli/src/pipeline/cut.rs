@@ -2,16 +2,14 @@
 
 use data::{Augment, Dataset, Item, Loader, LoaderConfig, Mode};
 use graph::Graph;
-use prune::{
-    Budget, Coupling, Importance, Plan, Sensitivity, Similarity, Size, Statistics, Target, importance, similarity,
-    surgery,
-};
+use prune::{Coupling, Importance, Plan, Sensitivity, Similarity, Statistics, Target, importance, similarity, surgery};
 use train::calibrate::{self, Images};
 use train::evaluate::fit;
 use train::loss::Criterion;
 use train::reconstruct::Reconstruction;
 use train::unfold;
 
+use super::Goal;
 use crate::exit::Error;
 use crate::ui;
 
@@ -211,7 +209,7 @@ pub fn by_similarity(
 pub struct Cut<'a> {
     pub importance: &'a Importance,
     pub similarity: &'a Similarity,
-    pub budget: &'a Budget,
+    pub goal: &'a Goal,
     /// Share of the removal that stage 2 does, in 0..=1.
     pub similarity_share: f64,
 }
@@ -228,23 +226,32 @@ impl Cut<'_> {
     /// # Errors
     /// The budget cannot be met.
     pub fn at_once(&self, model: &Graph, calibration: Option<&Calibration>) -> miette::Result<Outcome> {
-        let reference = size(model)?;
-        let target = self.budget.target(reference)?;
+        let outcome = self.towards(model, calibration)?;
+        self.goal.must_meet(&outcome.slim)?;
+        Ok(outcome)
+    }
+
+    /// The same as far as it goes, where the budget cannot be met.
+    ///
+    /// # Errors
+    /// The detector cannot be measured.
+    pub fn towards(&self, model: &Graph, calibration: Option<&Calibration>) -> miette::Result<Outcome> {
+        let target = &self.goal.target;
+        let reference = self.goal.size(model)?;
         let share = if calibration.is_some() { self.similarity_share } else { 0.0 };
         let first = by_importance(model, self.importance, &target.before_similarity(reference, share), calibration)?;
         let mut slim = apply(model, &first)?;
         let mut plans = vec![first];
         if let Some(calibration) = calibration.filter(|_| share > 0.0) {
-            let second = by_similarity(&slim, self.similarity, &target, calibration)?;
+            let second = by_similarity(&slim, self.similarity, target, calibration)?;
             slim = apply(&slim, &second)?;
             plans.push(second);
         }
-        if !target.met(size(&slim)?) {
-            let rest = by_importance(&slim, self.importance, &target, calibration)?;
+        if !self.goal.met(&slim)? {
+            let rest = by_importance(&slim, self.importance, target, calibration)?;
             slim = apply(&slim, &rest)?;
             plans.push(rest);
         }
-        must_meet(&slim, &target)?;
         Ok(Outcome { plans, slim })
     }
 }
@@ -270,18 +277,4 @@ fn trace(dense: &Graph, plans: &[Plan]) -> miette::Result<Vec<Vec<usize>>> {
 /// Carries out `plan`.
 pub fn apply(graph: &Graph, plan: &Plan) -> miette::Result<Graph> {
     Ok(surgery::apply(graph, plan)?)
-}
-
-/// Parameters, MACs and prunable channels of `graph`.
-pub fn size(graph: &Graph) -> miette::Result<Size> {
-    Ok(Size::of(graph, &Coupling::of(graph)?)?)
-}
-
-/// An error where `target` is not met by `graph`.
-pub fn must_meet(graph: &Graph, target: &Target) -> miette::Result<()> {
-    if target.met(size(graph)?) {
-        return Ok(());
-    }
-    let what = "the budget cannot be met: every layer is down to the channels it has to keep";
-    Err(Error::failed(what, "keep more, or allow narrower layers with a smaller `--min-channels` or `--multiple`"))
 }

@@ -4,30 +4,38 @@
 //! done; a killed run goes on with the first that is not.
 
 pub mod cut;
+pub mod drop;
+mod goal;
 mod methods;
 mod outcome;
 mod pictures;
 mod recipe;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use data::{Dataset, Item, Loader, LoaderConfig, Mode};
 use eval::coco::{ClassResult, MapResult};
 use graph::format::{LoadOptions, load, save};
 use graph::{Family, Graph, cost};
-use prune::{Coupling, Plan, surgery};
+use prune::{Budget, Coupling, Plan, surgery};
 use serde::{Deserialize, Serialize};
 use train::evaluate::{Detector, evaluate, fit as canvas_fit};
 use train::sparse::{GammaHistogram, SparseConfig};
 use train::{Task, TrainConfig, Trained, val_nms};
 
+use self::cut::Cut;
+use self::outcome::Targets;
 use crate::exit::Error;
 use crate::onnx::latency;
 use crate::report::{Accuracy, StageRow, Summary};
 use crate::runs;
+use crate::speed::Speed;
 use crate::training::{Bars, Counter, fit};
 use crate::ui;
 
+pub use drop::{Trials, search};
+pub use goal::Goal;
 pub use methods::{LONGER, METHODS, Method};
 pub use outcome::stage_table;
 pub use recipe::Recipe;
@@ -104,9 +112,15 @@ impl<'a> Pipeline<'a> {
         }
         let mut rows = vec![];
         let dense = self.first(&mut rows, model)?;
-        let reference = cut::size(&dense)?;
-        let target = recipe.budget.target(reference)?;
-        let first_target = target.before_similarity(reference, recipe.similarity_share);
+        let trials = recipe.max_drop.map(|drop| self.largest_cut(&dense, drop, &rows)).transpose()?;
+        let mut recipe = recipe.clone();
+        recipe.budget.macs = trials.as_ref().map(|(macs, _)| *macs).or(recipe.budget.macs);
+        let speed = recipe.budget.latency.map(|_| Speed::kept(&dense, self.out)).transpose()?;
+        recipe.round_by(speed.as_ref());
+        let recipe = &recipe;
+        let goal = Goal::new(&recipe.budget, &dense, speed.as_ref().map(|s| Arc::new(s.latency.clone())))?;
+        let target = goal.target.clone();
+        let first_target = target.before_similarity(goal.size(&dense)?, recipe.similarity_share);
 
         let sparse = match recipe.sparse.epochs {
             0 => dense.clone(),
@@ -130,8 +144,7 @@ impl<'a> Pipeline<'a> {
         } else {
             folded
         };
-        let size = cut::size(&replaced)?;
-        let cut = if target.met(size) {
+        let cut = if goal.met(&replaced)? {
             replaced
         } else {
             let rest =
@@ -141,7 +154,7 @@ impl<'a> Pipeline<'a> {
             plans.push(rest);
             trimmed
         };
-        cut::must_meet(&cut, &target)?;
+        goal.must_meet(&cut)?;
 
         let mut slim = cut;
         if recipe.reconstruct {
@@ -164,7 +177,42 @@ impl<'a> Pipeline<'a> {
             slim =
                 self.stage(&mut rows, "healed", || Ok(self.train("heal", &slim, Some(&dense), &recipe.heal)?.best))?;
         }
-        self.finish(&dense, &slim, rows)
+        let targets = goal.outcome(&dense, &slim)?;
+        self.finish(&dense, &slim, rows, Targets { rows: targets, speed, trials: trials.map(|(_, trials)| trials) })
+    }
+
+    /// The share of the multiply-accumulates to keep so that `dense` loses no more than `max_drop` before healing.
+    fn largest_cut(&self, dense: &Graph, max_drop: f64, rows: &[Stage]) -> miette::Result<(f64, Trials)> {
+        let recipe = self.recipe;
+        let file = self.out.join("drop.json");
+        let known = if file.is_file() {
+            runs::read_json(&file)?
+        } else {
+            let before = rows.first().map_or(f64::NAN, |stage| stage.row.map50_95);
+            Trials { dense: before, trials: vec![] }
+        };
+        let calibration = self.calibration(recipe.calibration_images);
+        let all = self.calibration(usize::MAX);
+        let cut = |macs: f64| {
+            let budget = Budget { macs: Some(macs), ..Budget::default() };
+            let goal = Goal::new(&budget, dense, None)?;
+            let cut = Cut {
+                importance: &recipe.importance,
+                similarity: &recipe.similarity,
+                goal: &goal,
+                similarity_share: recipe.similarity_share,
+            };
+            let outcome = cut.towards(dense, Some(&calibration))?;
+            if !goal.met(&outcome.slim)? {
+                return Ok(None);
+            }
+            let slim = match recipe.reconstruct {
+                true => all.reconstruct(dense, &outcome.plans, &outcome.slim)?,
+                false => outcome.slim,
+            };
+            Ok(Some(self.score(&slim, &self.judges[0])?.map50_95))
+        };
+        search(max_drop, known, cut, |trials| runs::write_json(&file, trials))
     }
 
     fn calibration(&self, images: usize) -> cut::Calibration<'_> {

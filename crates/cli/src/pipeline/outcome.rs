@@ -4,19 +4,36 @@ use graph::format::onnx::ExportOptions;
 use graph::format::{save, write_whole};
 use graph::{Graph, Op};
 
-use super::{Pipeline, Stage};
+use super::{Pipeline, Stage, Trials};
 use crate::onnx::export_verified;
 use crate::report::{
-    GammaHistogram, LayerChannels, PrCurve, PrPanel, ReportData, StageRow, Summary, mean_curve, render,
+    GammaHistogram, KindTime, LayerChannels, PrCurve, PrPanel, ReportData, StageRow, Summary, TargetRow, mean_curve,
+    render,
 };
+use crate::speed::Speed;
 use crate::ui::{Column, Table};
 use crate::{runs, ui};
 
 /// Stages whose precision-recall curves the report draws.
 const DRAWN: [&str; 3] = ["dense", "recalibrated", "healed"];
+/// Kinds of operators whose times the report lists.
+const DEAREST: usize = 12;
+
+/// What came of the targets: asked, predicted and measured; by which times; by which trials.
+pub(super) struct Targets {
+    pub rows: Vec<TargetRow>,
+    pub speed: Option<Speed>,
+    pub trials: Option<Trials>,
+}
 
 impl Pipeline<'_> {
-    pub(super) fn finish(&self, dense: &Graph, slim: &Graph, stages: Vec<Stage>) -> miette::Result<Summary> {
+    pub(super) fn finish(
+        &self,
+        dense: &Graph,
+        slim: &Graph,
+        stages: Vec<Stage>,
+        targets: Targets,
+    ) -> miette::Result<Summary> {
         let recipe = self.recipe;
         save(slim, &self.out.join("slim.safetensors"))?;
         let options = ExportOptions { imgsz: [recipe.heal.imgsz; 2], batch: 1, dynamic_batch: false };
@@ -28,6 +45,8 @@ impl Pipeline<'_> {
             imgsz: recipe.heal.imgsz,
             seed: recipe.seed,
             stages: stages.iter().map(|s| s.row.clone()).collect(),
+            targets: targets.rows,
+            trials: targets.trials,
         };
         let report = ReportData {
             summary: summary.clone(),
@@ -35,6 +54,7 @@ impl Pipeline<'_> {
             gammas: self.gammas()?.iter().map(histogram).collect(),
             curves: panels(&stages),
             images: super::pictures::pairs(self, dense, slim)?,
+            times: targets.speed.as_ref().map_or(Ok(vec![]), |speed| times(speed, dense, slim))?,
             notes: self.notes()?,
             recipe: toml::to_string(recipe).unwrap_or_default(),
             environment: environment(),
@@ -57,6 +77,15 @@ impl Pipeline<'_> {
         }
         Ok(notes)
     }
+}
+
+/// Predicted milliseconds by kind of operator, the dearest ones.
+fn times(speed: &Speed, dense: &Graph, slim: &Graph) -> miette::Result<Vec<KindTime>> {
+    let after = speed.latency.parts(slim)?;
+    let now = |kind: &str| after.iter().find(|(k, _)| k == kind).map_or(0, |(_, nanos)| *nanos);
+    let ms = |nanos: u64| nanos as f64 / 1e6;
+    let parts = speed.latency.parts(dense)?.into_iter().take(DEAREST);
+    Ok(parts.map(|(kind, nanos)| KindTime { before: ms(nanos), after: ms(now(&kind)), kind }).collect())
 }
 
 /// Output channels of every convolution before and after.

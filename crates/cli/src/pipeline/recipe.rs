@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use train::TrainConfig;
 
 use crate::exit::Error;
+use crate::speed::Speed;
 
 /// What `compress` does, from which detector, on which data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,6 +31,10 @@ pub struct Recipe {
     pub reconstruct: bool,
     /// Passes over the training images in which BatchNorm statistics are estimated anew.
     pub recalibration_epochs: usize,
+    /// Instead of a budget: how much of mAP50-95 on `val` the cut may cost before healing.
+    pub max_drop: Option<f64>,
+    /// Where the budget is of time: take the multiple that is measured to be fast, whatever the limits say.
+    pub multiple_by_speed: bool,
     pub budget: Budget,
     pub importance: Importance,
     pub similarity: Similarity,
@@ -55,7 +60,9 @@ impl Default for Recipe {
             calibration_images: 256,
             reconstruct: true,
             recalibration_epochs: 2,
-            budget: Budget { params: None, macs: None, rate: None },
+            max_drop: None,
+            multiple_by_speed: true,
+            budget: Budget::default(),
             importance: Importance { criterion: Criterion::OutputError, ..Importance::default() },
             similarity: Similarity::default(),
             dense: TrainConfig::default(),
@@ -79,6 +86,14 @@ impl Recipe {
     pub fn dataset(&self) -> data::Result<data::Dataset> {
         let options = OpenOptions { format: self.data_format, images: self.images.clone(), ..OpenOptions::default() };
         data::open(&self.data, &options)
+    }
+
+    /// Sets the multiple of both stages to the one measured, where there is one and it is wanted.
+    pub fn round_by(&mut self, speed: Option<&Speed>) {
+        if let Some(speed) = speed.filter(|_| self.multiple_by_speed) {
+            self.importance.limits.multiple = speed.multiple;
+            self.similarity.limits.multiple = speed.multiple;
+        }
     }
 
     /// Applies `change` to all three trainings.

@@ -52,6 +52,7 @@ fn content(page: &mut String, data: &ReportData) {
         stage_table(page, &summary.stages);
         page.push_str("</section>\n");
     }
+    super::targets::targets(page, data);
     if summary.stages.len() > 1 {
         section(page, "Accuracy from stage to stage", "The drop before healing is what pruning itself costs.");
         page.push_str(&plots::accuracy(&summary.stages));
@@ -127,7 +128,7 @@ pub(super) fn escape(text: &str) -> String {
 }
 
 /// Opens a section; `hint` is HTML.
-fn section(page: &mut String, title: &str, hint: &str) {
+pub(super) fn section(page: &mut String, title: &str, hint: &str) {
     let _ = write!(page, "<section><h2>{title}</h2>");
     let _ = if hint.is_empty() {
         write!(page, "<p class=\"hint\"></p>")

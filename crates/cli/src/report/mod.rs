@@ -6,10 +6,13 @@ pub mod analysis;
 pub mod compare;
 mod html;
 mod plots;
+mod targets;
 #[cfg(test)]
 mod tests;
 
 use serde::{Deserialize, Serialize};
+
+use crate::pipeline::Trials;
 
 pub use html::render;
 
@@ -50,6 +53,33 @@ pub struct Summary {
     pub imgsz: usize,
     pub seed: u64,
     pub stages: Vec<StageRow>,
+    /// What was asked for in bytes or milliseconds, and what came of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<TargetRow>,
+    /// The cuts that were tried for `--max-drop`, judged before healing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trials: Option<Trials>,
+}
+
+/// One target: asked for, predicted by the plan, measured on the slim detector; and what the dense one measures beside it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TargetRow {
+    /// `file` or `latency`.
+    pub what: String,
+    /// `bytes` or `ms`.
+    pub unit: String,
+    pub asked: f64,
+    pub predicted: f64,
+    pub measured: f64,
+    pub dense: f64,
+}
+
+/// Predicted milliseconds of one kind of operator in the dense and the slim detector.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KindTime {
+    pub kind: String,
+    pub before: f64,
+    pub after: f64,
 }
 
 /// Output channels of one convolution before and after.
@@ -111,6 +141,8 @@ pub struct ReportData {
     pub gammas: Vec<GammaHistogram>,
     pub curves: Vec<PrPanel>,
     pub images: Vec<Pair>,
+    /// Where times were planned by: the dearest kinds of operators.
+    pub times: Vec<KindTime>,
     /// Remarks of the planner and the trainer.
     pub notes: Vec<String>,
     /// recipe.toml, as it was run.

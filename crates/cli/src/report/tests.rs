@@ -1,6 +1,7 @@
 //! The report of an invented run: complete, self-contained, and proof against what names may hold.
 
 use super::*;
+use crate::pipeline::drop::Trial;
 
 fn sample() -> ReportData {
     let names = ["dense", "sparse", "masked", "folded", "replaced", "recalibrated", "healed"];
@@ -59,6 +60,15 @@ fn sample() -> ReportData {
             imgsz: 320,
             seed: 0,
             stages: stages.collect(),
+            targets: vec![TargetRow {
+                what: "latency".into(),
+                unit: "ms".into(),
+                asked: 12.0,
+                predicted: 11.9,
+                measured: 13.4,
+                dense: 21.6,
+            }],
+            trials: Some(Trials { dense: 0.561, trials: vec![Trial { macs: 0.525, map50_95: Some(0.55) }] }),
         },
         channels: channels.collect(),
         gammas: gammas.collect(),
@@ -67,6 +77,7 @@ fn sample() -> ReportData {
             Pair { caption: "BloodImage_00007".into(), dense: pixel(200), slim: pixel(180) },
             Pair { caption: "\"quoted\"".into(), dense: pixel(20), slim: pixel(80) },
         ],
+        times: vec![KindTime { kind: "conv 3x3 <on> 40x40".into(), before: 4.0, after: 2.25 }],
         notes: vec!["2 boxes without area were skipped".into()],
         recipe: "[budget]\nmacs = 0.5\n\n[train]\nepochs = 25 # <- few\n".into(),
         environment: vec![
@@ -85,6 +96,9 @@ fn the_page_is_complete_and_needs_nothing_else() {
     }
     for part in ["Stages", "Channels of each layer", "Scales under", "Precision and recall", "both detectors", "Recipe"]
     {
+        assert!(page.contains(part), "no {part}");
+    }
+    for part in ["Targets", "11.90 ms", "13.40 ms", "+12.6 %", "conv 3x3 &lt;on&gt; 40x40", "2.25", "0.525"] {
         assert!(page.contains(part), "no {part}");
     }
     for outside in ["http:", "https:", "<script", "<link", "url("] {
@@ -109,9 +123,11 @@ fn text_from_outside_stays_text() {
 fn an_empty_run_still_renders() {
     let mut data = sample();
     data.summary.stages.clear();
-    let data = ReportData { channels: vec![], gammas: vec![], curves: vec![], images: vec![], ..data };
+    data.summary.targets.clear();
+    data.summary.trials = None;
+    let data = ReportData { channels: vec![], gammas: vec![], curves: vec![], images: vec![], times: vec![], ..data };
     let page = render(&data);
-    assert!(!page.contains("<svg") && !page.contains("Stages"));
+    assert!(!page.contains("<svg") && !page.contains("Stages") && !page.contains("Targets"));
 }
 
 #[test]

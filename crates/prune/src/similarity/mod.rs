@@ -21,7 +21,9 @@ use crate::budget::{Tracker, strain};
 use crate::constant::dense_readers;
 use crate::importance::output_scale;
 use crate::statistics::{ChannelStats, Statistics, observed};
-use crate::{ClassId, Compensation, Coupling, Error, Limits, Plan, Result, Row, Sensitivity, Size, Stop, Target};
+use crate::{
+    ClassId, Compensation, Coupling, Error, Latency, Limits, Plan, Result, Row, Sensitivity, Size, Stop, Target,
+};
 
 /// Samples (images * H * W) a channel below which [`Mode::Span`] is warned of fitting noise: with n samples and C channels
 /// least squares does worse on new data by about the factor n / (n - C).
@@ -83,7 +85,7 @@ pub fn plan(
     settings: &Similarity,
     target: &Target,
 ) -> Result<Plan> {
-    let mut search = Search::new(graph, coupling, statistics, settings)?;
+    let mut search = Search::new(graph, coupling, statistics, settings, target.latency.as_deref())?;
     let stop = loop {
         if target.met(search.tracker.size()) {
             break Stop::Met;
@@ -110,7 +112,7 @@ pub fn replace(
     settings: &Similarity,
     classes: &[ClassId],
 ) -> Result<Plan> {
-    let mut search = Search::new(graph, coupling, statistics, settings)?;
+    let mut search = Search::new(graph, coupling, statistics, settings, None)?;
     for &id in classes {
         let class = coupling.classes.get(id).ok_or_else(|| Error::plan(format!("there is no class {id}")))?;
         if let Some(pin) = class.pinned {
@@ -136,7 +138,7 @@ pub fn plan_set(
     set: usize,
     count: usize,
 ) -> Result<Plan> {
-    let mut search = Search::new(graph, coupling, statistics, settings)?;
+    let mut search = Search::new(graph, coupling, statistics, settings, None)?;
     for _ in 0..count.min(search.candidates(set).count().saturating_sub(1)) {
         let class = search.cheapest_class(set);
         search.remove(class);
@@ -184,6 +186,7 @@ impl<'a> Search<'a> {
         coupling: &'a Coupling,
         statistics: &'a Statistics,
         settings: &'a Similarity,
+        latency: Option<&'a Latency>,
     ) -> Result<Self> {
         settings.check()?;
         let nodes = observed(graph, coupling);
@@ -205,7 +208,7 @@ impl<'a> Search<'a> {
                 }
             }
         }
-        let tracker = Tracker::new(graph, coupling)?;
+        let tracker = Tracker::new(graph, coupling, latency)?;
         let prices = vec![Price { loss: f64::INFINITY, allowed: false }; places.len()];
         let before = tracker.size();
         let removed = Vec::new();

@@ -4,7 +4,7 @@ use prost::Message;
 
 use crate::{Act, Attention, BatchNorm, Conv, Error, Graph, NodeId, Op, Result, Shape};
 
-use super::proto::{AttributeProto, ModelProto, OperatorSetIdProto};
+use super::proto::{AttributeProto, ModelProto, OperatorSetIdProto, StringStringEntryProto};
 use super::writer::{Writer, value_info};
 use super::{INPUT, OPSET, OUTPUT, head, metadata, quant};
 use crate::quant::Quantized;
@@ -62,35 +62,7 @@ fn write(graph: &Graph, quantized: Option<&Quantized>, options: &ExportOptions) 
     };
 
     let mut writer = Writer::default();
-    let readers = graph.consumers();
-    let mut values: Vec<String> = Vec::with_capacity(graph.nodes.len());
-    for (id, node) in graph.nodes.iter().enumerate() {
-        let inputs: Vec<&str> = node.inputs.iter().map(|&i| values[i].as_str()).collect();
-        let map = quantized.and_then(|q| q.map(id));
-        let bytes = quantized.map_or(Ok(None), |q| q.conv(id))?;
-        let value = match &node.op {
-            Op::Conv(conv) if let Some(bytes) = &bytes => {
-                quant::write_conv(&mut writer, &node.name, conv, bytes, inputs[0])
-            }
-            Op::Act(Act::Silu) if map.is_some() => quant::write_silu(&mut writer, &value_name(&node.name), inputs[0]),
-            Op::BatchNorm(_) if folds_into(graph, &readers, node.inputs[0]) == Some(id) => inputs[0].to_owned(),
-            Op::Conv(conv) => {
-                let norm = folds_into(graph, &readers, id).and_then(|reader| match &graph.nodes[reader].op {
-                    Op::BatchNorm(norm) => Some(norm),
-                    _ => None,
-                });
-                write_conv(&mut writer, &node.name, conv, norm, inputs[0])
-            }
-            op => write_op(&mut writer, &node.name, op, &inputs, shapes[id]),
-        };
-        values.push(match map {
-            // What an identity reads is rounded already.
-            Some(affine) if node.op != Op::Act(Act::Identity) => {
-                quant::rounded(&mut writer, &value_name(&node.name), &value, affine)
-            }
-            _ => value,
-        });
-    }
+    let values = write_body(&mut writer, graph, &shapes, quantized)?;
     let maps: Vec<String> = inputs.iter().map(|&i| values[i].clone()).collect();
     let map_shapes: Vec<_> = inputs.iter().map(|&i| shapes[i]).collect();
     let name = &graph.nodes[graph.nodes.len() - 1].name;
@@ -100,15 +72,78 @@ fn write(graph: &Graph, quantized: Option<&Quantized>, options: &ExportOptions) 
     writer.graph.name = "detector".into();
     writer.graph.input = vec![value_info(INPUT, &[batch, Some(shapes[0].c), Some(height), Some(width)])];
     writer.graph.output = vec![value_info(OUTPUT, &[batch, Some(rows), Some(columns)])];
+    Ok(model(writer, metadata::properties(graph, head, options.imgsz)))
+}
+
+/// The bytes of an ONNX model of one image of `imgsz` = (H, W) pixels that ends where the head begins: its outputs are the
+/// maps that enter the head, or where there is no head those that nothing reads. It is for timing, not for detecting.
+///
+/// # Errors
+/// The graph does not fit `imgsz`.
+pub fn export_maps(graph: &Graph, imgsz: [usize; 2]) -> Result<Vec<u8>> {
+    let shapes = graph.shapes(imgsz)?;
+    let mut writer = Writer::default();
+    let values = write_body(&mut writer, graph, &shapes, None)?;
+    let readers = graph.consumers();
+    let ends = match graph.head() {
+        Ok((_, inputs)) => inputs.to_vec(),
+        Err(_) => (0..graph.nodes.len()).filter(|&id| readers[id].is_empty()).collect(),
+    };
+    let sizes = |id: NodeId| [Some(1), Some(shapes[id].c), Some(shapes[id].h), Some(shapes[id].w)];
+    writer.graph.name = "maps".into();
+    writer.graph.input = vec![value_info(INPUT, &sizes(0))];
+    writer.graph.output = ends.into_iter().map(|id| value_info(&values[id], &sizes(id))).collect();
+    Ok(model(writer, vec![]))
+}
+
+/// The finished file.
+fn model(writer: Writer, metadata_props: Vec<StringStringEntryProto>) -> Vec<u8> {
     let model = ModelProto {
         ir_version: IR_VERSION,
         producer_name: metadata::PRODUCER.into(),
         producer_version: env!("CARGO_PKG_VERSION").into(),
         graph: Some(writer.graph),
         opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: OPSET }],
-        metadata_props: metadata::properties(graph, head, options.imgsz),
+        metadata_props,
     };
-    Ok(model.encode_to_vec())
+    model.encode_to_vec()
+}
+
+/// Writes every node but the head and returns the name of each one's value.
+fn write_body(
+    writer: &mut Writer,
+    graph: &Graph,
+    shapes: &[Shape],
+    quantized: Option<&Quantized>,
+) -> Result<Vec<String>> {
+    let readers = graph.consumers();
+    let mut values: Vec<String> = Vec::with_capacity(graph.nodes.len());
+    for (id, node) in graph.nodes.iter().enumerate() {
+        let inputs: Vec<&str> = node.inputs.iter().map(|&i| values[i].as_str()).collect();
+        let map = quantized.and_then(|q| q.map(id));
+        let bytes = quantized.map_or(Ok(None), |q| q.conv(id))?;
+        let value = match &node.op {
+            Op::Conv(conv) if let Some(bytes) = &bytes => quant::write_conv(writer, &node.name, conv, bytes, inputs[0]),
+            Op::Act(Act::Silu) if map.is_some() => quant::write_silu(writer, &value_name(&node.name), inputs[0]),
+            Op::BatchNorm(_) if folds_into(graph, &readers, node.inputs[0]) == Some(id) => inputs[0].to_owned(),
+            Op::Conv(conv) => {
+                let norm = folds_into(graph, &readers, id).and_then(|reader| match &graph.nodes[reader].op {
+                    Op::BatchNorm(norm) => Some(norm),
+                    _ => None,
+                });
+                write_conv(writer, &node.name, conv, norm, inputs[0])
+            }
+            op => write_op(writer, &node.name, op, &inputs, shapes[id]),
+        };
+        values.push(match map {
+            // What an identity reads is rounded already.
+            Some(affine) if node.op != Op::Act(Act::Identity) => {
+                quant::rounded(writer, &value_name(&node.name), &value, affine)
+            }
+            _ => value,
+        });
+    }
+    Ok(values)
 }
 
 /// Value of a node. The slash keeps it apart from the input, the output and the weights.

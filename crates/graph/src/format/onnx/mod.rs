@@ -10,7 +10,7 @@ mod quant;
 mod wire;
 mod writer;
 
-pub use export::{ExportOptions, export, export_quantized};
+pub use export::{ExportOptions, export, export_maps, export_quantized};
 pub(in crate::format) use import::load;
 pub use metadata::{Metadata, read_metadata};
 

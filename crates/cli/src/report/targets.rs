@@ -1,0 +1,69 @@
+//! The part of the page about targets: asked for, predicted, measured; where the time goes; which cuts were tried.
+
+use std::fmt::Write;
+
+use super::ReportData;
+use super::html::{escape, section};
+use crate::ui;
+
+/// Writes the section, where there is anything to say.
+pub fn targets(page: &mut String, data: &ReportData) {
+    let summary = &data.summary;
+    if summary.targets.is_empty() && summary.trials.is_none() {
+        return;
+    }
+    section(
+        page,
+        "Targets",
+        "Predicted by the plan, measured on the slim detector; the dense one was measured beside it.",
+    );
+    if !summary.targets.is_empty() {
+        head(page, &["target", "dense", "asked", "predicted", "measured", "off by"]);
+        for row in &summary.targets {
+            let value = |v: f64| if row.unit == "bytes" { ui::bytes(v as u64) } else { format!("{v:.2} {}", row.unit) };
+            let [dense, asked] = [row.dense, row.asked].map(value);
+            let [predicted, measured] = [row.predicted, row.measured].map(value);
+            let off = format!("{:+.1} %", 100.0 * (row.measured / row.predicted - 1.0));
+            line(page, &[&escape(&row.what), &dense, &asked, &predicted, &measured, &off]);
+        }
+        page.push_str("</tbody></table></div>");
+    }
+    if !data.times.is_empty() {
+        head(page, &["predicted ms by kind of operator", "dense", "slim"]);
+        for time in &data.times {
+            line(page, &[&escape(&time.kind), &format!("{:.2}", time.before), &format!("{:.2}", time.after)]);
+        }
+        page.push_str("</tbody></table></div>");
+    }
+    if let Some(trials) = &summary.trials {
+        let _ = write!(
+            page,
+            "<p class=\"hint\">Cuts tried, each judged after reconstruction and before healing; mAP50-95 was {:.4}.</p>",
+            trials.dense
+        );
+        head(page, &["MACs kept", "mAP50-95", "drop"]);
+        for trial in &trials.trials {
+            let drop = trial.map50_95.map(|map| trials.dense - map);
+            line(page, &[&format!("{:.3}", trial.macs), &ui::fixed(trial.map50_95, 4), &ui::fixed(drop, 4)]);
+        }
+        page.push_str("</tbody></table></div>");
+    }
+    page.push_str("</section>\n");
+}
+
+fn head(page: &mut String, columns: &[&str]) {
+    page.push_str("<div class=\"scroll\"><table><thead><tr>");
+    columns.iter().for_each(|column| {
+        let _ = write!(page, "<th>{column}</th>");
+    });
+    page.push_str("</tr></thead><tbody>");
+}
+
+/// One row; cells are HTML.
+fn line(page: &mut String, cells: &[&str]) {
+    page.push_str("<tr>");
+    cells.iter().for_each(|cell| {
+        let _ = write!(page, "<td>{cell}</td>");
+    });
+    page.push_str("</tr>");
+}

@@ -1,0 +1,177 @@
+//! What a detector's operators take in the embedded runtime on this machine: the table that `--latency` plans by.
+//!
+//! Every kind of node ([`prune::latency::kind`]) runs alone, over a few channel counts; the whole detector runs with and
+//! without its head. All models of a kind take turns, so that a disturbance hits all alike.
+
+mod multiple;
+mod probe;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use graph::format::onnx::{ExportOptions, export, export_maps};
+use graph::{Graph, NodeId, Op};
+use prune::latency::{Latency, Measured, Table, kind};
+use runtime::Stopwatch;
+use serde::{Deserialize, Serialize};
+
+use crate::runs;
+use crate::ui;
+
+pub use multiple::Gain;
+use probe::Probe;
+
+/// Turns that each model takes, and runs a turn.
+const TURNS: (usize, usize) = (9, 3);
+/// The same for whole detectors, of which there are few and on which everything is scaled.
+const WHOLE_TURNS: (usize, usize) = (15, 3);
+
+/// The file in a run's folder that keeps the table.
+const FILE: &str = "latency.json";
+
+/// Times of a detector on this machine, and what channel counts they speak for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Speed {
+    /// Threads that ran.
+    pub threads: usize,
+    pub latency: Latency,
+    /// What channel counts should be a multiple of.
+    pub multiple: usize,
+    /// What else they could have been a multiple of, and how much faster that is than counts around it.
+    pub gains: Vec<Gain>,
+}
+
+impl Speed {
+    /// The times of `graph`: those in the folder of the run, so that a resumed run plans by the same; measured, and kept
+    /// there, where there are none.
+    ///
+    /// # Errors
+    /// The detector cannot be run, or the file is damaged.
+    pub fn kept(graph: &Graph, folder: &Path) -> miette::Result<Self> {
+        let file = folder.join(FILE);
+        if file.is_file() {
+            let speed: Self = runs::read_json(&file)?;
+            let threads = rayon::current_num_threads();
+            if speed.threads != threads {
+                ui::warn(format_args!("`{FILE}` was measured on {} threads, this run has {threads}", speed.threads));
+            }
+            return Ok(speed);
+        }
+        let speed = Self::measure(graph)?;
+        runs::write_json(&file, &speed)?;
+        Ok(speed)
+    }
+
+    /// Measures `graph` on images of its own size.
+    ///
+    /// # Errors
+    /// The runtime does not take it.
+    pub fn measure(graph: &Graph) -> miette::Result<Self> {
+        let threads = rayon::current_num_threads();
+        let mut stopwatch = Stopwatch::new(threads);
+        let kinds = kinds(graph)?;
+        let bar = ui::bar("Timing", kinds.len() + 1, "kinds of operators");
+        let start = stopwatch.model("start", probe::nothing()?)?;
+        let start = stopwatch.alternate(&[start], WHOLE_TURNS.0, WHOLE_TURNS.1)?[0];
+        let mut tables = BTreeMap::new();
+        for (name, probe) in &kinds {
+            tables.insert(name.clone(), table(&mut stopwatch, name, probe, start)?);
+            bar.inc(1);
+        }
+        let [body, whole] = whole(&mut stopwatch, graph)?;
+        let latency = Latency::fit(tables, graph, body.min(whole), (whole - body).max(0.0))?;
+        let gains = multiple::gains(&mut stopwatch, &kinds, &latency.parts(graph)?, start)?;
+        bar.finish_and_clear();
+        let speed = Self { threads, latency, multiple: multiple::best(&gains), gains };
+        ui::note(format_args!(
+            "One image takes {:.2} ms on {threads} threads; {} kinds of operators were timed over their channel counts, {}",
+            whole / 1e6,
+            kinds.len(),
+            speed.verdict()
+        ));
+        Ok(speed)
+    }
+
+    /// What the times say of multiples.
+    fn verdict(&self) -> String {
+        let gain = |g: &Gain| format!("{} by {:.0} %", g.multiple, 100.0 * g.gain);
+        match self.multiple {
+            1 => {
+                let gains: Vec<String> = self.gains.iter().map(gain).collect();
+                format!("and no multiple is faster than the counts beside it ({})", gains.join(", "))
+            }
+            multiple => format!("and multiples of {multiple} are faster than the counts beside them"),
+        }
+    }
+}
+
+/// One node of every kind in `graph`, with the most channels any has.
+fn kinds(graph: &Graph) -> miette::Result<BTreeMap<String, Probe>> {
+    let shapes = graph.shapes(graph.meta.imgsz)?;
+    let readers = graph.consumers();
+    let mut kinds: BTreeMap<String, Probe> = BTreeMap::new();
+    for (id, node) in graph.nodes.iter().enumerate() {
+        let Some(kind) = kind(graph, &readers, &shapes, id) else { continue };
+        let input = shapes[node.inputs[0]];
+        let probe = kinds.entry(kind).or_insert_with(|| Probe::of(&node.op, node.inputs.len(), input));
+        probe.inputs = probe.inputs.max(input.c);
+        probe.outputs = probe.outputs.max(shapes[id].c);
+    }
+    Ok(kinds)
+}
+
+/// Times of one kind over its channel counts.
+fn table(stopwatch: &mut Stopwatch, name: &str, probe: &Probe, start: f64) -> miette::Result<Table> {
+    let (inputs, outputs) = probe.axes();
+    let pairs: Vec<(usize, usize)> = inputs.iter().flat_map(|&i| outputs.iter().map(move |&o| (i, o))).collect();
+    let nanos = timed(stopwatch, name, probe, &pairs, start)?;
+    Ok(Table::try_from(Measured { inputs, outputs, nanos })?)
+}
+
+/// Nanoseconds of one operator of that kind at each pair of (input, output) channels, starting a run not counted.
+fn timed(
+    stopwatch: &mut Stopwatch,
+    name: &str,
+    probe: &Probe,
+    pairs: &[(usize, usize)],
+    start: f64,
+) -> miette::Result<Vec<f64>> {
+    let copies: Vec<usize> = pairs.iter().map(|&(_, o)| probe.copies(o)).collect();
+    let models = pairs.iter().zip(&copies);
+    let models = models.map(|(&(i, o), &copies)| Ok(stopwatch.model(name, probe.model(i, o, copies)?)?));
+    let models = models.collect::<miette::Result<Vec<_>>>()?;
+    let times = stopwatch.alternate(&models, TURNS.0, TURNS.1)?;
+    Ok(times.iter().zip(copies).map(|(t, copies)| (t - start).max(0.0) / copies as f64).collect())
+}
+
+/// Nanoseconds of an image up to the head, and of all of it.
+fn whole(stopwatch: &mut Stopwatch, graph: &Graph) -> miette::Result<[f64; 2]> {
+    let body = stopwatch.model("(maps)", export_maps(graph, graph.meta.imgsz)?)?;
+    let whole = stopwatch.model("(export)", exported(graph)?)?;
+    let times = stopwatch.alternate(&[body, whole], WHOLE_TURNS.0, WHOLE_TURNS.1)?;
+    Ok([times[0], times[1]])
+}
+
+/// Milliseconds of one image in each of `detectors`, which take turns.
+pub fn side_by_side(detectors: &[&Graph]) -> miette::Result<Vec<f64>> {
+    let mut stopwatch = Stopwatch::new(rayon::current_num_threads());
+    let models = detectors.iter().map(|graph| Ok(stopwatch.model("(export)", exported(graph)?)?));
+    let models = models.collect::<miette::Result<Vec<_>>>()?;
+    Ok(stopwatch.alternate(&models, WHOLE_TURNS.0, WHOLE_TURNS.1)?.iter().map(|nanos| nanos / 1e6).collect())
+}
+
+fn exported(graph: &Graph) -> graph::Result<Vec<u8>> {
+    export(graph, &ExportOptions { imgsz: graph.meta.imgsz, batch: 1, dynamic_batch: false })
+}
+
+/// Whether a node's channels can go: what is left of the others is timed as it is.
+fn is_fixed(op: &Op) -> bool {
+    match op {
+        Op::Attention(_) => true,
+        Op::Conv(conv) => conv.groups > 1 && !conv.is_depthwise(),
+        _ => false,
+    }
+}
+
+/// The node after the input.
+const FIRST: NodeId = 0;

@@ -1,0 +1,187 @@
+//! Targets in bytes, milliseconds and accuracy, from outside.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+const MODEL: &str = "weights/yolov5n/yolov5n.pt";
+
+/// Exit code, stdout, stderr.
+fn prunella(dir: &Path, args: &str) -> (i32, String, String) {
+    let shared = testkit::shared().map(|s| s.canonicalize().expect("it is there").display().to_string());
+    let args = args.split(' ').map(|a| a.replace("{shared}", shared.as_deref().unwrap_or("{shared}")));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_prunella"));
+    let Output { status, stdout, stderr } =
+        command.args(args).current_dir(dir).env("NO_COLOR", "1").output().expect("the binary runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    (status.code().expect("no signal"), text(stdout), text(stderr))
+}
+
+/// `prune` of the shared YOLOv5n at 64 pixels.
+fn prune(dir: &Path, args: &str) -> (i32, String, String) {
+    prunella(dir, &format!("prune --model {{shared}}/{MODEL} --imgsz 64 {args}"))
+}
+
+#[test]
+fn targets_that_make_no_sense_are_refused_before_any_work() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let size = "neither a share above 0 and at most 1, such as 0.5, nor a size such as 2MB";
+    let time = "neither a share above 0 and at most 1, such as 0.5, nor a time such as 12ms";
+    let cases = [
+        ("--bytes 0", size),
+        ("--bytes 2000000", size),
+        ("--latency 1.5", time),
+        ("--latency 12", time),
+        ("--latency 0ms", time),
+        ("--max-drop 2", "not a share between 0 and 1"),
+        ("--max-drop 0.02 --macs 0.5", "'--max-drop <DROP>' cannot be used with '--macs <SHARE>'"),
+        ("--max-drop 0.02", "`--max-drop` measures mAP on labelled images\nhint: give `--data`"),
+        ("--macs 0.5 --multiple auto", "`--multiple auto` needs measured times\nhint: give `--latency`"),
+        ("--macs 0.5 --multiple 0", "neither `auto` nor a whole number of at least 1"),
+    ];
+    for (args, wanted) in cases {
+        let (code, out, err) = prunella(dir.path(), &format!("prune --model m.pt --out x.safetensors {args}"));
+        assert!(code == 2 && out.is_empty() && err.contains(wanted), "{args}: {code} {err}");
+    }
+    assert_eq!(fs::read_dir(dir.path()).expect("a folder").count(), 0);
+}
+
+#[test]
+fn a_file_is_as_small_as_asked_for_and_as_predicted() {
+    if testkit::shared().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("slim.safetensors");
+    for (asked, limit) in [("0.5", 0.5 * 7.6e6), ("1.5MB", 1.5e6)] {
+        let (code, _, err) = prune(dir.path(), &format!("--bytes {asked} --out slim.safetensors"));
+        assert!(code == 0 && err.contains("predicted") && !err.contains("warning"), "{asked}: {err}");
+        let bytes = fs::metadata(&file).expect("written").len() as f64;
+        // A step of one channel is far less than a fiftieth of the file.
+        assert!(bytes <= limit && (limit > 2e6 || bytes > 0.98 * limit), "{asked}: {bytes}");
+    }
+}
+
+#[test]
+fn what_cannot_be_reached_is_refused_with_what_can() {
+    if testkit::shared().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a folder");
+    for (args, option) in [("--macs 0.001", "--macs "), ("--bytes 100kB", "--bytes "), ("--params 0.001", "--params ")]
+    {
+        let (code, out, err) = prune(dir.path(), &format!("{args} --out x.safetensors"));
+        assert!(code == 1 && out.is_empty(), "{args}: {code} {err}");
+        let least = err.split('`').find(|part| part.starts_with(option)).unwrap_or_else(|| panic!("{args}: {err}"));
+        let (code, _, err) = prune(dir.path(), &format!("{least} --dry-run"));
+        assert_eq!(code, 0, "{least} was said to be reachable: {err}");
+    }
+    let (code, _, err) = prune(dir.path(), "--bytes 5kB --out x.safetensors");
+    assert!(code == 1 && err.contains("hold no detector like this") && err.contains("\nhint: "), "{err}");
+    assert!(!dir.path().join("x.safetensors").exists());
+}
+
+#[test]
+fn time_is_planned_by_a_table_and_measured_on_the_result() {
+    if testkit::shared().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a folder");
+    let (code, out, err) = prune(dir.path(), "--latency 0.7 --json --out slim.safetensors");
+    assert_eq!(code, 0, "{err}");
+    let plans: Value = serde_json::from_str(&out).expect("JSON");
+    let plans = plans.as_array().expect("plans");
+    let nanos = |plan: &Value, when: &str| plan[when]["nanos"].as_u64().expect("a time");
+    let (before, after) = (nanos(&plans[0], "before"), nanos(plans.last().expect("a plan"), "after"));
+    assert!(after <= (0.7 * before as f64).ceil() as u64, "{before} to {after}");
+    let line = err.lines().find(|l| l.starts_with("latency: ")).unwrap_or_else(|| panic!("{err}"));
+    assert!(line.contains("predicted") && line.contains("measured"), "{line}");
+    assert!(err.contains("multiple"), "says what it makes of multiples: {err}");
+    // One target alone is met by the other's table as well.
+    let (code, _, err) = prune(dir.path(), "--latency 0.0001ms --out x.safetensors");
+    assert!(code == 1 && err.contains("`--latency ") && !dir.path().join("x.safetensors").exists(), "{err}");
+}
+
+/// The files of a folder with a dataset of `count` pictures in each split, a dark square on each.
+fn squares(dir: &Path, count: u32) {
+    for split in ["train", "val"] {
+        for folder in ["images", "labels"] {
+            fs::create_dir_all(dir.join("ds").join(folder).join(split)).expect("writable");
+        }
+        for i in 0..count {
+            let mut image = image::RgbImage::from_pixel(64, 64, image::Rgb([180, 170, 160]));
+            let corner = 4 + 5 * i;
+            (0..24).for_each(|k| {
+                (0..24).for_each(|j| image.put_pixel(corner + k, 8 + j, image::Rgb([40, 20, 30])));
+            });
+            image.save(dir.join(format!("ds/images/{split}/{i}.png"))).expect("writable");
+            let x = f64::from(corner + 12) / 64.0;
+            fs::write(dir.join(format!("ds/labels/{split}/{i}.txt")), format!("0 {x} 0.3125 0.375 0.375\n"))
+                .expect("writable");
+        }
+    }
+    fs::write(dir.join("ds/data.yaml"), "train: images/train\nval: images/val\nnames: [square]\n").expect("writable");
+}
+
+#[test]
+fn a_run_keeps_its_table_of_times_and_reports_them() {
+    if testkit::shared().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a folder");
+    squares(dir.path(), 6);
+    let run = format!(
+        "compress --model {{shared}}/{MODEL} --data ds --imgsz 64 --epochs 1 --batch 6 --latency 0.7 --out run"
+    );
+    let (code, _, err) = prunella(dir.path(), &run);
+    assert_eq!(code, 0, "{err}");
+    let read = |name: &str| fs::read_to_string(dir.path().join("run").join(name)).expect(name);
+    let summary: Value = serde_json::from_str(&read("summary.json")).expect("JSON");
+    let target = &summary["targets"][0];
+    assert_eq!(target["what"], "latency");
+    for key in ["asked", "predicted", "measured", "dense"] {
+        assert!(target[key].as_f64().is_some_and(|v| v > 0.0), "{key}: {target}");
+    }
+    assert!(target["predicted"].as_f64() <= target["asked"].as_f64(), "{target}");
+    assert!(read("report.html").contains("<h2>Targets</h2>"));
+    // Planned anew after a kill, the same plans come out: the table is kept, the clock is not asked again.
+    let (table, plan) = (read("latency.json"), read("plans/similarity.json"));
+    for gone in ["plans/importance.json", "plans/similarity.json", "summary.json"] {
+        fs::remove_file(dir.path().join("run").join(gone)).expect(gone);
+    }
+    let (code, _, err) = prunella(dir.path(), &format!("{run} --resume"));
+    assert!(code == 0 && !err.contains("kinds of operators"), "{err}");
+    assert_eq!(read("latency.json"), table);
+    assert_eq!(read("plans/similarity.json"), plan);
+}
+
+#[test]
+fn the_largest_cut_within_a_drop_is_found_and_remembered() {
+    if testkit::shared().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a folder");
+    squares(dir.path(), 6);
+    let run =
+        format!("compress --model {{shared}}/{MODEL} --data ds --imgsz 64 --epochs 1 --batch 6 --max-drop 1 --out run");
+    let (code, _, err) = prunella(dir.path(), &run);
+    assert_eq!(code, 0, "{err}");
+    let summary = fs::read_to_string(dir.path().join("run/summary.json")).expect("a summary");
+    let summary: Value = serde_json::from_str(&summary).expect("JSON");
+    let trials = summary["trials"]["trials"].as_array().expect("trials");
+    // Any cut that can be made is allowed.
+    let good = trials.iter().filter(|t| t["map50_95"].is_f64()).map(|t| t["macs"].as_f64().expect("a share"));
+    let share = good.fold(1.0, f64::min);
+    let stages = summary["stages"].as_array().expect("stages");
+    let macs = |stage: &Value| stage["macs"].as_f64().expect("a number");
+    let kept = macs(stages.last().expect("a stage")) / macs(&stages[0]);
+    assert!(kept <= share && kept > share - 0.02, "{kept} kept, {share} found");
+    assert!(err.contains("before healing"), "{err}");
+    let (code, _, err) = prunella(dir.path(), &format!("{run} --resume"));
+    assert!(code == 0, "{err}");
+    let again = fs::read_to_string(dir.path().join("run/drop.json")).expect("kept");
+    let again: Value = serde_json::from_str(&again).expect("JSON");
+    assert_eq!(again["trials"].as_array().map(Vec::len), Some(trials.len()), "no cut is tried twice");
+}
