@@ -123,6 +123,17 @@ fn check_targets(targets: &[Target], images: usize, classes: usize) -> Result<()
     Ok(())
 }
 
+/// All values of one image in `map`.
+fn image<'a>(map: &RawMap<'a>, image: usize) -> &'a [f32] {
+    let len = map.h * map.w * map.c;
+    &map.data[image * len..(image + 1) * len]
+}
+
+/// The channels of one cell of one image in `map`.
+fn cell<'a>(map: &RawMap<'a>, image: usize, index: usize) -> &'a [f32] {
+    &self::image(map, image)[index * map.c..(index + 1) * map.c]
+}
+
 /// Checks a level's map against the head's channels; returns (N, H, W).
 fn dims(map: &RawMap, channels: usize) -> [usize; 3] {
     assert_eq!(map.c, channels, "channels of a map that enters the head");

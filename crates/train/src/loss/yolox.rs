@@ -179,14 +179,12 @@ impl<'a> Grid<'a> {
 
     /// All values of an image in one map.
     fn image(&self, image: usize, map: usize) -> &'a [f32] {
-        let len = self.maps[map].h * self.maps[map].w * self.maps[map].c;
-        &self.maps[map].data[image * len..(image + 1) * len]
+        super::image(&self.maps[map], image)
     }
 
     /// The channels of one cell.
     fn raw(&self, image: usize, map: usize, index: usize) -> &'a [f32] {
-        let c = self.maps[map].c;
-        &self.image(image, map)[index * c..(index + 1) * c]
+        super::cell(&self.maps[map], image, index)
     }
 
     /// The box now predicted at a point, pixels.
