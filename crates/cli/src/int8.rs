@@ -14,7 +14,7 @@ use train::calibrate::Images;
 
 use crate::detector::Detector;
 use crate::exit::Error;
-use crate::score::score;
+use crate::score::{score, usual_iou};
 use crate::ui::{self, Column, Table};
 
 /// Images at a time.
@@ -144,8 +144,7 @@ impl Int8<'_> {
 
     /// mAP50-95 and mAP50 on the validation images, by the rules of `val`.
     fn score(&self, detector: &mut Detector) -> miette::Result<[f64; 2]> {
-        let iou = if detector.fit == Fit::Stretch { 0.45 } else { 0.6 };
-        let nms = NmsConfig { conf: 0.001, iou, ..NmsConfig::default() };
+        let nms = NmsConfig { conf: 0.001, iou: usual_iou(detector.fit) as f32, ..NmsConfig::default() };
         let map = score(detector, self.dataset, "val", BATCH, &nms)?.map;
         Ok([map.map50_95, map.map50])
     }

@@ -2,10 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use data::{Dataset, Loader, LoaderConfig, Mode};
+use data::{Dataset, Fit, Item, Loader, LoaderConfig, Mode};
 use eval::NmsConfig;
 use eval::coco::MapResult;
-use train::evaluate::evaluate;
+use graph::{Family, Graph};
+use train::evaluate::{self, evaluate};
+use train::val_nms;
+use train::watch::Watch;
 
 use crate::detector::Detector;
 use crate::exit::Error;
@@ -50,6 +53,50 @@ pub fn score(
         detections
     })?;
     Ok(Score { map, images: items.len(), detecting })
+}
+
+/// One split whose images are decoded once, to judge many graphs with the dataset's own classes on.
+pub struct Judge<'a> {
+    dataset: &'a Dataset,
+    items: &'a [Item],
+    loader: Loader,
+    imgsz: usize,
+}
+
+impl<'a> Judge<'a> {
+    /// A judge of detectors of `family` on images of `imgsz` pixels.
+    ///
+    /// # Errors
+    /// The dataset has no such split.
+    pub fn new(dataset: &'a Dataset, split: &str, imgsz: usize, family: Family) -> miette::Result<Self> {
+        let items = &dataset.split(split)?.items[..];
+        let mode = Mode::Val(evaluate::fit(family));
+        let config = LoaderConfig { size: imgsz as u32, mode, ..LoaderConfig::default() };
+        Ok(Self { dataset, items, loader: Loader::new(items, config)?, imgsz })
+    }
+
+    /// mAP of `graph`.
+    pub fn score(&self, graph: &Graph, watch: &mut dyn Watch) -> miette::Result<MapResult> {
+        let classes: Vec<usize> = (0..self.dataset.names.len()).collect();
+        let mut detector = evaluate::Detector::new(graph, self.imgsz)?;
+        Ok(evaluate(self.dataset, self.items, &self.loader, &classes, watch, |batch| {
+            detector.detect(&batch.images, batch.n, &val_nms())
+        })?)
+    }
+}
+
+/// An error unless `model` knows just the dataset's classes.
+pub fn same_classes(model: &Graph, dataset: &Dataset) -> miette::Result<()> {
+    if model.meta.names == dataset.names {
+        return Ok(());
+    }
+    let what = format!("the detector knows {}, the dataset other classes", model.meta.names.join(", "));
+    Err(Error::failed(what, "train it on this dataset first: `prunella train --model MODEL --data DATA`"))
+}
+
+/// The IoU of suppression that a family's figures are measured with: Darknet's differ.
+pub fn usual_iou(fit: Fit) -> f64 {
+    if fit == Fit::Stretch { 0.45 } else { 0.6 }
 }
 
 /// The dataset's class of each of the detector's: by name where the names are the same, else by place.

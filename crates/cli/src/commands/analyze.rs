@@ -1,17 +1,15 @@
 //! `analyze`: how much accuracy each group of coupled channels is worth, one group at a time.
 
-use data::{Loader, LoaderConfig, Mode};
 use graph::cost;
 use prune::{Coupling, Similarity, similarity, surgery};
-use train::evaluate::{Detector, evaluate, fit};
-use train::val_nms;
 use train::watch::Quiet;
 
 use crate::args::Analyze;
 use crate::detector::image_size;
-use crate::exit::{Error, Exit};
+use crate::exit::Exit;
 use crate::pipeline::cut::{CALIBRATION_IMAGES, Calibration};
 use crate::report::analysis::{Analysis, Group, render, table};
+use crate::score::{Judge, same_classes};
 use crate::training::tell_skipped;
 use crate::{runs, ui};
 
@@ -20,27 +18,15 @@ pub fn run(args: &Analyze) -> miette::Result<Exit> {
     let mut model = args.model.load()?;
     let dataset = args.data.open()?;
     tell_skipped(&dataset);
-    if model.meta.names != dataset.names {
-        let what = format!("the detector knows {}, the dataset other classes", model.meta.names.join(", "));
-        return Err(Error::failed(what, "train it on this dataset first: `prunella train --model MODEL --data DATA`"));
-    }
+    same_classes(&model, &dataset)?;
     let imgsz = image_size(&model, args.imgsz)?;
     model.meta.imgsz = [imgsz; 2];
     let calibration = Calibration { dataset: &dataset, imgsz, images: CALIBRATION_IMAGES, seed: args.seed };
     let model = calibration.unfold(&model)?;
     let out = runs::folder(args.out.as_deref(), "analyze", false)?;
 
-    let items = &dataset.split(&args.split)?.items;
-    let mode = Mode::Val(fit(model.meta.family));
-    let loader = Loader::new(items, LoaderConfig { size: imgsz as u32, mode, ..LoaderConfig::default() })?;
-    let classes: Vec<usize> = (0..dataset.names.len()).collect();
-    let score = |graph: &graph::Graph| -> miette::Result<f64> {
-        let mut detector = Detector::new(graph, imgsz)?;
-        let map = evaluate(&dataset, items, &loader, &classes, &mut Quiet, |batch| {
-            detector.detect(&batch.images, batch.n, &val_nms())
-        })?;
-        Ok(map.map50_95)
-    };
+    let judge = Judge::new(&dataset, &args.split, imgsz, model.meta.family)?;
+    let score = |graph: &graph::Graph| judge.score(graph, &mut Quiet).map(|map| map.map50_95);
 
     let coupling = Coupling::of(&model)?;
     let statistics = calibration.statistics(&model, &coupling)?;

@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
-use data::{Dataset, Loader, LoaderConfig, Mode};
+use data::Dataset;
 use graph::Graph;
 use graph::format::save;
 use prune::{Budget, Importance, Similarity};
-use train::evaluate::{Detector, evaluate, fit};
-use train::{unfold, val_nms};
+use train::unfold;
 
 use crate::args::Prune;
 use crate::detector::image_size;
 use crate::exit::{Error, Exit};
 use crate::pipeline::cut::{CALIBRATION_IMAGES, Calibration, Cut, Outcome};
 use crate::pipeline::{Goal, Trials, search};
+use crate::score::{Judge, same_classes};
 use crate::speed::Speed;
 use crate::training::Counter;
 use crate::ui;
@@ -103,25 +103,9 @@ impl Job<'_> {
 
     /// The share of the multiply-accumulates to keep so that mAP50-95 on `val` falls by no more than `max_drop`.
     fn largest_cut(&self, dataset: &Dataset, max_drop: f64) -> miette::Result<f64> {
-        if self.model.meta.names != dataset.names {
-            let what = format!("the detector knows {}, the dataset other classes", self.model.meta.names.join(", "));
-            return Err(Error::failed(
-                what,
-                "train it on this dataset first: `prunella train --model MODEL --data DATA`",
-            ));
-        }
-        let items = &dataset.split("val")?.items;
-        let imgsz = self.model.meta.imgsz[0];
-        let mode = Mode::Val(fit(self.model.meta.family));
-        let loader = Loader::new(items, LoaderConfig { size: imgsz as u32, mode, ..LoaderConfig::default() })?;
-        let classes: Vec<usize> = (0..dataset.names.len()).collect();
-        let score = |graph: &Graph| -> miette::Result<f64> {
-            let mut detector = Detector::new(graph, imgsz)?;
-            let map = evaluate(dataset, items, &loader, &classes, &mut Counter::default(), |batch| {
-                detector.detect(&batch.images, batch.n, &val_nms())
-            })?;
-            Ok(map.map50_95)
-        };
+        same_classes(self.model, dataset)?;
+        let judge = Judge::new(dataset, "val", self.model.meta.imgsz[0], self.model.meta.family)?;
+        let score = |graph: &Graph| judge.score(graph, &mut Counter::default()).map(|map| map.map50_95);
         let known = Trials { dense: score(self.model)?, trials: vec![] };
         let cut = |macs: f64| {
             let budget = Budget { macs: Some(macs), ..Budget::default() };

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use data::Fit;
 use eval::NmsConfig;
 use eval::coco::{self, GroundTruth, MapResult, STAT_NAMES};
 use serde::Serialize;
@@ -10,7 +9,7 @@ use serde::Serialize;
 use crate::args::Val;
 use crate::detector::Detector;
 use crate::exit::{Error, Exit};
-use crate::score::score;
+use crate::score::{score, usual_iou};
 use crate::ui::{self, Column, Table};
 
 /// Runs the command.
@@ -55,7 +54,7 @@ struct Run {
 fn score_model(model: &Path, args: &Val) -> miette::Result<Outcome> {
     let dataset = args.data.open()?;
     let mut detector = Detector::open(model, args.weights.as_deref(), args.imgsz)?;
-    let iou = args.iou.unwrap_or(if detector.fit == Fit::Stretch { 0.45 } else { 0.6 });
+    let iou = args.iou.unwrap_or(usual_iou(detector.fit));
     let nms = NmsConfig { conf: args.conf as f32, iou: iou as f32, ..NmsConfig::default() };
     let score = score(&mut detector, &dataset, &args.split, args.batch, &nms)?;
     let run = Run {

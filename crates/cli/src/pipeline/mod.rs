@@ -14,15 +14,14 @@ mod recipe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use data::{Dataset, Item, Loader, LoaderConfig, Mode};
+use data::Dataset;
 use eval::coco::{ClassResult, MapResult};
 use graph::format::{LoadOptions, load, save};
 use graph::{Family, Graph, cost};
 use prune::{Budget, Coupling, Plan, surgery};
 use serde::{Deserialize, Serialize};
-use train::evaluate::{Detector, evaluate, fit as canvas_fit};
 use train::sparse::{GammaHistogram, SparseConfig};
-use train::{Task, TrainConfig, Trained, val_nms};
+use train::{Task, TrainConfig, Trained};
 
 use self::cut::Cut;
 use self::outcome::Targets;
@@ -30,6 +29,7 @@ use crate::exit::Error;
 use crate::onnx::latency;
 use crate::report::{Accuracy, StageRow, Summary};
 use crate::runs;
+use crate::score::Judge;
 use crate::speed::Speed;
 use crate::training::{Bars, Counter, fit};
 use crate::ui;
@@ -52,12 +52,6 @@ pub struct Pipeline<'a> {
     judges: Vec<Judge<'a>>,
 }
 
-/// One split with its images, decoded once for all stages.
-struct Judge<'a> {
-    items: &'a [Item],
-    loader: Loader,
-}
-
 /// One stage, as its JSON file holds it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Stage {
@@ -72,12 +66,7 @@ impl<'a> Pipeline<'a> {
     /// # Errors
     /// The dataset has no validation split.
     pub fn new(recipe: &'a Recipe, dataset: &'a Dataset, out: &'a Path, family: Family) -> miette::Result<Self> {
-        let size = recipe.heal.imgsz as u32;
-        let judge = |split| {
-            let items = &dataset.split(split)?.items[..];
-            let config = LoaderConfig { size, mode: Mode::Val(canvas_fit(family)), ..LoaderConfig::default() };
-            Ok::<_, miette::Report>(Judge { items, loader: Loader::new(items, config)? })
-        };
+        let judge = |split| Judge::new(dataset, split, recipe.heal.imgsz, family);
         let mut judges = vec![judge("val")?];
         if dataset.splits.contains_key("test") {
             judges.push(judge("test")?);
@@ -210,7 +199,7 @@ impl<'a> Pipeline<'a> {
                 true => all.reconstruct(dense, &outcome.plans, &outcome.slim)?,
                 false => outcome.slim,
             };
-            Ok(Some(self.score(&slim, &self.judges[0])?.map50_95))
+            Ok(Some(self.judges[0].score(&slim, &mut Counter::default())?.map50_95))
         };
         search(max_drop, known, cut, |trials| runs::write_json(&file, trials))
     }
@@ -295,7 +284,11 @@ impl<'a> Pipeline<'a> {
     fn measure(&self, name: &str, graph: &Graph, file: &Path) -> miette::Result<Stage> {
         let imgsz = self.recipe.heal.imgsz;
         let cost = cost::total(graph, [imgsz; 2])?;
-        let maps = self.judges.iter().map(|judge| self.score(graph, judge)).collect::<miette::Result<Vec<_>>>()?;
+        let maps = self
+            .judges
+            .iter()
+            .map(|judge| judge.score(graph, &mut Counter::default()))
+            .collect::<miette::Result<Vec<_>>>()?;
         let (map, test) = (&maps[0], maps.get(1));
         let accuracy = |m: &MapResult| Accuracy { map50: m.map50, map50_95: m.map50_95 };
         let row = StageRow {
@@ -310,16 +303,6 @@ impl<'a> Pipeline<'a> {
         };
         let curve = |c: &ClassResult| (c.name.clone(), c.curve.iter().map(|p| [p.recall, p.precision]).collect());
         Ok(Stage { row, curves: map.per_class.iter().map(curve).collect() })
-    }
-
-    fn score(&self, graph: &Graph, judge: &Judge) -> miette::Result<MapResult> {
-        let classes: Vec<usize> = (0..self.dataset.names.len()).collect();
-        let mut detector = Detector::new(graph, self.recipe.heal.imgsz)?;
-        let mut counter = Counter::default();
-        let map = evaluate(self.dataset, judge.items, &judge.loader, &classes, &mut counter, |batch| {
-            detector.detect(&batch.images, batch.n, &val_nms())
-        })?;
-        Ok(map)
     }
 
     /// The gamma histograms of sparse training, if there was one.
