@@ -145,19 +145,16 @@ impl<'a> Run<'a> {
             });
         }
         let criterion = Criterion::of(head, config.imgsz)?;
-        let loader = |augment| {
-            let loader_config = LoaderConfig {
-                size: config.imgsz as u32,
-                batch: config.batch,
-                mode: Mode::Train(augment),
-                threads: config.workers,
-                seed: config.seed,
-                ..LoaderConfig::default()
-            };
-            Ok::<_, Error>(Loader::new(&task.dataset.split("train")?.items, loader_config)?)
+        let loader_config = LoaderConfig {
+            size: config.imgsz as u32,
+            batch: config.batch,
+            mode: Mode::Train(config.augment),
+            threads: config.workers,
+            seed: config.seed,
+            ..LoaderConfig::default()
         };
-        let closing = loader(Augment { mosaic: 0.0, ..config.augment })?;
-        let loader = loader(config.augment)?;
+        let loader = Loader::new(&task.dataset.split("train")?.items, loader_config)?;
+        let closing = loader.with_mode(Mode::Train(Augment { mosaic: 0.0, ..config.augment }))?;
         let schedule =
             Schedule::new(&config.schedule, config.epochs, loader.batches(), config.batch, config.nominal_batch);
         let mut optim = config.optimizer.clone();
