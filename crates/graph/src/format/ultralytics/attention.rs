@@ -1,4 +1,4 @@
-//! The attention blocks of YOLO11: `C2PSA`, `PSABlock` and the `Attention` in them.
+//! The attention blocks of YOLOv10 and later: `PSA`, `C2PSA`, `PSABlock` and the `Attention` in them.
 
 use super::Build;
 use crate::format::pickle::Ref;
@@ -12,9 +12,21 @@ impl<'a> Build<'a> {
         self.join(module, path, vec![a, b], "cv2")
     }
 
+    /// `PSA`: `C2PSA` whose one block has no module of its own.
+    pub(super) fn psa(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
+        let [a, b] = self.halves(module, path, x)?;
+        let b = self.attend_and_feed(module, path, b, true)?;
+        self.join(module, path, vec![a, b], "cv2")
+    }
+
     /// `PSABlock`: y = x + attn(x), then y + ffn(y); neither sum where its flag `add` is off.
     pub(super) fn psa_block(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
         let sum = self.attr(module, path, "add", Ref::bool)?;
+        self.attend_and_feed(module, path, x, sum)
+    }
+
+    /// y = x + attn(x), then y + ffn(y); neither sum without `sum`.
+    fn attend_and_feed(&mut self, module: Ref<'a>, path: &str, x: NodeId, sum: bool) -> Result<NodeId> {
         let y = self.sub(module, path, "attn", x)?;
         let y = if sum { self.graph.push(format!("{path}.add0"), Op::Add, vec![x, y]) } else { y };
         let z = self.sub(module, path, "ffn", y)?;

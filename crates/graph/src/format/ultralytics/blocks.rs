@@ -1,4 +1,4 @@
-//! The blocks YOLOv5, YOLOv8 and YOLO11 are stacked from.
+//! The blocks the detectors are stacked from.
 
 use super::Build;
 use crate::format::focus::interleave;
@@ -22,8 +22,19 @@ impl<'a> Build<'a> {
 
     /// `Bottleneck`, `CrossConv`: cv2(cv1(x)), plus x where `add` is set.
     pub(super) fn bottleneck(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
+        let y = self.pair_of(module, path, x)?;
+        self.shortcut(module, path, x, y)
+    }
+
+    /// `SCDown`: cv2(cv1(x)).
+    pub(super) fn pair_of(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
         let inner = self.sub(module, path, "cv1", x)?;
-        let y = self.sub(module, path, "cv2", inner)?;
+        self.sub(module, path, "cv2", inner)
+    }
+
+    /// `CIB`: a sequence of convolutions cv1(x), plus x where `add` is set.
+    pub(super) fn cib(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
+        let y = self.sub(module, path, "cv1", x)?;
         self.shortcut(module, path, x, y)
     }
 
@@ -35,7 +46,7 @@ impl<'a> Build<'a> {
         self.join(module, path, vec![left, right], "cv3")
     }
 
-    /// `C2f`, `C3k2`: cv1(x) cut into halves a, b; then m0(b), m1(m0(b)), ...; cv2 of all of them joined.
+    /// `C2f` and its kin: cv1(x) cut into halves a, b; then m0(b), m1(m0(b)), ...; cv2 of all of them joined.
     pub(super) fn c2f(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
         let mut parts = self.halves(module, path, x)?.to_vec();
         let list = self.child(module, path, "m")?;

@@ -1,4 +1,4 @@
-//! YOLOv5, YOLOv8 and YOLO11 checkpoints: the module tree a `.pt` file records, turned into a graph.
+//! Checkpoints of YOLOv5 and of everything Ultralytics builds after it: the module tree a `.pt` file records, turned into a graph.
 //!
 //! Everything is read from the modules themselves (weights, strides, routes), nothing from a table of model sizes, so a
 //! pruned or customised checkpoint loads like any other. Nodes are named after the modules' paths; what a block computes
@@ -8,6 +8,7 @@ mod attention;
 mod blocks;
 mod head;
 mod layers;
+mod merge;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -42,15 +43,8 @@ pub(super) fn graph(file: &Checkpoint) -> Result<Graph> {
         .ok_or_else(|| file.error("model", "has no list of layers, so it is no YOLO model"))?;
 
     let meta = Meta { family: Family::Other, names: vec![], imgsz: [IMGSZ, IMGSZ] };
-    let mut build = Build {
-        file,
-        model,
-        graph: Graph::new(meta, 3),
-        owners: HashMap::new(),
-        entered: 0,
-        depth: 0,
-        met_c3k2: false,
-    };
+    let mut build =
+        Build { file, model, graph: Graph::new(meta, 3), owners: HashMap::new(), entered: 0, depth: 0, tells: None };
     let mut outputs: Vec<NodeId> = Vec::with_capacity(layers.len());
     let last = layers.len() - 1;
     for (i, (key, layer)) in layers.into_iter().enumerate() {
@@ -154,6 +148,15 @@ fn input_channels(graph: &Graph) -> usize {
     reader.unwrap_or(3)
 }
 
+/// The family a block came with; `None` for those of YOLOv5 and YOLOv8, on which all build.
+fn family_of(block: &str) -> Option<Family> {
+    match block {
+        "SCDown" | "C2fCIB" => Some(Family::Yolov10),
+        "C3k2" | "C2PSA" => Some(Family::Yolo11),
+        _ => None,
+    }
+}
+
 /// A graph being built from the modules of one checkpoint.
 struct Build<'a> {
     file: &'a Checkpoint,
@@ -163,8 +166,8 @@ struct Build<'a> {
     owners: HashMap<Id, String>,
     entered: usize,
     depth: usize,
-    /// The block YOLO11 is told from YOLOv8 by.
-    met_c3k2: bool,
+    /// The newest family one of the blocks met so far came with; all of them share their head.
+    tells: Option<Family>,
 }
 
 impl<'a> Build<'a> {
@@ -192,14 +195,16 @@ impl<'a> Build<'a> {
             return Err(self.error(path, format!("reads {} layers, it can take one", inputs.len())));
         };
         let (home, class) = self.class(module, path)?;
+        self.tells = self.tells.max(family_of(class));
         match class {
             "Conv" | "DWConv" => self.conv_block(module, path, x),
             "Bottleneck" | "CrossConv" => self.bottleneck(module, path, x),
             "C3" | "C3x" | "C3k" | "C3SPP" => self.c3(module, path, x),
-            "C2f" | "C3k2" => {
-                self.met_c3k2 |= class == "C3k2";
-                self.c2f(module, path, x)
-            }
+            "C2f" | "C3k2" | "C2fCIB" => self.c2f(module, path, x),
+            "SCDown" => self.pair_of(module, path, x),
+            "CIB" => self.cib(module, path, x),
+            "RepVGGDW" => self.merged(module, path, &["conv", "conv1"], x),
+            "PSA" => self.psa(module, path, x),
             "C2PSA" => self.c2psa(module, path, x),
             "PSABlock" => self.psa_block(module, path, x),
             "Attention" => self.attention(module, path, x),
@@ -215,10 +220,9 @@ impl<'a> Build<'a> {
             "Identity" | "Dropout" | "Dropout2d" => Ok(x),
             _ => match self.activation(module, class, path)? {
                 Some(act) => Ok(self.graph.push(path, Op::Act(act), vec![x])),
-                None => Err(self.error(path, format!("is a `{home}.{class}`, which the graph has no operators for")).hint(
-                    "known are Conv, DWConv, Bottleneck, C3, C3k, C3x, C2f, C3k2, C2PSA, SPP, SPPF, Focus, Concat, Upsample, \
-                     MaxPool2d and plain activations",
-                )),
+                None => Err(self
+                    .error(path, format!("is a `{home}.{class}`, which the graph has no operators for"))
+                    .hint("known are the blocks of YOLOv5, YOLOv8, YOLOv10, YOLO11 and YOLO26 and plain layers")),
             },
         }
     }
