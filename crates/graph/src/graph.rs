@@ -281,6 +281,9 @@ pub(crate) fn infer(op: &Op, inputs: &[Shape], imgsz: [usize; 2]) -> Result<Shap
         }
         Op::Attention(a) => {
             let expected = a.heads.saturating_mul(a.head_channels());
+            if a.areas == 0 || !one.h.saturating_mul(one.w).is_multiple_of(a.areas) {
+                return Err(format!("attends over {} areas of a map of {}x{}", a.areas, one.h, one.w));
+            }
             if a.heads == 0 || a.key == 0 || a.value == 0 || expected != one.c {
                 return Err(format!(
                     "{} heads of 2 x {} + {} channels attend over a map of {}",

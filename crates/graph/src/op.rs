@@ -187,6 +187,8 @@ pub struct MaxPool {
 ///
 /// Reads (heads * (2 * key + value), H, W): head by head its queries (`key` channels), keys (`key`), values (`value`). Writes
 /// (heads * value, H, W): at position i of a head `sum_j p_ij v_j` with `p_i = softmax_j(q_i . k_j / sqrt(key))`.
+///
+/// With `areas` (YOLO12) the positions, row by row, are cut into so many parts of one length, and j runs over i's part alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attention {
     pub heads: usize,
@@ -194,6 +196,18 @@ pub struct Attention {
     pub key: usize,
     /// Channels of a value.
     pub value: usize,
+    /// Parts of the map that are attended over apart; 1 for the whole map.
+    #[serde(default = "whole", skip_serializing_if = "is_whole")]
+    pub areas: usize,
+}
+
+fn whole() -> usize {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_whole(areas: &usize) -> bool {
+    *areas == 1
 }
 
 impl Attention {

@@ -101,7 +101,7 @@ impl Random {
         let joined = self.push(Op::Concat, &[up, same]);
         let part = self.push(Op::Slice { start: 4, len: 8 }, &[joined]);
         let qkv = self.conv(part, [20, 8, 1, 1], [1, 1], [0, 0], 1);
-        let mixed = self.push(Op::Attention(Attention { heads: 2, key: 3, value: 4 }), &[qkv]);
+        let mixed = self.push(Op::Attention(Attention { heads: 2, key: 3, value: 4, areas: 2 }), &[qkv]);
         self.push(Op::Add, &[part, mixed])
     }
 

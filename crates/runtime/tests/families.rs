@@ -55,7 +55,13 @@ fn every_family_predicts_what_the_reference_does() {
 
 #[test]
 fn families_are_told_apart() {
-    for (name, family) in [("yolov10", Family::Yolov10), ("yolo26", Family::Yolo26)] {
+    for (name, family) in [
+        ("yolov9", Family::Yolov9),
+        ("yolov9e", Family::Yolov9),
+        ("yolov10", Family::Yolov10),
+        ("yolo12", Family::Yolo12),
+        ("yolo26", Family::Yolo26),
+    ] {
         let graph = small(name).graph;
         assert_eq!(graph.meta.family, family, "{name}");
         assert_eq!((graph.meta.names.join(" ").as_str(), graph.meta.imgsz), ("red green blue", [64, 96]), "{name}");

@@ -3,7 +3,7 @@
 usage: make.py OUT_DIR [NAME ...]
 
 Writes NAME.zip with NAME.pt (half precision, as the package saves a training checkpoint) and NAME.safetensors: `images_u8`
-(1, 3, 64, 96) and `output0` (and `output1`), what the package predicts for it in eval mode. Channels are as few as the blocks
+(1, 3, 64, 96) and `output0`, what the package predicts for it in eval mode. Channels are as few as the blocks
 allow, and a weight has one of sixteen values, so that the files are small. BatchNorm statistics are random too, so that a
 layer read wrongly shows.
 """
@@ -32,7 +32,7 @@ def yolov10():
     ])
 
 
-def yolo26(last=("Detect", "nc")):
+def yolo26():
     return dict(end2end=True, reg_max=1, backbone=[
         *STEM, one("C3k2", 16, False, 0.25), one("Conv", 16, 3, 2), one("C3k2", 16, False, 0.25),
         one("Conv", 16, 3, 2), one("C3k2", 16, True), one("Conv", 16, 3, 2), one("C3k2", 32, True),
@@ -41,7 +41,7 @@ def yolo26(last=("Detect", "nc")):
         UP, cat(-1, 6), one("C3k2", 16, True), UP, cat(-1, 4), one("C3k2", 16, True),
         one("Conv", 16, 3, 2), cat(-1, 13), one("C3k2", 16, True),
         one("Conv", 16, 3, 2), cat(-1, 10), one("C3k2", 32, True, 0.5, True),
-        one(*last, f=[16, 19, 22]),
+        one("Detect", "nc", f=[16, 19, 22]),
     ])
 
 
@@ -86,29 +86,20 @@ def yolo12():
     ])
 
 
-def yolov6():
-    conv = lambda c, k=3, s=1: one("Conv", c, k, s)
-    turn = lambda c: one("nn.ConvTranspose2d", c, 2, 2, 0)
-    return dict(activation="torch.nn.ReLU()", backbone=[
-        *STEM, conv(8), conv(16, 3, 2), conv(16), conv(16, 3, 2), conv(16), conv(16, 3, 2), conv(16), one("SPPF", 16, 5),
-    ], head=[
-        conv(16, 1), turn(16), cat(-1, 6), conv(16), conv(16), conv(8, 1), turn(8), cat(-1, 4), conv(8), conv(8),
-        conv(8, 3, 2), cat(-1, 15), conv(16), conv(16), conv(16, 3, 2), cat(-1, 10), conv(16), conv(16),
-        one("Detect", "nc", f=[19, 23, 27]),
-    ])
-
-
-FAMILIES = {"yolov10": yolov10, "yolo26": yolo26, "yolov9": yolov9, "yolov9e": yolov9e, "yolo12": yolo12, "yolov6": yolov6}
+FAMILIES = {"yolov10": yolov10, "yolo26": yolo26, "yolov9": yolov9, "yolov9e": yolov9e, "yolo12": yolo12}
 
 
 def build(name):
     spec = FAMILIES[name]()
     spec.update(nc=3, scales={"n": [1.0, 1.0, 1024]}, scale="n")
-    kind = {"Segment": "Segmentation", "Pose": "Pose", "OBB": "OBB"}.get(spec["head"][-1][2].removesuffix("26"), "Detection")
-    return getattr(tasks, kind + "Model")(copy.deepcopy(spec), ch=3, nc=3, verbose=False)
+    return tasks.DetectionModel(copy.deepcopy(spec), ch=3, nc=3, verbose=False)
 
 
-def randomise(model, rng):
+# Where blocks add to what they read, smaller weights keep the sums within what f32 can tell apart.
+REACH = {"yolo12": 1.6}
+
+
+def randomise(model, rng, scale):
     def draw(t, low, high):
         t.copy_(torch.from_numpy(low + (high - low) * rng.integers(0, 16, tuple(t.shape)) / 15).to(t))
 
@@ -117,7 +108,7 @@ def randomise(model, rng):
             draw(module.weight, 0.5, 1.5), draw(module.bias, -0.5, 0.5)
             draw(module.running_mean, -0.5, 0.5), draw(module.running_var, 0.5, 1.5)
         elif isinstance(module, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)) and module.weight.requires_grad:
-            reach = 2.0 / (module.weight[0].numel() ** 0.5)
+            reach = scale / (module.weight[0].numel() ** 0.5)
             draw(module.weight, -reach, reach)
             if module.bias is not None:
                 draw(module.bias, -1.0, 1.0)
@@ -149,11 +140,11 @@ def make(name, folder):
     rng = np.random.default_rng(1)
     model = build(name)
     head = model.model[-1]
-    for branch in ("cv2", "cv3", "cv4", "one2one_cv2", "one2one_cv3", "one2one_cv4"):
+    for branch in ("cv2", "cv3", "one2one_cv2", "one2one_cv3"):
         narrow(getattr(head, branch, None), 8)
     for key, value in model.named_parameters():
         value.requires_grad = ".dfl" not in key
-    randomise(model, rng)
+    randomise(model, rng, REACH.get(name, 2.0))
     model.names = {0: "red", 1: "green", 2: "blue"}
     model.args = {"imgsz": [64, 96]}
     model = model.half().eval()

@@ -38,7 +38,7 @@ pub fn tensors(path: &Path) -> HashMap<String, Tensor> {
 }
 
 /// The small detectors in `families/`, one of each kind the module-tree loader knows; see `families/make.py`.
-pub const FAMILIES: [&str; 2] = ["yolov10", "yolo26"];
+pub const FAMILIES: [&str; 5] = ["yolov9", "yolov9e", "yolov10", "yolo12", "yolo26"];
 
 /// A small detector of random weights, and what the software it comes from predicts for an image.
 pub struct Small {
@@ -49,14 +49,20 @@ pub struct Small {
     pub outputs: Vec<Tensor>,
 }
 
-/// The one of [`FAMILIES`] called `name`. Panics where it does not load.
-pub fn small(name: &str) -> Small {
+/// A folder with `{name}.pt` and `{name}.safetensors` of the one of [`FAMILIES`] called `name`.
+pub fn unpacked(name: &str) -> tempfile::TempDir {
     let zipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("families").join(format!("{name}.zip"));
     let file = std::fs::File::open(&zipped).unwrap_or_else(|e| panic!("{}: {e}", zipped.display()));
     let folder = tempfile::tempdir().unwrap_or_else(|e| panic!("no temporary folder: {e}"));
     zip::ZipArchive::new(file)
         .and_then(|mut archive| archive.extract(folder.path()))
         .unwrap_or_else(|e| panic!("{}: {e}", zipped.display()));
+    folder
+}
+
+/// The one of [`FAMILIES`] called `name`. Panics where it does not load.
+pub fn small(name: &str) -> Small {
+    let folder = unpacked(name);
     let graph = graph::format::load(&folder.path().join(format!("{name}.pt")), &Default::default());
     let graph = graph.unwrap_or_else(|e| panic!("{name}: {e}"));
     let mut stored = tensors(&folder.path().join(format!("{name}.safetensors")));

@@ -189,7 +189,8 @@ fn describe(node: &Node) -> String {
         Op::Upsample { factor } => format!("upsample ×{factor}"),
         Op::MaxPool(pool) => format!("maxpool {k}×{k}{}", stride(pool.stride, pool.stride), k = pool.kernel),
         Op::Slice { start, len } => format!("slice {start}..{}", start + len),
-        Op::Attention(attention) => format!("attention, {} heads", attention.heads),
+        Op::Attention(a) if a.areas > 1 => format!("attention, {} heads, {} areas", a.heads, a.areas),
+        Op::Attention(a) => format!("attention, {} heads", a.heads),
         Op::Head(Head::Anchor(head)) => format!("head, {} levels, anchors", head.levels.len()),
         Op::Head(Head::Dfl(head)) => {
             let boxes = if head.reg_max == 1 { "distances" } else { "DFL" };

@@ -61,7 +61,12 @@ impl<'a> Build<'a> {
     /// cv1(x), cut into halves.
     pub(super) fn halves(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<[NodeId; 2]> {
         let both = self.sub(module, path, "cv1", x)?;
-        let half = match self.last_filters() {
+        self.halves_of(both, path)
+    }
+
+    /// `both`, cut into halves `{path}.split0` and `{path}.split1`.
+    pub(super) fn halves_of(&mut self, both: NodeId, path: &str) -> Result<[NodeId; 2]> {
+        let half = match self.shape(both)?.c {
             all if all > 0 && all % 2 == 0 => all / 2,
             other => return Err(self.error(path, format!("cuts {other} channels into halves"))),
         };
@@ -70,12 +75,6 @@ impl<'a> Build<'a> {
             self.graph.push(format!("{path}.split{i}"), op, vec![both])
         };
         Ok([part(0), part(1)])
-    }
-
-    /// Filters of the convolution added last; 0 where there is none.
-    pub(super) fn last_filters(&self) -> usize {
-        let filters = |op: &Op| if let Op::Conv(conv) = op { Some(conv.out_channels()) } else { None };
-        self.graph.nodes.iter().rev().find_map(|node| filters(&node.op)).unwrap_or(0)
     }
 
     /// `SPP`: cv1(x) beside its max pools of several sizes, joined by cv2.
@@ -119,7 +118,7 @@ impl<'a> Build<'a> {
         conv.weight = interleave(&conv.weight, PHASES);
         conv.stride = [2, 2];
         conv.pad = conv.pad.map(|p| 2 * p);
-        let mut x = self.graph.push(name, Op::Conv(conv), vec![x]);
+        let mut x = self.convolution(name, conv, x);
         for part in ["bn", "act"] {
             if self.optional(block, part).is_some() {
                 x = self.sub(block, &format!("{path}.conv"), part, x)?;

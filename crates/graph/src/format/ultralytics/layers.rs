@@ -8,7 +8,7 @@ impl<'a> Build<'a> {
     /// `Conv2d`: weight (O, I / groups, KH, KW), bias (O) or none.
     pub(super) fn conv2d(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
         let conv = self.conv_op(module, path)?;
-        Ok(self.graph.push(path, Op::Conv(conv), vec![x]))
+        Ok(self.convolution(path, conv, x))
     }
 
     /// The operator of a `Conv2d`.

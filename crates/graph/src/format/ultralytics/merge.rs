@@ -2,7 +2,7 @@
 
 use super::Build;
 use crate::format::pickle::Ref;
-use crate::{Conv, NodeId, Op, Result, Tensor};
+use crate::{Conv, NodeId, Result, Tensor};
 
 impl<'a> Build<'a> {
     /// The sum of the convolutions in submodules `names` (each with its BatchNorm; those that are not there have been merged
@@ -38,7 +38,7 @@ impl<'a> Build<'a> {
             let same = Conv { weight: Tensor::new([channels, per_group, 1, 1], weight), bias: Some(bias), ..same };
             sum = self.add(sum, &same, path)?;
         }
-        let y = self.graph.push(format!("{path}.conv"), Op::Conv(sum), vec![x]);
+        let y = self.convolution(format!("{path}.conv"), sum, x);
         match self.optional(module, "act") {
             Some(_) => self.sub(module, path, "act", y),
             None => Ok(y),
