@@ -45,17 +45,18 @@ pub fn decode(head: &Head, maps: &[RawMap]) -> Predictions {
     Predictions { data, images, classes: head.classes(), objectness }
 }
 
-/// [`decode`] followed by [`nms`](crate::nms()), without computing what the confidence threshold discards: raw values are
+/// [`decode`] followed by [`nms`](crate::nms()), or, for a head that is end to end, by taking the best scores; without computing what the confidence threshold discards: raw values are
 /// compared with the threshold's logit, and only those that can pass are decoded. The result is exactly the same.
 ///
 /// # Panics
 /// As [`decode`].
 pub fn detect(head: &Head, maps: &[RawMap], config: &NmsConfig) -> Vec<Vec<Detection>> {
     let images = check(head, maps);
+    let config = if head.end_to_end() { config.without_suppression() } else { *config };
     let detect_image = |image| {
         let mut candidates = Vec::new();
-        visit(head, maps, image, |anchor| anchor.candidates(config, &mut candidates));
-        suppress(candidates, config)
+        visit(head, maps, image, |anchor| anchor.candidates(&config, &mut candidates));
+        suppress(candidates, &config)
     };
     (0..images).into_par_iter().map(detect_image).collect()
 }
@@ -69,8 +70,9 @@ fn check(head: &Head, maps: &[RawMap]) -> usize {
         assert_eq!(map.n, batch, "images in map {i}");
         assert_eq!(map.data.len(), map.n * map.h * map.w * map.c, "values in map {i}");
     }
-    for level in maps.chunks(head.inputs() / head.strides().len().max(1)) {
-        assert!(level.iter().all(|map| (map.h, map.w) == (level[0].h, level[0].w)), "one level has two sizes");
+    for (i, map) in maps.iter().enumerate().skip(1) {
+        let same_level = head.input_stride(i) == head.input_stride(i - 1);
+        assert!(!same_level || (map.h, map.w) == (maps[i - 1].h, maps[i - 1].w), "one level has two sizes");
     }
     batch
 }
@@ -156,7 +158,8 @@ struct Anchor<'a> {
 enum Rule {
     /// Offset from the cell and factor on a prior of (width, height) pixels.
     Prior { decode: BoxDecode, prior: [f32; 2] },
-    /// Distances from the cell's centre to left, top, right, bottom, each a distribution over `bins` cells.
+    /// Distances from the cell's centre to left, top, right, bottom, each a distribution over `bins` cells, or as they are
+    /// where there is but one bin.
     Distribution { bins: usize },
     /// Offset from the cell, logarithm of the size in cells.
     Free,
@@ -180,7 +183,10 @@ impl Anchor<'_> {
                 [place(t[0], cx), place(t[1], cy), 4.0 * t[2] * t[2] * w, 4.0 * t[3] * t[3] * h]
             }
             Rule::Distribution { bins } => {
-                let [left, top, right, bottom] = std::array::from_fn(|i| expectation(&t[i * bins..(i + 1) * bins]));
+                let [left, top, right, bottom] = std::array::from_fn(|i| match bins {
+                    1 => t[i],
+                    _ => expectation(&t[i * bins..(i + 1) * bins]),
+                });
                 let centre = |c: f32, low: f32, high: f32| (c + 0.5 + (high - low) / 2.0) * stride;
                 [centre(cx, left, right), centre(cy, top, bottom), (left + right) * stride, (top + bottom) * stride]
             }
@@ -320,7 +326,7 @@ mod tests {
 
     #[test]
     fn decodes_distributions_by_hand() {
-        let head = Head::Dfl(DflHead { classes: 1, reg_max: 2, strides: vec![8] });
+        let head = Head::Dfl(DflHead::new(1, 2, vec![8]));
         // Two bins of logits (0, L): expectation 3/4. (0, 0): one half.
         let boxes = [0.0, L, 0.0, 0.0, 0.0, 0.0, 0.0, L];
         let maps = [RawMap { n: 1, h: 1, w: 1, c: 8, data: &boxes }, RawMap { n: 1, h: 1, w: 1, c: 1, data: &[L] }];

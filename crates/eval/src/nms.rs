@@ -9,7 +9,7 @@ use crate::Predictions;
 pub struct NmsConfig {
     /// A score must exceed this.
     pub conf: f32,
-    /// A box goes if it overlaps a better one of its class by more than this.
+    /// A box goes if it overlaps a better one of its class by more than this; from 1 on none does.
     pub iou: f32,
     /// Boxes kept per image.
     pub max_det: usize,
@@ -21,6 +21,13 @@ impl Default for NmsConfig {
     /// What YOLOv5 validates with.
     fn default() -> Self {
         Self { conf: 0.001, iou: 0.6, max_det: 300, multi_label: true }
+    }
+}
+
+impl NmsConfig {
+    /// The same for detectors that tell every object once: only scores decide.
+    pub fn without_suppression(self) -> Self {
+        Self { iou: 1.0, ..self }
     }
 }
 
@@ -92,6 +99,10 @@ const MAX_CANDIDATES: usize = 30_000;
 /// Greedy suppression within classes. Going through all classes together by falling score lets it stop at `max_det`.
 pub(crate) fn suppress(mut candidates: Vec<Candidate>, config: &NmsConfig) -> Vec<Detection> {
     candidates.sort_by(|a, b| b.score.total_cmp(&a.score));
+    if config.iou >= 1.0 {
+        candidates.truncate(config.max_det);
+        return candidates;
+    }
     candidates.truncate(MAX_CANDIDATES);
     let classes = candidates.iter().map(|c| c.class + 1).max().unwrap_or(0);
     let mut kept_by_class: Vec<Vec<[f32; 4]>> = vec![Vec::new(); classes];

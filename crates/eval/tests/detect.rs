@@ -18,7 +18,7 @@ fn heads() -> impl Strategy<Value = Head> {
     });
     prop_oneof![
         anchors,
-        Just(Head::Dfl(DflHead { classes: CLASSES, reg_max: 4, strides: vec![8, 16] })),
+        Just(Head::Dfl(DflHead::new(CLASSES, 4, vec![8, 16]))),
         Just(Head::Yolox(YoloxHead { classes: CLASSES, strides: vec![8, 16] })),
     ]
 }

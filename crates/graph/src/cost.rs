@@ -30,11 +30,14 @@ pub fn per_node(graph: &Graph, imgsz: [usize; 2]) -> Result<Vec<Cost>> {
             params: (c.weight.len() + c.bias.as_ref().map_or(0, Vec::len)) as u64,
             macs: (c.weight.len() * shape.h * shape.w) as u64,
         },
-        // Every position's query with every key, then every probability with every value.
+        // Every position's query with every key of its area, then every probability with every value.
         Op::Attention(a) => {
             let positions = (shape.h as u64).saturating_mul(shape.w as u64);
             let channels = (a.heads as u64).saturating_mul((a.key + a.value) as u64);
-            Cost { params: 0, macs: channels.saturating_mul(positions).saturating_mul(positions) }
+            Cost {
+                params: 0,
+                macs: channels.saturating_mul(positions).saturating_mul(positions / a.areas.max(1) as u64),
+            }
         }
         Op::BatchNorm(b) => Cost { params: 2 * b.gamma.len() as u64, macs: 0 },
         _ => Cost::default(),
@@ -63,7 +66,7 @@ mod tests {
     fn attention_costs_both_of_its_products() {
         let meta = Meta { family: Family::Other, names: vec![], imgsz: [4, 5] };
         let mut graph = Graph::new(meta, 22);
-        graph.push("attention", Op::Attention(Attention { heads: 2, key: 4, value: 3 }), vec![0]);
+        graph.push("attention", Op::Attention(Attention { heads: 2, key: 4, value: 3, areas: 1 }), vec![0]);
         // Two heads; 20 x 20 pairs of positions; 4 products for a score, 3 to mix the values.
         assert_eq!(total(&graph, [4, 5]).unwrap(), Cost { params: 0, macs: 2 * 20 * 20 * (4 + 3) });
     }

@@ -17,13 +17,19 @@ pub struct Node {
 }
 
 /// Which family of detectors a graph belongs to; decides loss, defaults and export layout.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Family {
     Darknet,
     Yolov5,
+    /// As Ultralytics rebuilt it: plain convolutions and the head of YOLOv8.
+    Yolov6,
     Yolov8,
+    Yolov9,
+    Yolov10,
     Yolo11,
+    Yolo12,
+    Yolo26,
     Yolox,
     /// A graph whose family is not known (tests, foreign ONNX).
     Other,
@@ -275,6 +281,9 @@ pub(crate) fn infer(op: &Op, inputs: &[Shape], imgsz: [usize; 2]) -> Result<Shap
         }
         Op::Attention(a) => {
             let expected = a.heads.saturating_mul(a.head_channels());
+            if a.areas == 0 || !one.h.saturating_mul(one.w).is_multiple_of(a.areas) {
+                return Err(format!("attends over {} areas of a map of {}x{}", a.areas, one.h, one.w));
+            }
             if a.heads == 0 || a.key == 0 || a.value == 0 || expected != one.c {
                 return Err(format!(
                     "{} heads of 2 x {} + {} channels attend over a map of {}",
@@ -289,8 +298,7 @@ pub(crate) fn infer(op: &Op, inputs: &[Shape], imgsz: [usize; 2]) -> Result<Shap
                 if s.c != want {
                     return Err(format!("input {i} has {} channels, the head needs {want}", s.c));
                 }
-                let per = inputs.len() / head.strides().len().max(1);
-                let stride = head.strides()[i / per];
+                let stride = head.input_stride(i);
                 if s.h.saturating_mul(stride) != imgsz[0] || s.w.saturating_mul(stride) != imgsz[1] {
                     return Err(format!(
                         "input {i} is {}x{} at stride {stride}, the image {}x{}",

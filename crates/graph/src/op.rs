@@ -187,6 +187,8 @@ pub struct MaxPool {
 ///
 /// Reads (heads * (2 * key + value), H, W): head by head its queries (`key` channels), keys (`key`), values (`value`). Writes
 /// (heads * value, H, W): at position i of a head `sum_j p_ij v_j` with `p_i = softmax_j(q_i . k_j / sqrt(key))`.
+///
+/// With `areas` (YOLO12) the positions, row by row, are cut into so many parts of one length, and j runs over i's part alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attention {
     pub heads: usize,
@@ -194,6 +196,18 @@ pub struct Attention {
     pub key: usize,
     /// Channels of a value.
     pub value: usize,
+    /// Parts of the map that are attended over apart; 1 for the whole map.
+    #[serde(default = "whole", skip_serializing_if = "is_whole")]
+    pub areas: usize,
+}
+
+fn whole() -> usize {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_whole(areas: &usize) -> bool {
+    *areas == 1
 }
 
 impl Attention {
@@ -239,6 +253,20 @@ impl Head {
             Self::Anchor(h) => h.levels.iter().map(|l| l.stride).collect(),
             Self::Dfl(h) => h.strides.clone(),
             Self::Yolox(h) => h.strides.clone(),
+        }
+    }
+
+    /// Whether every object is told once, so that no overlapping boxes have to be suppressed.
+    pub fn end_to_end(&self) -> bool {
+        matches!(self, Self::Dfl(h) if h.end_to_end)
+    }
+
+    /// Stride of input number `i`: pixels of the image a cell.
+    pub fn input_stride(&self, i: usize) -> usize {
+        match self {
+            Self::Anchor(h) => h.levels[i].stride,
+            Self::Dfl(h) => h.strides[i / 2],
+            Self::Yolox(h) => h.strides[i / 3],
         }
     }
 
@@ -297,13 +325,24 @@ pub enum BoxDecode {
     DarknetNew { scale_xy: f32 },
 }
 
-/// Distribution focal loss head (YOLOv8, YOLO11): two inputs a level, box (4 * reg_max: left, top, right, bottom, each a
-/// distribution over 0..reg_max cells) and class logits; inputs ordered box0, class0, box1, class1, ...
+/// Distribution focal loss head (YOLOv8 and all that followed): two inputs a level, box (4 * reg_max: left, top, right,
+/// bottom, each a distribution over 0..reg_max cells) and class logits; inputs ordered box0, class0, box1, class1, ...
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DflHead {
     pub classes: usize,
+    /// Bins of a distribution; 1 means that there is none: the map holds the distances themselves, in cells (YOLO26).
     pub reg_max: usize,
     pub strides: Vec<usize>,
+    /// Trained to tell every object once (YOLOv10, YOLO26): the best scores are taken, overlapping boxes are not suppressed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub end_to_end: bool,
+}
+
+impl DflHead {
+    /// A head whose boxes go through non-maximum suppression.
+    pub fn new(classes: usize, reg_max: usize, strides: Vec<usize>) -> Self {
+        Self { classes, reg_max, strides, end_to_end: false }
+    }
 }
 
 /// Decoupled anchor-free head of YOLOX: three inputs a level, box (4: `xy = (t + c) * stride`, `wh = exp(t) * stride`),

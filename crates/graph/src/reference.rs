@@ -93,18 +93,20 @@ pub(crate) fn run(op: &Op, inputs: &[&Map], out: Shape) -> Vec<f64> {
 
 fn attend(a: &Attention, x: &Map, out: Shape) -> Vec<f64> {
     let positions = out.h * out.w;
+    let area = positions / a.areas;
     let mut y = vec![0.0; out.c * positions];
     for head in 0..a.heads {
         let [q, k, v] = a.starts(head);
         for i in 0..positions {
             let score = |j| (0..a.key).map(|c| x.channel(q + c)[i] * x.channel(k + c)[j]).sum::<f64>() * a.scale();
-            let scores: Vec<f64> = (0..positions).map(score).collect();
+            let own = i / area * area..(i / area + 1) * area;
+            let scores: Vec<f64> = own.clone().map(score).collect();
             // Softmax does not change where all scores are lowered alike; so none overflows.
             let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
             let total: f64 = weights.iter().sum();
             for c in 0..a.value {
-                let sum: f64 = weights.iter().zip(x.channel(v + c)).map(|(w, v)| w * v).sum();
+                let sum: f64 = weights.iter().zip(&x.channel(v + c)[own.clone()]).map(|(w, v)| w * v).sum();
                 y[(head * a.value + c) * positions + i] = sum / total;
             }
         }

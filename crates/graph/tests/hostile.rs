@@ -262,6 +262,34 @@ fn a_fused_checkpoint_loads_without_its_norms() {
     assert!(!graph.nodes.iter().any(|n| matches!(n.op, Op::BatchNorm(_))));
 }
 
+/// The blocks of the later families take sizes and lists from the file: numbers changed one by one, and bytes anywhere in the
+/// description.
+#[test]
+fn mutated_families_never_panic() {
+    for name in testkit::FAMILIES {
+        let original = entries(&testkit::unpacked(name).path().join(format!("{name}.pt")));
+        let load = |at: usize, value: u8| {
+            let mut entries = original.clone();
+            entries[0].1[at] = value;
+            let _ = load_bytes("model.pt", &archive(&entries, Stored));
+        };
+        let pickle = &original[0].1;
+        for attribute in ["num_heads", "head_dim", "key_dim", "area", "c2s", "idx", "reg_max", "groups", "nc"] {
+            let Some(at) = pickle.windows(attribute.len()).rposition(|w| w == attribute.as_bytes()) else { continue };
+            // A small whole number is the opcode `K` and a byte.
+            let number = at + pickle[at..].iter().position(|&b| b == b'K').unwrap() + 1;
+            [0, 1, 3, 255].into_iter().for_each(|value| load(number, value));
+        }
+        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(24));
+        runner
+            .run(&(0..pickle.len(), ANY), |(at, value)| {
+                load(at, value);
+                Ok(())
+            })
+            .unwrap();
+    }
+}
+
 #[test]
 fn mutated_checkpoints_never_panic() {
     let Some(path) = yolov5n() else { return };

@@ -28,7 +28,7 @@ fn detector() -> Graph {
     let f = g.push("model.2.pool", Op::MaxPool(MaxPool { kernel: 2, stride: 2, pad: [0, 0] }), vec![e]);
     let h = g.push("model.3.up", Op::Upsample { factor: 2 }, vec![f]);
     let i = g.push("model.4.part", Op::Slice { start: 2, len: 4 }, vec![h]);
-    let attention = Op::Attention(Attention { heads: 2, key: 1, value: 2 });
+    let attention = Op::Attention(Attention { heads: 2, key: 1, value: 2, areas: 4 });
     let mixed = g.push("model.4.attention", attention, vec![h]);
     let sum = g.push("model.4.add", Op::Add, vec![i, mixed]);
     let j = g.push("model.5.cat", Op::Concat, vec![sum, e]);
@@ -126,12 +126,14 @@ fn disagreements_name_the_node_or_tensor() {
 fn hostile_descriptions_are_refused() {
     let cases = [
         ("\"format_version\":1", "\"format_version\":2", "version 2"),
-        ("\"factor\":2", "\"factor\":18446744073709551615", "model.5.cat"),
+        ("\"factor\":2", "\"factor\":18446744073709551615", "model.4.attention"),
         ("\"start\":2", "\"start\":18446744073709551615", "model.4.part"),
         ("\"kernel\":2", "\"kernel\":0", "model.2.pool"),
         ("\"heads\":2", "\"heads\":18446744073709551615", "model.4.attention"),
         ("\"key\":1", "\"key\":9223372036854775807", "model.4.attention"),
         ("\"key\":1,\"value\":2", "\"key\":0,\"value\":4", "model.4.attention"),
+        ("\"areas\":4", "\"areas\":0", "model.4.attention"),
+        ("\"areas\":4", "\"areas\":3", "model.4.attention"),
         ("\"groups\":8", "\"groups\":0", "model.1.dw"),
         ("\"inputs\":[0]", "\"inputs\":[77]", "model.0.conv"),
         ("\"type\":\"add\"", "\"type\":\"exec\"", "exec"),

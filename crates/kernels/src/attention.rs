@@ -1,6 +1,6 @@
 //! Multi-head attention over the positions of a map, and its gradient.
 //!
-//! A task is one head of one image. Nothing of the size H * W x H * W is ever held: a few rows of the scores at a time are made,
+//! A task is one head of one area of one image; an area is as good as an image of its own. Nothing of the size H * W x H * W is ever held: a few rows of the scores at a time are made,
 //! and made anew for the gradient.
 
 use graph::Attention;
@@ -13,8 +13,10 @@ use crate::{Layout, View, ViewMut};
 
 /// `y` (N, H, W, heads * value) = for each head the values of x (N, H, W, heads * (2 key + value)), mixed by the softmax of
 /// queries times keys; see [`graph::Attention`].
-pub fn attention_forward(attention: &Attention, x: View, mut y: ViewMut) {
+pub fn attention_forward(attention: &Attention, x: View, y: ViewMut) {
     check(attention, x.layout, y.layout);
+    let x = View { layout: x.layout.areas(attention.areas), ..x };
+    let mut y = ViewMut { layout: y.layout.areas(attention.areas), ..y };
     let isa = Isa::current();
     let tasks = tasks(attention, x.layout);
     let parts: Vec<Vec<f32>> = tasks
@@ -27,9 +29,12 @@ pub fn attention_forward(attention: &Attention, x: View, mut y: ViewMut) {
 }
 
 /// The gradient of [`attention_forward`] by x; dx is overwritten or added to.
-pub fn attention_backward(attention: &Attention, x: View, dy: View, mut dx: ViewMut, accumulate: bool) {
+pub fn attention_backward(attention: &Attention, x: View, dy: View, dx: ViewMut, accumulate: bool) {
     check(attention, x.layout, dy.layout);
     x.layout.assert_same_shape(dx.layout);
+    let x = View { layout: x.layout.areas(attention.areas), ..x };
+    let dy = View { layout: dy.layout.areas(attention.areas), ..dy };
+    let mut dx = ViewMut { layout: dx.layout.areas(attention.areas), ..dx };
     let isa = Isa::current();
     let tasks = tasks(attention, x.layout);
     let parts: Vec<[Vec<f32>; 3]> = tasks

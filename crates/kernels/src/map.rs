@@ -42,6 +42,12 @@ impl Layout {
         Self { h: self.h * factor, w: self.w * factor, ..self }
     }
 
+    /// Every image's pixels, row by row, cut into `areas` images of one row.
+    pub(crate) fn areas(self, areas: usize) -> Self {
+        assert_eq!(self.h * self.w % areas, 0, "areas of {self:?}");
+        Self { n: self.n * areas, h: 1, w: self.h * self.w / areas, ..self }
+    }
+
     /// Floats a buffer must hold for this layout.
     pub fn end(&self) -> usize {
         if self.pixels() == 0 { self.offset } else { self.offset + (self.pixels() - 1) * self.pitch + self.c }

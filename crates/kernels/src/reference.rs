@@ -244,8 +244,22 @@ fn shares(a: &Attention, x: &Map, n: usize, head: usize) -> Vec<f64> {
     all
 }
 
+/// Every area of every image as an image of its own.
+fn apart(x: &Map, areas: usize) -> Map {
+    Map { n: x.n * areas, h: 1, w: x.h * x.w / areas, ..x.clone() }
+}
+
+/// The areas of the images of `x` as images again.
+fn together(x: &Map, y: Map) -> Map {
+    Map { n: x.n, h: x.h, w: x.w, ..y }
+}
+
 /// See [`crate::attention_forward`].
 pub fn attention_forward(a: &Attention, x: &Map) -> Map {
+    if a.areas > 1 {
+        let whole = Attention { areas: 1, ..*a };
+        return together(x, attention_forward(&whole, &apart(x, a.areas)));
+    }
     let positions = x.h * x.w;
     let mut y = Map::zeros(x.n, x.h, x.w, a.heads * a.value);
     for (n, head) in (0..x.n).flat_map(|n| (0..a.heads).map(move |head| (n, head))) {
@@ -262,6 +276,10 @@ pub fn attention_forward(a: &Attention, x: &Map) -> Map {
 
 /// See [`crate::attention_backward`].
 pub fn attention_backward(a: &Attention, x: &Map, dy: &Map) -> Map {
+    if a.areas > 1 {
+        let whole = Attention { areas: 1, ..*a };
+        return together(x, attention_backward(&whole, &apart(x, a.areas), &apart(dy, a.areas)));
+    }
     let positions = x.h * x.w;
     let mut dx = x.like(|_| 0.0);
     for (n, head) in (0..x.n).flat_map(|n| (0..a.heads).map(move |head| (n, head))) {

@@ -15,10 +15,11 @@ proptest! {
     fn agrees_with_the_reference(
         [n, h, w] in [1usize..3, 1usize..8, 1usize..8],
         [heads, key, value] in [1usize..4, 1usize..20, 1usize..20],
+        areas in 1usize..4,
         g in [gaps(), gaps(), gaps()],
         seed in 0u64..1000,
     ) {
-        let a = Attention { heads, key, value };
+        let (h, a) = (h * areas, Attention { heads, key, value, areas });
         for isa in Isa::available() {
             isa.scope(|| {
                 let x = Buffer::noise(seed, [n, h, w, heads * (2 * key + value)], g[0]);
@@ -40,7 +41,7 @@ proptest! {
 
 #[test]
 fn reference_gradient_is_a_derivative() {
-    let a = Attention { heads: 2, key: 3, value: 2 };
+    let a = Attention { heads: 2, key: 3, value: 2, areas: 1 };
     let x = Buffer::noise(5, [2, 2, 3, 16], (0, 0)).map();
     let dy = Buffer::noise(6, [2, 2, 3, 4], (0, 0)).map();
     let dx = reference::attention_backward(&a, &x, &dy);
@@ -54,7 +55,7 @@ fn reference_gradient_is_a_derivative() {
 /// Scores far beyond what an exponential can hold: each position attends to one other, and its value arrives whole.
 #[test]
 fn large_scores_do_not_overflow() {
-    let a = Attention { heads: 1, key: 1, value: 1 };
+    let a = Attention { heads: 1, key: 1, value: 1, areas: 1 };
     let x = Buffer { data: vec![1e4, -1e4, 3.0, 1e4, 0.0, 5.0, -1e4, 1e4, 7.0], layout: Layout::dense(1, 1, 3, 3) };
     let mut y = Buffer { data: vec![0.0; 3], layout: Layout::dense(1, 1, 3, 1) };
     kernels::attention_forward(&a, x.view(), y.view_mut());

@@ -120,7 +120,7 @@ fn attention_pins_what_it_reads_and_passes_its_values_on() {
     let mut b = Builder::new(1);
     let first = b.conv(0, 4, 3, 1, 1, false);
     let qkv = b.conv(first, 14, 1, 1, 1, false);
-    let mixed = b.attention(qkv, Attention { heads: 2, key: 2, value: 3 });
+    let mixed = b.attention(qkv, Attention { heads: 2, key: 2, value: 3, areas: 1 });
     let reader = b.conv(mixed, 4, 1, 1, 1, false);
     let sum = b.push("add", Op::Add, vec![first, reader]);
     b.conv(sum, 2, 1, 1, 1, false);

@@ -21,6 +21,12 @@ const MODELS: [(&str, &str); 6] = [
     ("yolox-nano", "yolox-nano/yolox_nano.onnx"),
 ];
 
+/// Every real model of the test material, where it is there, and one small one of random weights of every other family.
+fn models() -> Vec<(&'static str, Graph)> {
+    let real = MODELS.into_iter().filter_map(|(name, file)| Some((name, model(file)?)));
+    real.chain(testkit::FAMILIES.into_iter().map(|name| (name, testkit::small(name).graph))).collect()
+}
+
 /// A model of the test material; `None` where there is none.
 fn model(file: &str) -> Option<Graph> {
     let path = testkit::shared()?.join("weights").join(file);
@@ -34,11 +40,10 @@ fn noise(seed: u64) -> Map {
     Map { shape: Shape { c: 3, h: 64, w: 64 }, data: (0..3 * 64 * 64).map(|_| rng.random_range(0.0..1.0)).collect() }
 }
 
-/// Compares with `couplings/<name>.txt`; run with `UPDATE_SNAPSHOTS=1` to write it anew, then read the difference.
+/// Compares with `couplings/<name>.txt`, which channels are tied and why; run with `UPDATE_SNAPSHOTS=1` to write it anew, then read the difference.
 #[test]
 fn couplings_are_those_that_were_reviewed() {
-    for (name, file) in MODELS {
-        let Some(graph) = model(file) else { return };
+    for (name, graph) in models() {
         let details = Coupling::of(&graph).unwrap().details(&graph);
         let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/couplings").join(format!("{name}.txt"));
         if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
@@ -65,8 +70,7 @@ fn check(name: &str, graph: &Graph, plan: &Plan) -> Graph {
 
 #[test]
 fn surgery_equals_masking_on_real_models() {
-    for (name, file) in MODELS {
-        let Some(graph) = model(file) else { return };
+    for (name, graph) in models() {
         let coupling = Coupling::of(&graph).unwrap();
         assert_eq!(surgery::apply(&graph, &Plan::empty(&graph).unwrap()).unwrap(), graph, "{name}");
 

@@ -1,73 +1,20 @@
 //! Exported detectors, run by the embedded runtime, against the reference executor and our own decoding.
 
+mod common;
+
 use std::path::Path;
 
-use eval::RawMap;
+use common::{assert_exported, expected, expected_of, images};
 use graph::build::Yolov5;
 use graph::format::onnx::{ExportOptions, export, export_quantized};
 use graph::quant::{Affine, Quantized, folded, sites};
-use graph::reference::{Map, forward};
 use graph::{
     Act, AnchorHead, AnchorLevel, Attention, BatchNorm, BoxDecode, Conv, DflHead, Family, Graph, Head, MaxPool, Meta,
-    NodeId, Op, Shape, Tensor, YoloxHead,
+    NodeId, Op, Tensor, YoloxHead,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use runtime::{Error, Session};
-
-/// Two images that differ, values in 0..1.
-fn images(seed: u64, shape: [usize; 4]) -> Vec<f32> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    (0..shape.iter().product()).map(|_| rng.random_range(0.0..1.0)).collect()
-}
-
-/// What the export should return: reference maps, decoded by `eval`, in the export's layout.
-fn expected(graph: &Graph, images: &[f32], shape: [usize; 4]) -> Vec<f32> {
-    expected_of(graph, images, shape, &|image| forward(graph, image).unwrap())
-}
-
-/// The same of the maps `run` makes of an image.
-fn expected_of(graph: &Graph, images: &[f32], [n, c, h, w]: [usize; 4], run: &dyn Fn(&Map) -> Vec<Map>) -> Vec<f32> {
-    let (head, inputs) = graph.head().unwrap();
-    let mut all = Vec::new();
-    for image in images.chunks_exact(c * h * w).take(n) {
-        let data = image.iter().map(|&v| f64::from(v)).collect();
-        let maps = run(&Map { shape: Shape { c, h, w }, data });
-        let dense: Vec<Vec<f32>> = inputs.iter().map(|&i| channels_last(&maps[i])).collect();
-        let raw: Vec<RawMap> = inputs
-            .iter()
-            .zip(&dense)
-            .map(|(&i, data)| RawMap { n: 1, h: maps[i].shape.h, w: maps[i].shape.w, c: maps[i].shape.c, data })
-            .collect();
-        let predictions = eval::decode(head, &raw);
-        let (rows, columns) = (predictions.boxes(), predictions.columns());
-        match head {
-            Head::Dfl(_) => all.extend((0..columns).flat_map(|k| {
-                let predictions = &predictions;
-                (0..rows).map(move |r| predictions.row(0, r)[k])
-            })),
-            Head::Anchor(_) | Head::Yolox(_) => all.extend_from_slice(predictions.image(0)),
-        }
-    }
-    all
-}
-
-fn channels_last(map: &Map) -> Vec<f32> {
-    let plane = map.shape.h * map.shape.w;
-    (0..plane).flat_map(|p| (0..map.shape.c).map(move |c| map.data[c * plane + p] as f32)).collect()
-}
-
-/// Exports with an open batch and compares two images at once.
-fn assert_exported(graph: &Graph, imgsz: [usize; 2], tolerance: f32) {
-    let bytes = export(graph, &ExportOptions { imgsz, batch: 1, dynamic_batch: true }).unwrap();
-    let mut session = Session::from_bytes(Path::new("exported.onnx"), bytes, 2).unwrap();
-    assert_eq!(session.metadata().names, graph.meta.names);
-    assert_eq!(session.input_shape(), [None, Some(3), Some(imgsz[0]), Some(imgsz[1])]);
-    let shape = [2, 3, imgsz[0], imgsz[1]];
-    let images = images(7, shape);
-    let worst = session.verify(&images, shape, &expected(graph, &images, shape), tolerance).unwrap();
-    println!("largest difference {worst}");
-}
 
 #[test]
 fn yolov5n_is_what_the_reference_computes() {
@@ -155,7 +102,7 @@ impl Random {
         let joined = self.push(Op::Concat, &[up, same]);
         let part = self.push(Op::Slice { start: 4, len: 8 }, &[joined]);
         let qkv = self.conv(part, [20, 8, 1, 1], [1, 1], [0, 0], 1);
-        let mixed = self.push(Op::Attention(Attention { heads: 2, key: 3, value: 4 }), &[qkv]);
+        let mixed = self.push(Op::Attention(Attention { heads: 2, key: 3, value: 4, areas: 2 }), &[qkv]);
         self.push(Op::Add, &[part, mixed])
     }
 
@@ -185,7 +132,8 @@ fn every_operator_and_every_head_is_what_the_reference_computes() {
         anchors(BoxDecode::Darknet { scale_xy: 1.05 }),
         anchors(BoxDecode::DarknetNew { scale_xy: 2.0 }),
         Head::Anchor(single),
-        Head::Dfl(DflHead { classes: 2, reg_max: 5, strides: vec![4, 8] }),
+        Head::Dfl(DflHead::new(2, 5, vec![4, 8])),
+        Head::Dfl(DflHead::new(2, 1, vec![4, 8])),
         Head::Yolox(YoloxHead { classes: 2, strides: vec![4, 8] }),
     ] {
         println!("{head:?}");
@@ -195,7 +143,7 @@ fn every_operator_and_every_head_is_what_the_reference_computes() {
 
 #[test]
 fn in_eight_bits_the_runtime_computes_what_the_slow_executor_does() {
-    let head = Head::Dfl(DflHead { classes: 2, reg_max: 5, strides: vec![4, 8] });
+    let head = Head::Dfl(DflHead::new(2, 5, vec![4, 8]));
     let (graph, _) = folded(&Random::new().head(head));
     let maps = sites(&graph).into_iter().map(|s| {
         s.map(|first| match first {

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use graph::Tensor;
+use graph::reference::Map;
+use graph::{Graph, Shape, Tensor};
 
 /// The folder of test material: `PRUNELLA_SHARED`, or `../shared` beside the checkout.
 ///
@@ -34,6 +35,49 @@ pub fn tensors(path: &Path) -> HashMap<String, Tensor> {
         (name, Tensor::new(view.shape().to_vec(), data))
     };
     file.tensors().into_iter().map(convert).collect()
+}
+
+/// The small detectors in `families/`, one of each kind the module-tree loader knows; see `families/make.py`.
+pub const FAMILIES: [&str; 5] = ["yolov9", "yolov9e", "yolov10", "yolo12", "yolo26"];
+
+/// A small detector of random weights, and what the software it comes from predicts for an image.
+pub struct Small {
+    pub graph: Graph,
+    /// Bytes (N, 3, H, W).
+    pub images: Tensor,
+    /// As the software returns it, a batch of 1.
+    pub outputs: Vec<Tensor>,
+}
+
+/// A folder with `{name}.pt` and `{name}.safetensors` of the one of [`FAMILIES`] called `name`.
+pub fn unpacked(name: &str) -> tempfile::TempDir {
+    let zipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("families").join(format!("{name}.zip"));
+    let file = std::fs::File::open(&zipped).unwrap_or_else(|e| panic!("{}: {e}", zipped.display()));
+    let folder = tempfile::tempdir().unwrap_or_else(|e| panic!("no temporary folder: {e}"));
+    zip::ZipArchive::new(file)
+        .and_then(|mut archive| archive.extract(folder.path()))
+        .unwrap_or_else(|e| panic!("{}: {e}", zipped.display()));
+    folder
+}
+
+/// The one of [`FAMILIES`] called `name`. Panics where it does not load.
+pub fn small(name: &str) -> Small {
+    let folder = unpacked(name);
+    let graph = graph::format::load(&folder.path().join(format!("{name}.pt")), &Default::default());
+    let graph = graph.unwrap_or_else(|e| panic!("{name}: {e}"));
+    let mut stored = tensors(&folder.path().join(format!("{name}.safetensors")));
+    let images = stored.remove("images_u8").unwrap_or_else(|| panic!("{name}: no image"));
+    let outputs = (0..).map_while(|i| stored.remove(&format!("output{i}"))).collect();
+    Small { graph, images, outputs }
+}
+
+impl Small {
+    /// The image in 0..1, (3, H, W).
+    pub fn image(&self) -> Map {
+        let [_, c, h, w] = self.images.shape[..] else { panic!("no batch of images") };
+        let data = self.images.outer(0).iter().map(|&v| f64::from(v) / 255.0).collect();
+        Map { shape: Shape { c, h, w }, data }
+    }
 }
 
 /// Largest absolute difference of two slices of one length.

@@ -77,7 +77,7 @@ fn v5_without_targets_teaches_objectness_only() {
 }
 
 fn v8_head() -> DflHead {
-    DflHead { classes: 3, reg_max: 8, strides: vec![8, 16, 32] }
+    DflHead::new(3, 8, vec![8, 16, 32])
 }
 
 #[test]

@@ -67,7 +67,7 @@ fn graph(corners: Corners) -> Graph {
     let dw = b.block(c2f, [15, 15], 3, 1, 15, act(Act::Relu6));
     // Attention over a map of 3 heads, whose values are read a second time, as YOLO11 does.
     let qkv = b.conv(dw, [15, 24], 1, 1, 1);
-    let attended = b.push(Op::Attention(Attention { heads: 3, key: 3, value: 2 }), vec![qkv]);
+    let attended = b.push(Op::Attention(Attention { heads: 3, key: 3, value: 2, areas: 2 }), vec![qkv]);
     let values = (0..3).map(|h| b.push(Op::Slice { start: 8 * h + 6, len: 2 }, vec![qkv])).collect();
     let values = b.push(Op::Concat, values);
     let place = b.block(values, [6, 6], 3, 1, 6, Act::Identity);

@@ -165,8 +165,13 @@ fn family(family: Family) -> &'static str {
     match family {
         Family::Darknet => "Darknet",
         Family::Yolov5 => "YOLOv5",
+        Family::Yolov6 => "YOLOv6",
         Family::Yolov8 => "YOLOv8",
+        Family::Yolov9 => "YOLOv9",
+        Family::Yolov10 => "YOLOv10",
         Family::Yolo11 => "YOLO11",
+        Family::Yolo12 => "YOLO12",
+        Family::Yolo26 => "YOLO26",
         Family::Yolox => "YOLOX",
         Family::Other => "unknown family",
     }
@@ -184,9 +189,14 @@ fn describe(node: &Node) -> String {
         Op::Upsample { factor } => format!("upsample ×{factor}"),
         Op::MaxPool(pool) => format!("maxpool {k}×{k}{}", stride(pool.stride, pool.stride), k = pool.kernel),
         Op::Slice { start, len } => format!("slice {start}..{}", start + len),
-        Op::Attention(attention) => format!("attention, {} heads", attention.heads),
+        Op::Attention(a) if a.areas > 1 => format!("attention, {} heads, {} areas", a.heads, a.areas),
+        Op::Attention(a) => format!("attention, {} heads", a.heads),
         Op::Head(Head::Anchor(head)) => format!("head, {} levels, anchors", head.levels.len()),
-        Op::Head(Head::Dfl(head)) => format!("head, {} levels, DFL", head.strides.len()),
+        Op::Head(Head::Dfl(head)) => {
+            let boxes = if head.reg_max == 1 { "distances" } else { "DFL" };
+            let once = if head.end_to_end { ", end to end" } else { "" };
+            format!("head, {} levels, {boxes}{once}", head.strides.len())
+        }
         Op::Head(Head::Yolox(head)) => format!("head, {} levels, anchor-free", head.strides.len()),
     }
 }

@@ -80,12 +80,16 @@ impl Exported {
     ) -> miette::Result<Vec<Vec<Detection>>> {
         let side = self.imgsz;
         let batch = self.session.input_shape()[0].unwrap_or(n);
+        let config = match self.session.metadata().end_to_end {
+            true => config.without_suppression(),
+            false => *config,
+        };
         let mut found = Vec::with_capacity(n);
         for chunk in images.chunks(batch * side * side * 3) {
             let mut input = planar(chunk, chunk.len() / (side * side * 3));
             input.resize(batch * 3 * side * side, 0.0);
             let output = self.session.run(&input, [batch, 3, side, side])?;
-            found.extend(nms(&self.predictions(&output)?, config));
+            found.extend(nms(&self.predictions(&output)?, &config));
         }
         found.truncate(n);
         Ok(found)

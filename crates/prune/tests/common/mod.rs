@@ -180,7 +180,7 @@ fn step(b: &mut Builder, tensors: &[NodeId], from: NodeId, op: u8, x: usize, y: 
         }
         10 => b.push("pool", Op::MaxPool(MaxPool { kernel: 3, stride: 1, pad: [1, 1] }), vec![from]),
         11 => {
-            let attention = Attention { heads: 1 + x % 2, key: 1 + x % 3, value: 1 + y % 3 };
+            let attention = Attention { heads: 1 + x % 2, key: 1 + x % 3, value: 1 + y % 3, areas: 1 };
             let qkv = b.conv(from, attention.heads * attention.head_channels(), 1, 1, 1, x.is_multiple_of(2));
             b.attention(qkv, attention)
         }

@@ -78,6 +78,11 @@ impl Criterion {
                 v5::check(h)?;
                 Ok(Self::V5(V5Loss::default().scaled(h.classes, imgsz, h.levels.len())))
             }
+            Head::Dfl(h) if h.end_to_end || h.reg_max == 1 => Err(Error::node(
+                "head",
+                "end-to-end heads (YOLOv10, YOLO26) cannot be trained here: the branch that helps their training is left out",
+            )
+            .hint("`prunella prune` cuts it without training; fine-tune the result with Ultralytics")),
             Head::Dfl(_) => Ok(Self::V8(V8Loss::default())),
             Head::Yolox(_) => Ok(Self::Yolox(YoloxLoss::default())),
         }

@@ -235,21 +235,33 @@ fn write_op(w: &mut Writer, name: &str, op: &Op, inputs: &[&str], out: Shape) ->
     }
 }
 
-/// Heads become an axis of their own beside the batch, over which `MatMul` repeats; the batch axis is never named.
+/// Heads and areas become axes of their own beside the batch, over which `MatMul` repeats; the batch axis is never named.
 fn write_attention(w: &mut Writer, value: &str, a: &Attention, x: &str, out: Shape) -> String {
     let named = |part: &str| format!("{value}.{part}");
-    let positions = (out.h * out.w) as i64;
-    let x = w.reshape(&named("heads"), x, &[0, a.heads as i64, a.head_channels() as i64, positions]);
+    let (heads, areas, area) = (a.heads as i64, a.areas as i64, (out.h * out.w / a.areas) as i64);
+    let x = w.reshape(&named("heads"), x, &[0, heads, a.head_channels() as i64, areas * area]);
     let [q, k, v] = a.starts(0);
-    let queries = w.slice(&named("queries"), &x, 2, q, a.key);
-    let keys = w.slice(&named("keys"), &x, 2, k, a.key);
-    let values = w.slice(&named("values"), &x, 2, v, a.value);
+    // (N, heads, channels, positions), or with areas (N, heads, areas, channels, positions of one).
+    let mut part = |name: &str, start: usize, len: usize| {
+        let x = w.slice(&named(name), &x, 2, start, len);
+        if areas == 1 {
+            return x;
+        }
+        let x = w.reshape(&named(&format!("{name}.cut")), &x, &[0, heads, len as i64, areas, area]);
+        w.transpose(&named(&format!("{name}.areas")), &x, &[0, 1, 3, 2, 4])
+    };
+    let (queries, keys, values) = (part("queries", q, a.key), part("keys", k, a.key), part("values", v, a.value));
+    let turned: &[usize] = if areas == 1 { &[0, 1, 3, 2] } else { &[0, 1, 2, 4, 3] };
     let queries = w.with_constant("Mul", &named("scaled"), &queries, &[], &[a.scale() as f32]);
-    let queries = w.transpose(&named("rows"), &queries, &[0, 1, 3, 2]);
+    let queries = w.transpose(&named("rows"), &queries, turned);
     let scores = w.node("MatMul", &named("scores"), &[&queries, &keys], vec![]);
-    let shares = w.node("Softmax", &named("shares"), &[&scores], vec![AttributeProto::int("axis", 3)]);
-    let shares = w.transpose(&named("columns"), &shares, &[0, 1, 3, 2]);
-    let mixed = w.node("MatMul", &named("mixed"), &[&values, &shares], vec![]);
+    let axis = AttributeProto::int("axis", turned.len() as i64 - 1);
+    let shares = w.node("Softmax", &named("shares"), &[&scores], vec![axis]);
+    let shares = w.transpose(&named("columns"), &shares, turned);
+    let mut mixed = w.node("MatMul", &named("mixed"), &[&values, &shares], vec![]);
+    if areas > 1 {
+        mixed = w.transpose(&named("joined"), &mixed, &[0, 1, 3, 2, 4]);
+    }
     w.reshape(value, &mixed, &[0, out.c as i64, out.h as i64, out.w as i64])
 }
 

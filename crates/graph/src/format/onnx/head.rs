@@ -95,12 +95,7 @@ fn distributions(w: &mut Writer, head: &DflHead, name: &str, maps: &[String], sh
     }
     let count = strides.len();
     let x = w.concat(&named("box"), &boxes, 2);
-    let x = w.reshape(&named("bins"), &x, &[0, 4, head.reg_max as i64, count as i64]);
-    let x = w.node("Softmax", &named("softmax"), &[&x], vec![AttributeProto::int("axis", 2)]);
-    let bins: Vec<f32> = (0..head.reg_max).map(|b| b as f32).collect();
-    let x = w.with_constant("Mul", &named("weighted"), &x, &[1, 1, head.reg_max, 1], &bins);
-    let axis = w.ints(&named("distance.axes"), &[2]);
-    let distance = w.node("ReduceSum", &named("distance"), &[&x, &axis], vec![AttributeProto::int("keepdims", 0)]);
+    let distance = if head.reg_max == 1 { x } else { expectations(w, &named, &x, head.reg_max, count) };
     // (N, 4, A): left, top, right, bottom in cells.
     let low = w.slice(&named("low"), &distance, 1, 0, 2);
     let high = w.slice(&named("high"), &distance, 1, 2, 2);
@@ -114,6 +109,16 @@ fn distributions(w: &mut Writer, head: &DflHead, name: &str, maps: &[String], sh
     let scores = w.node("Sigmoid", &named("scores"), &[&logits], vec![]);
     join(w, &[pixels, scores], 1);
     [4 + head.classes, count]
+}
+
+/// (N, 4, A): the means of the distributions over 0..bins in (N, 4 * bins, A).
+fn expectations(w: &mut Writer, named: &dyn Fn(&str) -> String, x: &str, reg_max: usize, count: usize) -> String {
+    let x = w.reshape(&named("bins"), x, &[0, 4, reg_max as i64, count as i64]);
+    let x = w.node("Softmax", &named("softmax"), &[&x], vec![AttributeProto::int("axis", 2)]);
+    let bins: Vec<f32> = (0..reg_max).map(|b| b as f32).collect();
+    let x = w.with_constant("Mul", &named("weighted"), &x, &[1, 1, reg_max, 1], &bins);
+    let axis = w.ints(&named("distance.axes"), &[2]);
+    w.node("ReduceSum", &named("distance"), &[&x, &axis], vec![AttributeProto::int("keepdims", 0)])
 }
 
 fn yolox(w: &mut Writer, head: &YoloxHead, name: &str, maps: &[String], shapes: &[Shape]) -> [usize; 2] {

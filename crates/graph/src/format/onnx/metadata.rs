@@ -23,7 +23,13 @@ pub struct Metadata {
     pub task: Option<String>,
     /// The family of the detector that was exported, which decides how images are fitted to its input; ours alone say it.
     pub family: Option<Family>,
+    /// The detector tells every object once (see [`Head::end_to_end`]); ours alone say it.
+    pub end_to_end: bool,
 }
+
+/// The property of a detector whose boxes need no non-maximum suppression. Not Ultralytics' `end2end`, which promises an
+/// output of boxes already selected.
+const SUPPRESSION: (&str, &str) = ("suppression", "none");
 
 /// What Prunella calls itself in files it writes.
 pub(super) const PRODUCER: &str = "prunella";
@@ -77,23 +83,24 @@ pub(super) fn of(path: &Path, model: &ModelProto) -> Result<Metadata> {
     let task = get("task").map(str::to_owned);
     // A property of this name that is none of ours says nothing.
     let family = get("family").and_then(|text| serde_json::from_value(text.into()).ok());
-    Ok(Metadata { producer: model.producer_name.clone(), names, stride, imgsz, task, family })
+    let end_to_end = get(SUPPRESSION.0) == Some(SUPPRESSION.1);
+    Ok(Metadata { producer: model.producer_name.clone(), names, stride, imgsz, task, family, end_to_end })
 }
 
 /// The properties an export carries.
 pub(super) fn properties(graph: &Graph, head: &Head, [height, width]: [usize; 2]) -> Vec<StringStringEntryProto> {
     let names: Vec<String> =
         graph.meta.names.iter().enumerate().map(|(i, name)| format!("{i}: {}", quote(name))).collect();
-    [
+    let once = head.end_to_end().then(|| (SUPPRESSION.0, SUPPRESSION.1.to_owned()));
+    let all = [
         ("author", PRODUCER.to_owned()),
         ("task", "detect".to_owned()),
         ("stride", head.strides().into_iter().max().unwrap_or(1).to_string()),
         ("imgsz", format!("[{height}, {width}]")),
         ("family", family(graph.meta.family)),
         ("names", format!("{{{}}}", names.join(", "))),
-    ]
-    .map(|(key, value)| StringStringEntryProto { key: key.into(), value })
-    .into()
+    ];
+    all.into_iter().chain(once).map(|(key, value)| StringStringEntryProto { key: key.into(), value }).collect()
 }
 
 /// A family as the native file spells it.

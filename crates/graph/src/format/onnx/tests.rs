@@ -131,6 +131,7 @@ fn says_what_it_is() {
         imgsz: Some([96, 64]),
         task: Some("detect".into()),
         family: Some(Family::Yolov5),
+        end_to_end: false,
     };
     assert_eq!(read, expected);
 }

@@ -1,4 +1,4 @@
-//! The blocks YOLOv5, YOLOv8 and YOLO11 are stacked from.
+//! The blocks the detectors are stacked from.
 
 use super::Build;
 use crate::format::focus::interleave;
@@ -22,8 +22,19 @@ impl<'a> Build<'a> {
 
     /// `Bottleneck`, `CrossConv`: cv2(cv1(x)), plus x where `add` is set.
     pub(super) fn bottleneck(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
+        let y = self.pair_of(module, path, x)?;
+        self.shortcut(module, path, x, y)
+    }
+
+    /// `SCDown`: cv2(cv1(x)).
+    pub(super) fn pair_of(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
         let inner = self.sub(module, path, "cv1", x)?;
-        let y = self.sub(module, path, "cv2", inner)?;
+        self.sub(module, path, "cv2", inner)
+    }
+
+    /// `CIB`: a sequence of convolutions cv1(x), plus x where `add` is set.
+    pub(super) fn cib(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
+        let y = self.sub(module, path, "cv1", x)?;
         self.shortcut(module, path, x, y)
     }
 
@@ -35,7 +46,7 @@ impl<'a> Build<'a> {
         self.join(module, path, vec![left, right], "cv3")
     }
 
-    /// `C2f`, `C3k2`: cv1(x) cut into halves a, b; then m0(b), m1(m0(b)), ...; cv2 of all of them joined.
+    /// `C2f` and its kin: cv1(x) cut into halves a, b; then m0(b), m1(m0(b)), ...; cv2 of all of them joined.
     pub(super) fn c2f(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
         let mut parts = self.halves(module, path, x)?.to_vec();
         let list = self.child(module, path, "m")?;
@@ -50,7 +61,12 @@ impl<'a> Build<'a> {
     /// cv1(x), cut into halves.
     pub(super) fn halves(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<[NodeId; 2]> {
         let both = self.sub(module, path, "cv1", x)?;
-        let half = match self.last_filters() {
+        self.halves_of(both, path)
+    }
+
+    /// `both`, cut into halves `{path}.split0` and `{path}.split1`.
+    pub(super) fn halves_of(&mut self, both: NodeId, path: &str) -> Result<[NodeId; 2]> {
+        let half = match self.shape(both)?.c {
             all if all > 0 && all % 2 == 0 => all / 2,
             other => return Err(self.error(path, format!("cuts {other} channels into halves"))),
         };
@@ -59,12 +75,6 @@ impl<'a> Build<'a> {
             self.graph.push(format!("{path}.split{i}"), op, vec![both])
         };
         Ok([part(0), part(1)])
-    }
-
-    /// Filters of the convolution added last; 0 where there is none.
-    pub(super) fn last_filters(&self) -> usize {
-        let filters = |op: &Op| if let Op::Conv(conv) = op { Some(conv.out_channels()) } else { None };
-        self.graph.nodes.iter().rev().find_map(|node| filters(&node.op)).unwrap_or(0)
     }
 
     /// `SPP`: cv1(x) beside its max pools of several sizes, joined by cv2.
@@ -108,7 +118,7 @@ impl<'a> Build<'a> {
         conv.weight = interleave(&conv.weight, PHASES);
         conv.stride = [2, 2];
         conv.pad = conv.pad.map(|p| 2 * p);
-        let mut x = self.graph.push(name, Op::Conv(conv), vec![x]);
+        let mut x = self.convolution(name, conv, x);
         for part in ["bn", "act"] {
             if self.optional(block, part).is_some() {
                 x = self.sub(block, &format!("{path}.conv"), part, x)?;

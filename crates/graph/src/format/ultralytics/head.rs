@@ -1,4 +1,4 @@
-//! The `Detect` heads: anchors (YOLOv5) and distributions (YOLOv8, YOLO11).
+//! The `Detect` heads: anchors (YOLOv5) and distributions (YOLOv8 and later).
 
 use super::Build;
 use crate::format::pickle::Ref;
@@ -8,10 +8,10 @@ impl<'a> Build<'a> {
     /// Adds the detection head, the last layer, and sets the family it tells.
     pub(super) fn head(&mut self, module: Ref<'a>, path: &str, inputs: &[NodeId]) -> Result<()> {
         let (home, class) = self.class(module, path)?;
-        if class != "Detect" || self.optional(module, "one2one_cv2").is_some() {
-            return Err(self.error(path, format!("the last layer is a `{home}.{class}`, not a detection head known here")).hint(
-                "detectors of YOLOv5, YOLOv8 and YOLO11 load; segmentation, pose, end-to-end and other heads do not",
-            ));
+        if !["Detect", "v10Detect"].contains(&class) {
+            return Err(self
+                .error(path, format!("the last layer is a `{home}.{class}`, not a detection head known here"))
+                .hint("detectors load; segmentation, pose, classification and other heads do not"));
         }
         if self.optional(module, "m").is_some() {
             self.anchor_head(module, path, inputs)
@@ -53,7 +53,8 @@ impl<'a> Build<'a> {
         Ok(())
     }
 
-    /// YOLOv8 and YOLO11: a box branch (cv2) and a class branch (cv3) a level.
+    /// YOLOv8 and later: a box branch (cv2) and a class branch (cv3) a level. YOLOv10 and YOLO26 have each twice. One pair is
+    /// trained with one box an object, and is the one that predicts; the other helps training and is left out.
     fn dfl_head(&mut self, module: Ref<'a>, path: &str, inputs: &[NodeId]) -> Result<()> {
         let strides = self.strides(module, path, inputs.len())?;
         let classes = self.attr(module, path, "nc", Ref::index)?;
@@ -64,11 +65,18 @@ impl<'a> Build<'a> {
                 return Err(self.error(path, format!("the bins of its box distribution are not 0..{reg_max}")));
             }
         }
-        let boxes = self.branches(module, path, "cv2", inputs)?;
-        let logits = self.branches(module, path, "cv3", inputs)?;
+        let end_to_end = self.optional(module, "one2one_cv2").is_some();
+        let [boxes, logits] = if end_to_end { ["one2one_cv2", "one2one_cv3"] } else { ["cv2", "cv3"] };
+        let boxes = self.branches(module, path, boxes, inputs)?;
+        let logits = self.branches(module, path, logits, inputs)?;
         let maps = boxes.into_iter().zip(logits).flat_map(|(b, c)| [b, c]).collect();
-        self.graph.push(path, Op::Head(Head::Dfl(DflHead { classes, reg_max, strides })), maps);
-        self.graph.meta.family = if self.met_c3k2 { Family::Yolo11 } else { Family::Yolov8 };
+        self.graph.push(path, Op::Head(Head::Dfl(DflHead { classes, reg_max, strides, end_to_end })), maps);
+        self.graph.meta.family = match self.tells {
+            // YOLO26 is built from YOLO11's blocks.
+            Some(Family::Yolo11) if end_to_end => Family::Yolo26,
+            Some(family) => family,
+            None => Family::Yolov8,
+        };
         Ok(())
     }
 

@@ -8,7 +8,7 @@ impl<'a> Build<'a> {
     /// `Conv2d`: weight (O, I / groups, KH, KW), bias (O) or none.
     pub(super) fn conv2d(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
         let conv = self.conv_op(module, path)?;
-        Ok(self.graph.push(path, Op::Conv(conv), vec![x]))
+        Ok(self.convolution(path, conv, x))
     }
 
     /// The operator of a `Conv2d`.
@@ -34,6 +34,12 @@ impl<'a> Build<'a> {
 
     /// `BatchNorm2d` with its affine pair and running statistics.
     pub(super) fn batch_norm(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
+        let norm = self.norm_op(module, path)?;
+        Ok(self.graph.push(path, Op::BatchNorm(norm), vec![x]))
+    }
+
+    /// The operator of a `BatchNorm2d`.
+    pub(super) fn norm_op(&mut self, module: Ref<'a>, path: &str) -> Result<BatchNorm> {
         self.own(module, path)?;
         let vector = |name: &str| {
             let found = self.parameter(module, path, name)?;
@@ -43,8 +49,7 @@ impl<'a> Build<'a> {
         let (mean, var) = (vector("running_mean")?, vector("running_var")?);
         let eps = self.attr(module, path, "eps", Ref::float)? as f32;
         let momentum = self.attr(module, path, "momentum", Ref::float)? as f32;
-        let op = Op::BatchNorm(BatchNorm { gamma, beta, mean, var, eps, momentum });
-        Ok(self.graph.push(path, op, vec![x]))
+        Ok(BatchNorm { gamma, beta, mean, var, eps, momentum })
     }
 
     /// `MaxPool2d`, square.

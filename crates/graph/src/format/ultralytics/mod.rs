@@ -1,4 +1,4 @@
-//! YOLOv5, YOLOv8 and YOLO11 checkpoints: the module tree a `.pt` file records, turned into a graph.
+//! Checkpoints of YOLOv5 and of everything Ultralytics builds after it: the module tree a `.pt` file records, turned into a graph.
 //!
 //! Everything is read from the modules themselves (weights, strides, routes), nothing from a table of model sizes, so a
 //! pruned or customised checkpoint loads like any other. Nodes are named after the modules' paths; what a block computes
@@ -6,8 +6,10 @@
 
 mod attention;
 mod blocks;
+mod elan;
 mod head;
 mod layers;
+mod merge;
 mod save;
 
 use std::collections::HashMap;
@@ -15,7 +17,7 @@ use std::path::Path;
 
 use super::pickle::{Id, Ref, Value};
 use super::torch::Checkpoint;
-use crate::{Error, Family, Graph, Meta, NodeId, Op, Result};
+use crate::{Conv, Error, Family, Graph, Meta, Node, NodeId, Op, Result, Shape, graph::infer};
 
 pub use save::{Written, save, to_bytes};
 
@@ -52,7 +54,9 @@ pub(super) fn graph(file: &Checkpoint) -> Result<Graph> {
         owners: HashMap::new(),
         entered: 0,
         depth: 0,
-        met_c3k2: false,
+        tells: None,
+        shapes: vec![],
+        splits: HashMap::new(),
     };
     let mut outputs: Vec<NodeId> = Vec::with_capacity(layers.len());
     let last = layers.len() - 1;
@@ -68,7 +72,6 @@ pub(super) fn graph(file: &Checkpoint) -> Result<Graph> {
     let mut graph = build.graph;
     graph.meta.names = names(model, graph.head()?.0.classes());
     graph.meta.imgsz = imgsz(file, model, &graph.head()?.0.strides());
-    graph.nodes[0].op = Op::Input { channels: input_channels(&graph) };
     Ok(graph)
 }
 
@@ -148,13 +151,15 @@ fn imgsz(file: &Checkpoint, model: Ref<'_>, strides: &[usize]) -> [usize; 2] {
     size.map(|s| s.next_multiple_of(cell))
 }
 
-/// Channels of the image: what the first convolution that reads it expects.
-fn input_channels(graph: &Graph) -> usize {
-    let reader = graph.nodes.iter().find_map(|n| match &n.op {
-        Op::Conv(conv) if n.inputs == [0] => Some(conv.in_channels()),
+/// The family a block came with; `None` for those of YOLOv5 and YOLOv8, on which all build.
+fn family_of(block: &str) -> Option<Family> {
+    match block {
+        "ELAN1" | "RepNCSPELAN4" | "AConv" | "ADown" | "SPPELAN" => Some(Family::Yolov9),
+        "SCDown" | "C2fCIB" => Some(Family::Yolov10),
+        "C3k2" | "C2PSA" => Some(Family::Yolo11),
+        "A2C2f" => Some(Family::Yolo12),
         _ => None,
-    });
-    reader.unwrap_or(3)
+    }
 }
 
 /// A graph being built from the modules of one checkpoint.
@@ -166,8 +171,12 @@ struct Build<'a> {
     owners: HashMap<Id, String>,
     entered: usize,
     depth: usize,
-    /// The block YOLO11 is told from YOLOv8 by.
-    met_c3k2: bool,
+    /// The newest family one of the blocks met so far came with; all of them share their head.
+    tells: Option<Family>,
+    /// Shapes of the first nodes, as far as one was asked for; see [`Build::shape`].
+    shapes: Vec<Shape>,
+    /// How the channels of a `CBLinear` are to be cut, by its node.
+    splits: HashMap<NodeId, Vec<usize>>,
 }
 
 impl<'a> Build<'a> {
@@ -183,10 +192,33 @@ impl<'a> Build<'a> {
         }
         self.depth += 1;
         let (_, class) = self.class(module, path)?;
-        let node =
-            if class == "Concat" { self.concat(module, path, inputs) } else { self.single(module, path, inputs) };
+        let node = match class {
+            "Concat" => self.concat(module, path, inputs),
+            "CBFuse" => self.cb_fuse(module, path, inputs),
+            _ => self.single(module, path, inputs),
+        };
         self.depth -= 1;
         node
+    }
+
+    /// Adds a convolution; the first to read the image says how many channels it has.
+    fn convolution(&mut self, name: impl Into<String>, conv: Conv, x: NodeId) -> NodeId {
+        if self.graph.nodes.len() == 1 {
+            let channels = conv.weight.shape[1].saturating_mul(conv.groups);
+            self.graph.nodes[0].op = Op::Input { channels };
+        }
+        self.graph.push(name, Op::Conv(conv), vec![x])
+    }
+
+    /// Shape of a node's map for images of [`IMGSZ`] pixels.
+    fn shape(&mut self, node: NodeId) -> Result<Shape> {
+        for id in self.shapes.len()..=node {
+            let Node { name, op, inputs } = &self.graph.nodes[id];
+            let inputs: Vec<Shape> = inputs.iter().map(|&i| self.shapes[i]).collect();
+            let shape = infer(op, &inputs, [IMGSZ, IMGSZ]).map_err(|what| self.file.error(name, what))?;
+            self.shapes.push(shape);
+        }
+        Ok(self.shapes[node])
     }
 
     /// A module of one input.
@@ -195,14 +227,27 @@ impl<'a> Build<'a> {
             return Err(self.error(path, format!("reads {} layers, it can take one", inputs.len())));
         };
         let (home, class) = self.class(module, path)?;
+        self.tells = self.tells.max(family_of(class));
         match class {
             "Conv" | "DWConv" => self.conv_block(module, path, x),
             "Bottleneck" | "CrossConv" => self.bottleneck(module, path, x),
             "C3" | "C3x" | "C3k" | "C3SPP" => self.c3(module, path, x),
-            "C2f" | "C3k2" => {
-                self.met_c3k2 |= class == "C3k2";
-                self.c2f(module, path, x)
-            }
+            "C2f" | "C3k2" | "C2fCIB" => self.c2f(module, path, x),
+            "RepCSP" => self.c3(module, path, x),
+            "RepBottleneck" => self.bottleneck(module, path, x),
+            "RepConv" => self.merged(module, path, &["conv", "conv1", "conv2"], x),
+            "ELAN1" | "RepNCSPELAN4" => self.elan(module, path, x),
+            "AConv" => self.a_conv(module, path, x),
+            "ADown" => self.a_down(module, path, x),
+            "SPPELAN" => self.spp_elan(module, path, x),
+            "CBLinear" => self.cb_linear(module, path, x),
+            "SCDown" => self.pair_of(module, path, x),
+            "CIB" => self.cib(module, path, x),
+            "RepVGGDW" => self.merged(module, path, &["conv", "conv1"], x),
+            "PSA" => self.psa(module, path, x),
+            "A2C2f" => self.a2c2f(module, path, x),
+            "ABlock" => self.a_block(module, path, x),
+            "AAttn" => self.area_attention(module, path, x),
             "C2PSA" => self.c2psa(module, path, x),
             "PSABlock" => self.psa_block(module, path, x),
             "Attention" => self.attention(module, path, x),
@@ -218,10 +263,9 @@ impl<'a> Build<'a> {
             "Identity" | "Dropout" | "Dropout2d" => Ok(x),
             _ => match self.activation(module, class, path)? {
                 Some(act) => Ok(self.graph.push(path, Op::Act(act), vec![x])),
-                None => Err(self.error(path, format!("is a `{home}.{class}`, which the graph has no operators for")).hint(
-                    "known are Conv, DWConv, Bottleneck, C3, C3k, C3x, C2f, C3k2, C2PSA, SPP, SPPF, Focus, Concat, Upsample, \
-                     MaxPool2d and plain activations",
-                )),
+                None => Err(self
+                    .error(path, format!("is a `{home}.{class}`, which the graph has no operators for"))
+                    .hint("known are the blocks of YOLOv5 and YOLOv8 to YOLO26 and plain layers")),
             },
         }
     }

@@ -7,7 +7,7 @@ use crate::format::onnx::Metadata;
 use crate::{BoxDecode, Error, Family, Graph, Head, NodeId, Op, Result};
 
 /// The detector of the nodes `found` depends on. `own` says that Prunella wrote the file.
-pub fn detector(mut body: Body, found: Found, metadata: &Metadata, own: bool) -> Result<Graph> {
+pub fn detector(mut body: Body, mut found: Found, metadata: &Metadata, own: bool) -> Result<Graph> {
     let path = body.source.path;
     let classes = found.head.classes();
     let names = match metadata.names.len() {
@@ -21,6 +21,9 @@ pub fn detector(mut body: Body, found: Found, metadata: &Metadata, own: bool) ->
         }
     };
     let head_name = body.unique("head");
+    if let Head::Dfl(head) = &mut found.head {
+        head.end_to_end = metadata.end_to_end;
+    }
     let mut graph = body.graph;
     graph.meta.names = names;
     graph.meta.family = metadata.family.unwrap_or(match &found.head {

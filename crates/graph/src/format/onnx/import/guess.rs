@@ -36,7 +36,7 @@ fn distributions(trial: &Trial) -> Vec<Guess> {
     let channels = |i: usize| trial.shapes[trial.levels[0].maps[i]].c;
     let guess = |[boxes, class]: [usize; 2]| {
         let fits = channels(class) == classes && channels(boxes).is_multiple_of(4);
-        let head = DflHead { classes, reg_max: channels(boxes) / 4, strides: strides(&trial.levels) };
+        let head = DflHead::new(classes, channels(boxes) / 4, strides(&trial.levels));
         fits.then(|| (Head::Dfl(head), ordered(&trial.levels, &[boxes, class]), Layout::Decoded))
     };
     [[0, 1], [1, 0]].into_iter().filter_map(guess).collect()
