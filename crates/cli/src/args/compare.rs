@@ -30,7 +30,7 @@ pub struct Compare {
     /// Epochs of dense fine-tuning (where the detector does not know the dataset's classes) and of healing
     #[arg(long, short, default_value = "25", value_name = "N", value_parser = positive)]
     pub epochs: usize,
-    /// Images a step
+    /// Images a batch, at most: where that leaves few steps, batches are smaller
     #[arg(long, short, default_value = "16", value_name = "N", value_parser = positive)]
     pub batch: usize,
     /// What computes

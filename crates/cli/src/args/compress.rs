@@ -175,7 +175,7 @@ pub struct Compress {
     /// Epochs of sparse training before the first cut [default: 0, none]
     #[arg(long, value_name = "N")]
     pub sparse_epochs: Option<usize>,
-    /// Images a step [default: 16]
+    /// Images a batch, at most: where that leaves few steps, batches are smaller [default: 16]
     #[arg(long, short, value_name = "N", value_parser = positive)]
     pub batch: Option<usize>,
     /// How weights follow gradients [default: sgd]

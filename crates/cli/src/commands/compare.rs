@@ -26,7 +26,7 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
     let dataset = args.data.open()?;
     tell_skipped(&dataset);
     let imgsz = image_size(&model, args.imgsz)?;
-    let settings = Settings { macs: args.macs.clone(), recipe: recipe(args, imgsz) };
+    let settings = Settings { macs: args.macs.clone(), recipe: recipe(args, imgsz, &dataset)? };
     let out = runs::folder(Some(&args.out), "compare", true)?;
     check_folder(&out, &settings)?;
 
@@ -88,7 +88,7 @@ fn summary(recipe: &Recipe, dataset: &data::Dataset, folder: &Path, dense: &grap
     Pipeline::new(recipe, dataset, folder, dense.meta.family)?.run(dense)
 }
 
-fn recipe(args: &Compare, imgsz: usize) -> Recipe {
+fn recipe(args: &Compare, imgsz: usize, dataset: &data::Dataset) -> miette::Result<Recipe> {
     let mut recipe = Recipe {
         model: args.model.model.clone(),
         weights: args.model.weights.clone(),
@@ -102,7 +102,8 @@ fn recipe(args: &Compare, imgsz: usize) -> Recipe {
         t.batch = args.batch;
     });
     (recipe.dense.epochs, recipe.heal.epochs) = (args.epochs, args.epochs);
-    recipe
+    recipe.step_often(dataset.split("train")?.items.len());
+    Ok(recipe)
 }
 
 fn check_folder(out: &Path, settings: &Settings) -> miette::Result<()> {

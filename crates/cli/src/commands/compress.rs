@@ -19,16 +19,20 @@ use crate::{runs, ui};
 
 /// Runs the command.
 pub fn run(args: &Compress) -> miette::Result<Exit> {
-    let resumed = args.out.as_ref().filter(|_| args.resume).map(|out| out.join("recipe.toml"));
-    let recipe = match resumed.filter(|file| file.is_file()) {
-        Some(file) => Recipe::load(&file)?,
+    let resumed = args.out.as_ref().filter(|_| args.resume).map(|out| out.join("recipe.toml")).filter(|f| f.is_file());
+    let recipe = match &resumed {
+        Some(file) => Recipe::load(file)?,
         None => recipe(args)?,
     };
     budgeted(&recipe)?;
     let model = load_model(&recipe.model, recipe.weights.as_deref())?;
     let dataset = recipe.dataset()?;
     tell_skipped(&dataset);
-    let recipe = fitted(recipe, &model, &dataset.names)?;
+    let mut recipe = fitted(recipe, &model, &dataset.names)?;
+    // A recipe that was written down says how often.
+    if resumed.is_none() && args.recipe.is_none() {
+        recipe.step_often(dataset.split("train")?.items.len());
+    }
     let calibration = Calibration {
         dataset: &dataset,
         imgsz: recipe.heal.imgsz,

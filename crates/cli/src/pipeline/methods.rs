@@ -39,6 +39,8 @@ pub const METHODS: &[Method] = &[
         set: |r| {
             plain(r, Criterion::BnScale);
             r.budget = prune::Budget { macs: Some(1.0), ..prune::Budget::default() };
+            // Following itself would hold it where it is.
+            r.heal.distill = 0.0;
         },
     },
     Method { name: "random", about: "channels at random", set: |r| plain(r, Criterion::Random { seed: r.seed }) },

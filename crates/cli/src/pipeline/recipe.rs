@@ -10,6 +10,12 @@ use train::TrainConfig;
 use crate::exit::Error;
 use crate::speed::Speed;
 
+/// Optimiser steps a training should have at least. YOLOv5's step every 64 images is a hundred steps in 25 epochs of a dataset
+/// of 205, and both the dense detector and the healed one come out better after six times as many (docs/results).
+const STEPS: usize = 600;
+/// Images a step at least.
+const SMALLEST_STEP: usize = 8;
+
 /// What `compress` does, from which detector, on which data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -43,7 +49,7 @@ pub struct Recipe {
     /// Sparse training; skipped with 0 epochs, which is the default: where epochs are few it costs more accuracy than the
     /// cut it prepares (docs/results). Its target share is set from the budget.
     pub sparse: TrainConfig,
-    /// Fine-tuning after the cut; skipped with 0 epochs.
+    /// Fine-tuning after the cut; skipped with 0 epochs. It follows the uncut detector's answers as well as the labels.
     pub heal: TrainConfig,
 }
 
@@ -67,7 +73,7 @@ impl Default for Recipe {
             similarity: Similarity::default(),
             dense: TrainConfig::default(),
             sparse: TrainConfig { epochs: 0, ..TrainConfig::default() },
-            heal: TrainConfig::default(),
+            heal: TrainConfig { distill: 10.0, ..TrainConfig::default() },
         }
     }
 }
@@ -101,5 +107,37 @@ impl Recipe {
         change(&mut self.dense);
         change(&mut self.sparse);
         change(&mut self.heal);
+    }
+
+    /// Has every training on `images` images step more often than the recipe says, where steps would be few.
+    pub fn step_often(&mut self, images: usize) {
+        self.each_training(|t| {
+            while t.nominal_batch / 2 >= SMALLEST_STEP && t.epochs * images < STEPS * t.nominal_batch {
+                t.nominal_batch /= 2;
+            }
+            t.batch = t.batch.min(t.nominal_batch);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_small_where_there_would_be_few() {
+        let mut recipe = Recipe::default();
+        recipe.each_training(|t| t.epochs = 25);
+        let stepping = |images: usize, batch: usize| {
+            let mut recipe = recipe.clone();
+            recipe.each_training(|t| t.batch = batch);
+            recipe.step_often(images);
+            (recipe.heal.nominal_batch, recipe.heal.batch)
+        };
+        assert_eq!(stepping(100_000, 16), (64, 16), "a large dataset has steps enough");
+        assert_eq!(stepping(800, 16), (32, 16), "625 steps of 32");
+        assert_eq!(stepping(205, 16), (8, 8));
+        assert_eq!(stepping(205, 4), (8, 4), "a batch asked for is never made larger");
+        assert_eq!(stepping(1, 16), (8, 8), "but BatchNorm needs some images");
     }
 }
