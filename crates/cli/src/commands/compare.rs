@@ -1,6 +1,7 @@
 //! `compare`: every method under one budget, recipe and list of seeds.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +9,7 @@ use crate::args::Compare;
 use crate::detector::image_size;
 use crate::exit::{Error, Exit};
 use crate::pipeline::{LONGER, METHODS, Method, Pipeline, Recipe};
-use crate::report::compare::{Comparison, Entry, Spread, render, table};
+use crate::report::compare::{Comparison, Entry, Spread, picture, render, table};
 use crate::report::{StageRow, Summary};
 use crate::training::tell_skipped;
 use crate::{runs, ui};
@@ -32,7 +33,6 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
 
     let methods: Vec<&Method> =
         METHODS.iter().filter(|m| args.methods.is_empty() || args.methods.iter().any(|name| name == m.name)).collect();
-    let mut runs_done: Vec<(&Method, Option<f64>, Summary)> = vec![];
     for &seed in &args.seeds {
         let folder = out.join(format!("seed{seed}"));
         let mut base = settings.recipe.clone();
@@ -50,24 +50,24 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
                 let mut recipe = base.clone();
                 recipe.budget.macs = Some(macs);
                 let recipe = method.of(&recipe);
-                let share = (method.name != LONGER).then_some(macs);
-                let name = share.map_or(method.name.into(), |m| format!("{}-{m}", method.name));
-                ui::note(format_args!("Seed {seed}, {}: {}", name, method.about));
-                let folder = folder.join(&name);
-                runs_done.push((method, share, summary(&recipe, &dataset, &folder, &dense)?));
+                let name = folder_name(method, macs);
+                ui::note(format_args!("Seed {seed}, {name}: {}", method.about));
+                finish(&recipe, &dataset, &folder.join(&name), &dense)?;
             }
         }
     }
+    let finished = finished(&out)?;
     let comparison = Comparison {
         model: args.model.model.display().to_string(),
         data: args.data.data.display().to_string(),
         imgsz,
         epochs: args.epochs,
-        seeds: args.seeds.clone(),
-        entries: entries(&runs_done),
+        seeds: finished.iter().map(|r| r.seed).collect::<BTreeSet<_>>().into_iter().collect(),
+        entries: entries(&finished),
     };
     runs::write_json(&out.join("compare.json"), &comparison)?;
     graph::format::write_whole(&out.join("report.html"), render(&comparison).as_bytes())?;
+    graph::format::write_whole(&out.join("frontier.svg"), picture(&comparison).as_bytes())?;
     if args.json {
         ui::print_json(&comparison);
     } else {
@@ -77,15 +77,60 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// What one run came to; run or gone on with where it has not been finished.
-fn summary(recipe: &Recipe, dataset: &data::Dataset, folder: &Path, dense: &graph::Graph) -> miette::Result<Summary> {
-    let file = folder.join("summary.json");
-    if file.is_file() {
-        return runs::read_json(&file);
+/// Runs one method, or goes on with it, where it has not been finished.
+fn finish(recipe: &Recipe, dataset: &data::Dataset, folder: &Path, dense: &graph::Graph) -> miette::Result<()> {
+    if folder.join("summary.json").is_file() {
+        return Ok(());
     }
     std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, &e))?;
     runs::write_toml(&folder.join("recipe.toml"), recipe)?;
-    Pipeline::new(recipe, dataset, folder, dense.meta.family)?.run(dense)
+    Pipeline::new(recipe, dataset, folder, dense.meta.family)?.run(dense)?;
+    Ok(())
+}
+
+/// The folder of `method` keeping `macs`, within its seed's.
+fn folder_name(method: &Method, macs: f64) -> String {
+    if method.name == LONGER { method.name.into() } else { format!("{}-{macs}", method.name) }
+}
+
+/// A run that has been finished.
+struct Finished {
+    seed: u64,
+    method: &'static Method,
+    /// Share of the multiply-accumulates kept; none where nothing was removed.
+    macs: Option<f64>,
+    summary: Summary,
+}
+
+/// Every finished run in the folder of a comparison, of this call or an earlier one: methods in their order.
+fn finished(out: &Path) -> miette::Result<Vec<Finished>> {
+    let mut all = vec![];
+    for (seed_name, seed_folder) in folders(out)? {
+        let Some(seed) = seed_name.strip_prefix("seed").and_then(|s| s.parse().ok()) else { continue };
+        for (name, folder) in folders(&seed_folder)? {
+            let (method, macs) = match name.rsplit_once('-') {
+                Some((method, macs)) if macs.parse::<f64>().is_ok() => (method, macs.parse().ok()),
+                _ => (name.as_str(), None),
+            };
+            let file = folder.join("summary.json");
+            let (Some(method), true) = (Method::named(method), file.is_file()) else { continue };
+            all.push(Finished { seed, method, macs, summary: runs::read_json(&file)? });
+        }
+    }
+    let place = |m: &Method| METHODS.iter().position(|other| other.name == m.name);
+    all.sort_by_key(|r| (place(r.method), r.seed));
+    Ok(all)
+}
+
+/// The folders within one, by name.
+fn folders(within: &Path) -> miette::Result<Vec<(String, PathBuf)>> {
+    let listing = std::fs::read_dir(within).map_err(|e| Error::io("read", within, &e))?;
+    Ok(listing
+        .filter_map(|entry| {
+            let entry = entry.ok().filter(|e| e.path().is_dir())?;
+            Some((entry.file_name().into_string().ok()?, entry.path()))
+        })
+        .collect())
 }
 
 fn recipe(args: &Compare, imgsz: usize, dataset: &data::Dataset) -> miette::Result<Recipe> {
@@ -121,14 +166,14 @@ fn check_folder(out: &Path, settings: &Settings) -> miette::Result<()> {
 }
 
 /// One entry a method and budget: means over seeds.
-fn entries(runs: &[(&Method, Option<f64>, Summary)]) -> Vec<Entry> {
+fn entries(runs: &[Finished]) -> Vec<Entry> {
     let mut entries: Vec<Entry> = vec![];
-    for (method, macs, _) in runs {
+    for Finished { method, macs, .. } in runs {
         if entries.iter().any(|e| e.method == method.name && e.macs_kept == *macs) {
             continue;
         }
         let of: Vec<&Summary> =
-            runs.iter().filter(|(m, b, _)| m.name == method.name && b == macs).map(|r| &r.2).collect();
+            runs.iter().filter(|r| r.method.name == method.name && r.macs == *macs).map(|r| &r.summary).collect();
         let spread = |value: &dyn Fn(&Summary) -> Option<f64>| {
             Spread::of(&of.iter().filter_map(|s| value(s)).collect::<Vec<_>>())
         };

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::html::{escape, page};
-use super::plots::{Cloud, frontier};
+use super::plots::{Cloud, frontier, standalone};
 use crate::ui::{self, Column, Table};
 
 /// compare.json: every method at every budget.
@@ -97,6 +97,42 @@ fn sorted(comparison: &Comparison) -> Vec<&Entry> {
     entries
 }
 
+/// What accuracy is plotted over.
+struct Axis {
+    label: &'static str,
+    of: fn(&Entry) -> f64,
+}
+
+const AXES: [Axis; 3] = [
+    Axis { label: "GMACs", of: |e| e.macs.mean / 1e9 },
+    Axis { label: "million parameters", of: |e| e.params.mean / 1e6 },
+    Axis { label: "ms an image", of: |e| e.ms.mean },
+];
+
+/// Names of the methods, in their order.
+fn names(comparison: &Comparison) -> Vec<&str> {
+    let mut names: Vec<&str> = comparison.entries.iter().map(|e| e.method.as_str()).collect();
+    names.dedup();
+    names
+}
+
+fn plot(comparison: &Comparison, axis: &Axis, healed: bool) -> String {
+    let point = |e: &Entry| {
+        let y = if healed { e.map50_95 } else { e.unhealed };
+        [(axis.of)(e), y.mean, y.deviation]
+    };
+    let cloud = |name: &str| Cloud {
+        name: name.into(),
+        points: comparison.entries.iter().filter(|e| e.method == name).map(point).collect(),
+    };
+    frontier(axis.label, &names(comparison).into_iter().map(cloud).collect::<Vec<_>>())
+}
+
+/// The frontier of healed accuracy against multiply-accumulates, as an SVG file.
+pub fn picture(comparison: &Comparison) -> String {
+    standalone(&plot(comparison, &AXES[0], true))
+}
+
 /// The page.
 pub fn render(comparison: &Comparison) -> String {
     let c = comparison;
@@ -110,41 +146,15 @@ pub fn render(comparison: &Comparison) -> String {
         px = c.imgsz
     );
     let mut body = String::new();
-    let mut names: Vec<&str> = vec![];
-    for entry in &c.entries {
-        if !names.contains(&entry.method.as_str()) {
-            names.push(&entry.method);
-        }
-    }
-    type Axis = (&'static str, fn(&Entry) -> f64);
-    let axes: [Axis; 3] = [
-        ("GMACs", |e| e.macs.mean / 1e9),
-        ("million parameters", |e| e.params.mean / 1e6),
-        ("ms an image", |e| e.ms.mean),
-    ];
+    let names = names(c);
     for (title, healed) in [("After healing", true), ("Before any healing", false)] {
         let _ = write!(
             body,
             "<section><h2>{title}</h2><p class=\"hint\">mAP50-95 on the validation split over size and time; bars are one \
              standard deviation over seeds.</p><div class=\"panels\">"
         );
-        for (label, x) in axes {
-            let clouds: Vec<Cloud> = names
-                .iter()
-                .map(|name| Cloud {
-                    name: (*name).into(),
-                    points: c
-                        .entries
-                        .iter()
-                        .filter(|e| e.method == *name)
-                        .map(|e| {
-                            let y = if healed { e.map50_95 } else { e.unhealed };
-                            [x(e), y.mean, y.deviation]
-                        })
-                        .collect(),
-                })
-                .collect();
-            body.push_str(&frontier(label, &clouds));
+        for axis in &AXES {
+            body.push_str(&plot(c, axis, healed));
         }
         body.push_str("</div></section>\n");
     }
@@ -204,6 +214,7 @@ mod tests {
         let page = render(&comparison);
         assert!(page.contains("a&amp;b.pt") && page.contains("a &lt;method&gt;") && !page.contains("<method>"));
         assert_eq!(page.matches("<svg").count(), 6);
+        assert!(picture(&comparison).starts_with("<svg viewBox=") && picture(&comparison).contains("<style>"));
         let table = table(&comparison);
         let rows: Vec<&str> = table.lines().skip(2).collect();
         assert!(rows[0].starts_with("l1") && rows[0].contains("500M") && rows[2].contains("250M"), "{table}");

@@ -205,6 +205,16 @@ pub fn frontier(label: &str, clouds: &[Cloud]) -> String {
     svg
 }
 
+/// A drawing as a file of its own, with the colours the page would have given it.
+pub fn standalone(svg: &str) -> String {
+    let (head, body) = svg.split_once('>').unwrap_or((svg, ""));
+    let style = "svg{--accent:#6d4aa8;--soft:#6c6a78;--line:#e6e3ec;background:#fff}\
+        @media (prefers-color-scheme:dark){svg{--accent:#a98be0;--soft:#9b98a9;--line:#322f3e;background:#16151c}}\
+        text{fill:var(--soft);font:11px system-ui,sans-serif}.grid{stroke:var(--line);fill:none}\
+        .curve{fill:none;stroke-width:1.8;stroke-linejoin:round;stroke-linecap:round}";
+    format!("{head} xmlns=\"http://www.w3.org/2000/svg\"><style>{style}</style>{body}\n")
+}
+
 /// 0 for the first of `count`, 1 for the last.
 fn share(index: usize, count: usize) -> f64 {
     if count < 2 { 1.0 } else { index as f64 / (count - 1) as f64 }
