@@ -9,7 +9,7 @@ use graph::format::onnx::{ExportOptions, export, export_quantized};
 use graph::format::write_whole;
 use graph::quant::Quantized;
 use runtime::Session;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use train::calibrate::Images;
 
 use crate::detector::Detector;
@@ -17,6 +17,8 @@ use crate::exit::Error;
 use crate::score::{score, usual_iou};
 use crate::ui::{self, Column, Table};
 
+/// Training images that scales are found on, unless told otherwise.
+pub const CALIBRATION_IMAGES: usize = 128;
 /// Images at a time.
 const BATCH: usize = 8;
 
@@ -30,7 +32,7 @@ pub struct Int8<'a> {
 }
 
 /// One file: its size, and how well it detects.
-#[derive(Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     pub bytes: u64,
     /// On the validation images; absent where there are none.
@@ -39,14 +41,14 @@ pub struct Measured {
 }
 
 /// What an export in eight bits came to.
-#[derive(Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Images the scales were found on.
-    calibration_images: usize,
+    pub calibration_images: usize,
     /// Images mAP was measured on.
-    validation_images: usize,
-    f32: Measured,
-    int8: Measured,
+    pub validation_images: usize,
+    pub f32: Measured,
+    pub int8: Measured,
 }
 
 impl Int8<'_> {
@@ -151,6 +153,11 @@ impl Int8<'_> {
 }
 
 impl Outcome {
+    /// The two files, by name.
+    pub fn files(&self) -> [(&'static str, &Measured); 2] {
+        [("f32", &self.f32), ("int8", &self.int8)]
+    }
+
     /// Both files side by side.
     pub fn table(&self) -> String {
         let mut table = Table::new([
@@ -159,7 +166,7 @@ impl Outcome {
             Column::number("mAP50"),
             Column::number("mAP50-95"),
         ]);
-        for (name, file) in [("f32", &self.f32), ("int8", &self.int8)] {
+        for (name, file) in self.files() {
             let row = [name.into(), ui::bytes(file.bytes), ui::fixed(file.map50, 4), ui::fixed(file.map50_95, 4)];
             table.row(row);
         }

@@ -133,7 +133,7 @@ fn a_run_keeps_its_table_of_times_and_reports_them() {
     let dir = tempfile::tempdir().expect("a folder");
     squares(dir.path(), 6);
     let run = format!(
-        "compress --model {{shared}}/{MODEL} --data ds --imgsz 64 --epochs 1 --batch 6 --latency 0.7 --out run"
+        "compress --model {{shared}}/{MODEL} --data ds --imgsz 64 --epochs 1 --batch 6 --latency 0.7 --int8 --out run"
     );
     let (code, _, err) = prunella(dir.path(), &run);
     assert_eq!(code, 0, "{err}");
@@ -145,7 +145,11 @@ fn a_run_keeps_its_table_of_times_and_reports_them() {
         assert!(target[key].as_f64().is_some_and(|v| v > 0.0), "{key}: {target}");
     }
     assert!(target["predicted"].as_f64() <= target["asked"].as_f64(), "{target}");
-    assert!(read("report.html").contains("<h2>Targets</h2>"));
+    assert!(read("report.html").contains("<h2>Targets</h2>") && read("report.html").contains("<h2>Eight bits</h2>"));
+    let written = fs::metadata(dir.path().join("run/slim-int8.onnx")).expect("the file in eight bits").len();
+    let bytes = |file: &str| summary["int8"][file]["bytes"].as_u64().expect("a size");
+    assert!(bytes("int8") == written && written < bytes("f32"), "{summary}");
+    assert!(summary["int8"]["int8"]["map50_95"].is_f64(), "{summary}");
     // Planned anew after a kill, the same plans come out: the table is kept, the clock is not asked again.
     let (table, plan) = (read("latency.json"), read("plans/similarity.json"));
     for gone in ["plans/importance.json", "plans/similarity.json", "summary.json"] {

@@ -187,6 +187,9 @@ pub struct Compress {
     /// Learning rate at the end, as a share of --lr0 [default: 0.01]
     #[arg(long, value_name = "SHARE", value_parser = rate)]
     pub lrf: Option<f64>,
+    /// Write the slim detector in eight bits too (slim-int8.onnx), and measure it
+    #[arg(long)]
+    pub int8: bool,
     /// Seed of all randomness [default: 0]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,

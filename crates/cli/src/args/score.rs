@@ -100,7 +100,7 @@ pub struct Export {
     #[command(flatten)]
     pub form: DataForm,
     /// Images that show --int8 what the maps hold
-    #[arg(long, default_value = "128", value_name = "N", value_parser = positive)]
+    #[arg(long, default_value_t = crate::int8::CALIBRATION_IMAGES, value_name = "N", value_parser = positive)]
     pub calibration_images: usize,
     /// File to write [default: the model's name with the format's extension, with --int8 NAME-int8.onnx]
     #[arg(long, short, value_name = "FILE")]

@@ -62,6 +62,9 @@ pub fn compress(
         ui::print_json(&summary);
     } else {
         ui::print(format_args!("{}\n", stage_table(&summary.stages)));
+        if let Some(int8) = &summary.int8 {
+            ui::print(int8.table());
+        }
     }
     ui::note(format_args!("The report is `{}`", out.join("report.html").display()));
     Ok(Exit::Done)
@@ -97,6 +100,7 @@ fn recipe(args: &Compress) -> miette::Result<Recipe> {
     recipe.similarity.mode = args.similarity.map_or(recipe.similarity.mode, Into::into);
     recipe.importance.limits = args.limits.over(recipe.importance.limits);
     recipe.similarity.limits = args.limits.over(recipe.similarity.limits);
+    recipe.int8 |= args.int8;
     recipe.seed = args.seed.unwrap_or(recipe.seed);
     let (seed, rates) = (recipe.seed, args.optimizer.is_some() || args.lr0.is_some() || args.lrf.is_some());
     let asked = training(args.optimizer.unwrap_or(Optimizer::Sgd), args.lr0, args.lrf);

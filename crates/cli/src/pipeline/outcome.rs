@@ -5,6 +5,7 @@ use graph::format::{save, write_whole};
 use graph::{Graph, Op};
 
 use super::{Pipeline, Stage, Trials};
+use crate::int8::{CALIBRATION_IMAGES, Int8};
 use crate::onnx::export_verified;
 use crate::report::{
     GammaHistogram, KindTime, LayerChannels, PrCurve, PrPanel, ReportData, StageRow, Summary, TargetRow, mean_curve,
@@ -38,6 +39,14 @@ impl Pipeline<'_> {
         save(slim, &self.out.join("slim.safetensors"))?;
         let options = ExportOptions { imgsz: [recipe.heal.imgsz; 2], batch: 1, dynamic_batch: false };
         export_verified(slim, &self.out.join("slim.onnx"), &options)?;
+        let int8 = match recipe.int8 {
+            true => {
+                let images = CALIBRATION_IMAGES;
+                let job = Int8 { graph: slim, dataset: self.dataset, images, options };
+                Some(job.write(&self.out.join("slim-int8.onnx"))?)
+            }
+            false => None,
+        };
         let summary = Summary {
             model: recipe.model.display().to_string(),
             data: recipe.data.display().to_string(),
@@ -47,6 +56,7 @@ impl Pipeline<'_> {
             stages: stages.iter().map(|s| s.row.clone()).collect(),
             targets: targets.rows,
             trials: targets.trials,
+            int8,
         };
         let report = ReportData {
             summary: summary.clone(),

@@ -41,6 +41,8 @@ pub struct Recipe {
     pub max_drop: Option<f64>,
     /// Where the budget is of time: take the multiple that is measured to be fast, whatever the limits say.
     pub multiple_by_speed: bool,
+    /// Write the slim detector in eight bits too, and measure that.
+    pub int8: bool,
     pub budget: Budget,
     pub importance: Importance,
     pub similarity: Similarity,
@@ -68,6 +70,7 @@ impl Default for Recipe {
             recalibration_epochs: 2,
             max_drop: None,
             multiple_by_speed: true,
+            int8: false,
             budget: Budget::default(),
             importance: Importance { criterion: Criterion::OutputError, ..Importance::default() },
             similarity: Similarity::default(),

@@ -53,6 +53,7 @@ fn content(page: &mut String, data: &ReportData) {
         page.push_str("</section>\n");
     }
     super::targets::targets(page, data);
+    super::targets::int8(page, data);
     if summary.stages.len() > 1 {
         section(page, "Accuracy from stage to stage", "The drop before healing is what pruning itself costs.");
         page.push_str(&plots::accuracy(&summary.stages));

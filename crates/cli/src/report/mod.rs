@@ -12,6 +12,7 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
+use crate::int8;
 use crate::pipeline::Trials;
 
 pub use html::render;
@@ -59,6 +60,9 @@ pub struct Summary {
     /// The cuts that were tried for `--max-drop`, judged before healing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trials: Option<Trials>,
+    /// The slim detector in eight bits beside itself, where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub int8: Option<int8::Outcome>,
 }
 
 /// One target: asked for, predicted by the plan, measured on the slim detector; and what the dense one measures beside it.

@@ -1,4 +1,4 @@
-//! The part of the page about targets: asked for, predicted, measured; where the time goes; which cuts were tried.
+//! The parts of the page about targets (asked for, predicted, measured; where the time goes; which cuts were tried) and eight bits.
 
 use std::fmt::Write;
 
@@ -49,6 +49,21 @@ pub fn targets(page: &mut String, data: &ReportData) {
         page.push_str("</tbody></table></div>");
     }
     page.push_str("</section>\n");
+}
+
+/// Writes what eight bits cost, where they were asked for.
+pub fn int8(page: &mut String, data: &ReportData) {
+    let Some(outcome) = &data.summary.int8 else { return };
+    let hint = format!(
+        "The slim detector as slim-int8.onnx: scales from {} training images, accuracy on {} validation images.",
+        outcome.calibration_images, outcome.validation_images
+    );
+    section(page, "Eight bits", &hint);
+    head(page, &["weights and maps", "file", "mAP50", "mAP50-95"]);
+    for (name, file) in outcome.files() {
+        line(page, &[name, &ui::bytes(file.bytes), &ui::fixed(file.map50, 4), &ui::fixed(file.map50_95, 4)]);
+    }
+    page.push_str("</tbody></table></div></section>\n");
 }
 
 fn head(page: &mut String, columns: &[&str]) {

@@ -1,6 +1,7 @@
 //! The report of an invented run: complete, self-contained, and proof against what names may hold.
 
 use super::*;
+use crate::int8::{Measured, Outcome};
 use crate::pipeline::drop::Trial;
 
 fn sample() -> ReportData {
@@ -69,6 +70,12 @@ fn sample() -> ReportData {
                 dense: 21.6,
             }],
             trials: Some(Trials { dense: 0.561, trials: vec![Trial { macs: 0.525, map50_95: Some(0.55) }] }),
+            int8: Some(Outcome {
+                calibration_images: 128,
+                validation_images: 87,
+                f32: Measured { bytes: 2_800_000, map50: Some(0.8123), map50_95: Some(0.5123) },
+                int8: Measured { bytes: 800_000, map50: Some(0.8088), map50_95: Some(0.5077) },
+            }),
         },
         channels: channels.collect(),
         gammas: gammas.collect(),
@@ -98,7 +105,7 @@ fn the_page_is_complete_and_needs_nothing_else() {
     {
         assert!(page.contains(part), "no {part}");
     }
-    for part in ["Targets", "11.90 ms", "13.40 ms", "+12.6 %", "conv 3x3 &lt;on&gt; 40x40", "2.25", "0.525"] {
+    for part in ["Targets", "11.90 ms", "13.40 ms", "+12.6 %", "conv 3x3 &lt;on&gt; 40x40", "2.25", "0.525", "0.5077"] {
         assert!(page.contains(part), "no {part}");
     }
     for outside in ["http:", "https:", "<script", "<link", "url("] {
