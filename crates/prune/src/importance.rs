@@ -10,28 +10,18 @@ use serde::{Deserialize, Serialize};
 use crate::budget::{Tracker, strain};
 use crate::constant::{self, dense_readers};
 use crate::coupling::Site;
+use crate::merging;
 use crate::{ClassId, Compensation, Coupling, Error, Limits, Plan, Result, Row, Sensitivity, Stop, Target};
 
 /// The settings of stage 1.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Importance {
     pub criterion: Criterion,
     pub aggregate: Aggregate,
     pub limits: Limits,
-    /// Fold a removed channel's constant into its readers. Off only to measure what folding is worth.
-    pub fold_constants: bool,
-}
-
-impl Default for Importance {
-    fn default() -> Self {
-        Self {
-            criterion: Criterion::default(),
-            aggregate: Aggregate::default(),
-            limits: Limits::default(),
-            fold_constants: true,
-        }
-    }
+    /// What takes a removed channel's place in its readers. Anything but the default is there to be compared with.
+    pub fill: Fill,
 }
 
 /// What a channel's importance is read from.
@@ -57,6 +47,19 @@ pub enum Criterion {
     Taylor,
     /// A seeded coin: the least a criterion has to beat.
     Random { seed: u64 },
+}
+
+/// What takes a removed channel's place in its readers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fill {
+    /// Nought.
+    Nothing,
+    /// The constant it is without its input.
+    #[default]
+    Constant,
+    /// A multiple of the kept channel most like it by the weights (neuron merging, Kim 2020).
+    Merged,
 }
 
 /// How a class's score comes from its members'.
@@ -114,7 +117,7 @@ pub fn plan_with(
         }
     }
     let mut plan = Plan::assemble(graph, coupling, &tracker, &removed, before);
-    plan.compensations = constants(graph, coupling, tracker.removed(), settings.fold_constants)?;
+    plan.compensations = fills(graph, coupling, tracker.removed(), settings.fill)?;
     plan.stop = if target.met(tracker.size()) { Stop::Met } else { Stop::Limits };
     plan.method =
         format!("stage 1, importance: {:?}, {:?} over coupled channels", settings.criterion, settings.aggregate);
@@ -217,22 +220,24 @@ fn cheapest(
     best.map(|(_, set)| set)
 }
 
-/// The rows that put a constant in place of every removed channel, for every tensor a dense convolution reads.
-fn constants(graph: &Graph, coupling: &Coupling, removed: &[bool], fold: bool) -> Result<Vec<Compensation>> {
+/// The rows that fill the place of every removed channel, for every tensor a dense convolution reads.
+fn fills(graph: &Graph, coupling: &Coupling, removed: &[bool], fill: Fill) -> Result<Vec<Compensation>> {
     let shapes = graph.shapes(graph.meta.imgsz)?;
     let values = constant::values(graph, coupling, &shapes, |class| removed[class]);
     let mut compensations = Vec::new();
     for (tensor, values) in values.iter().enumerate() {
         let consumers: Vec<String> =
             dense_readers(graph, coupling, tensor).map(|(id, _)| graph.nodes[id].name.clone()).collect();
-        let rows: Vec<Row> = coupling
-            .positions(tensor, |class| removed[class])
-            .into_iter()
-            .map(|channel| {
-                let constant = values[channel].as_ref().filter(|_| fold).map_or(0.0, constant::Value::mean);
-                Row { channel, stand_ins: vec![], constant: constant as f32 }
-            })
-            .collect();
+        let constant = |channel: usize| {
+            let constant = values[channel].as_ref().filter(|_| fill == Fill::Constant);
+            Row { channel, stand_ins: vec![], constant: constant.map_or(0.0, constant::Value::mean) as f32 }
+        };
+        let rows: Vec<Row> = match fill {
+            Fill::Merged => merging::rows(graph, coupling, tensor, |class| removed[class]),
+            Fill::Nothing | Fill::Constant => {
+                coupling.positions(tensor, |class| removed[class]).into_iter().map(constant).collect()
+            }
+        };
         if !consumers.is_empty() && !rows.is_empty() {
             compensations.push(Compensation { tensor: graph.nodes[tensor].name.clone(), consumers, rows });
         }

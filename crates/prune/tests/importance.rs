@@ -2,10 +2,12 @@
 
 mod common;
 
-use common::{Builder, LOOSE, recipes, target};
+use common::{Builder, LOOSE, difference, outputs, recipes, target};
 use graph::{Act, Graph, NodeId, Op};
 use proptest::prelude::*;
-use prune::{Aggregate, Budget, Coupling, Criterion, Importance, Limits, Sensitivity, Size, Stop, importance, surgery};
+use prune::{
+    Aggregate, Budget, Coupling, Criterion, Fill, Importance, Limits, Sensitivity, Size, Stop, importance, surgery,
+};
 
 fn set_gammas(graph: &mut Graph, norm: NodeId, gammas: &[f32]) {
     if let Op::BatchNorm(bn) = &mut graph.nodes[norm].op {
@@ -275,4 +277,34 @@ fn a_reader_the_loss_does_not_mind_costs_nothing() {
         scores[class] > 0.0,
         !readers(0).iter().any(|r| coupling.classes[class].consumers.iter().any(|s| s.node == *r))
     );
+}
+
+#[test]
+fn a_filter_that_is_a_multiple_of_another_merges_without_loss() {
+    let mut b = Builder::new(5);
+    let conv = b.conv(0, 4, 3, 1, 1, false);
+    let norm = b.norm(conv);
+    if let Op::Conv(conv) = &mut b.graph.nodes[conv].op {
+        let (first, rest) = conv.weight.data.split_at_mut(3 * 9);
+        first.iter_mut().zip(rest).for_each(|(a, b)| *a = 0.1 * *b);
+    }
+    if let Op::BatchNorm(bn) = &mut b.graph.nodes[norm].op {
+        bn.mean[0] = 0.1 * bn.mean[1];
+        let gain = |c: usize| bn.gamma[c] / (bn.var[c] + bn.eps).sqrt();
+        bn.beta[0] = 0.1 * gain(0) / gain(1) * bn.beta[1];
+    }
+    let act = b.act(norm, Act::Relu);
+    b.conv(act, 2, 3, 1, 1, true);
+    b.finish(false);
+    let coupling = Coupling::of(&b.graph).unwrap();
+    let image = b.image();
+    let slim = |fill: Fill| {
+        let settings = Importance { criterion: Criterion::L1Filter, limits: LOOSE, fill, ..Importance::default() };
+        let plan = importance::plan(&b.graph, &coupling, &settings, &target(&b.graph, &coupling, 0.25)).unwrap();
+        assert_eq!(plan.removals.iter().map(|r| r.members[0].1).collect::<Vec<_>>(), [0]);
+        surgery::apply(&b.graph, &plan).unwrap()
+    };
+    let apart = |slim: Graph| difference(&outputs(&slim, &image), &outputs(&b.graph, &image));
+    assert!(apart(slim(Fill::Merged)) < 1e-6);
+    assert!(apart(slim(Fill::Nothing)) > 1e-3);
 }

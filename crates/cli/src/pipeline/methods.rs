@@ -1,6 +1,6 @@
 //! The method and its kin (METHOD.md, section 6) as recipes: what each does differently from ours.
 
-use prune::{Criterion, Mode};
+use prune::{Criterion, Fill, Mode};
 
 use super::Recipe;
 
@@ -45,6 +45,14 @@ pub const METHODS: &[Method] = &[
     },
     Method { name: "random", about: "channels at random", set: |r| plain(r, Criterion::Random { seed: r.seed }) },
     Method { name: "l1", about: "L1 norm of filters (Li 2017)", set: |r| plain(r, Criterion::L1Filter) },
+    Method {
+        name: "merging",
+        about: "L1 norm, and removed filters merged into those most like them (Kim 2020)",
+        set: |r| {
+            plain(r, Criterion::L1Filter);
+            r.importance.fill = Fill::Merged;
+        },
+    },
     Method { name: "fpgm", about: "geometric median of filters (He 2019)", set: |r| plain(r, Criterion::Fpgm) },
     Method { name: "bn-scale", about: "BatchNorm scales (Liu 2017)", set: |r| plain(r, Criterion::BnScale) },
     Method {
@@ -52,7 +60,7 @@ pub const METHODS: &[Method] = &[
         about: "BatchNorm scales, constants folded into the readers",
         set: |r| {
             plain(r, Criterion::BnScale);
-            r.importance.fold_constants = true;
+            r.importance.fill = Fill::Constant;
         },
     },
     Method {
@@ -65,7 +73,7 @@ pub const METHODS: &[Method] = &[
         about: "our stage 1 alone: predicted loss, constants folded",
         set: |r| {
             plain(r, Criterion::OutputError);
-            r.importance.fold_constants = true;
+            r.importance.fill = Fill::Constant;
         },
     },
     Method {
@@ -84,7 +92,7 @@ pub const METHODS: &[Method] = &[
         about: "our stage 1 alone, then reconstruction",
         set: |r| {
             plain(r, Criterion::OutputError);
-            r.importance.fold_constants = true;
+            r.importance.fill = Fill::Constant;
             r.reconstruct = true;
         },
     },
@@ -94,7 +102,7 @@ pub const METHODS: &[Method] = &[
 /// Pruning as it is usually published: rank, cut, train.
 fn plain(recipe: &mut Recipe, criterion: Criterion) {
     recipe.importance.criterion = criterion;
-    recipe.importance.fold_constants = false;
+    recipe.importance.fill = Fill::Nothing;
     recipe.similarity_share = 0.0;
     recipe.reconstruct = false;
     recipe.recalibration_epochs = 0;
