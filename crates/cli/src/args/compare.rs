@@ -33,6 +33,9 @@ pub struct Compare {
     /// Images a batch, at most: where that leaves few steps, batches are smaller
     #[arg(long, short, default_value = "16", value_name = "N", value_parser = positive)]
     pub batch: usize,
+    /// Runs at a time, each with its share of the threads: small detectors train faster side by side
+    #[arg(long, default_value = "1", value_name = "N", value_parser = positive)]
+    pub jobs: usize,
     /// What computes
     #[arg(long, default_value = "cpu")]
     pub device: Device,

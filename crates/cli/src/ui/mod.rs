@@ -48,14 +48,14 @@ pub fn json(value: &impl serde::Serialize) -> String {
 /// Writes a line about what is going on to stderr.
 pub fn note(text: impl Display) {
     if !is_quiet() {
-        eprintln!("{text}");
+        progress::line(text);
     }
 }
 
 /// Writes a line that tells of something not as it should be, but not in the way either.
 pub fn warn(text: impl Display) {
     if !is_quiet() {
-        eprintln!("{} {text}", Style::new().for_stderr().yellow().bold().apply_to("warning:"));
+        progress::line(format_args!("{} {text}", Style::new().for_stderr().yellow().bold().apply_to("warning:")));
     }
 }
 

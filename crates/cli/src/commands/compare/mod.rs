@@ -1,7 +1,13 @@
 //! `compare`: every method under one budget, recipe and list of seeds.
 
+mod finished;
+
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use graph::Graph;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,8 +15,7 @@ use crate::args::Compare;
 use crate::detector::image_size;
 use crate::exit::{Error, Exit};
 use crate::pipeline::{LONGER, METHODS, Method, Pipeline, Recipe};
-use crate::report::compare::{Comparison, Entry, Spread, picture, render, table};
-use crate::report::{StageRow, Summary};
+use crate::report::compare::{Comparison, picture, render, table};
 use crate::training::tell_skipped;
 use crate::{runs, ui};
 
@@ -33,8 +38,7 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
 
     let methods: Vec<&Method> =
         METHODS.iter().filter(|m| args.methods.is_empty() || args.methods.iter().any(|name| name == m.name)).collect();
-    for &seed in &args.seeds {
-        let folder = out.join(format!("seed{seed}"));
+    let start = |&seed: &u64| {
         let mut base = settings.recipe.clone();
         base.seed = seed;
         base.each_training(|t| t.seed = seed);
@@ -42,28 +46,35 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
             base.dense.epochs = 0;
         }
         ui::note(format_args!("Seed {seed}: the dense detector"));
+        let folder = out.join(format!("seed{seed}"));
         let dense = Pipeline::new(&base, &dataset, &folder, model.meta.family)?.dense(&model)?;
         base.dense.epochs = 0;
-        for method in &methods {
+        Ok(Start { base, dense })
+    };
+    let starts = side_by_side(args.jobs, &args.seeds, start)?;
+    let mut tasks: Vec<(&Start, &Method, f64)> = vec![];
+    for start in &starts {
+        for &method in &methods {
             let budgets: &[f64] = if method.name == LONGER { &[1.0] } else { &args.macs };
-            for &macs in budgets {
-                let mut recipe = base.clone();
-                recipe.budget.macs = Some(macs);
-                let recipe = method.of(&recipe);
-                let name = folder_name(method, macs);
-                ui::note(format_args!("Seed {seed}, {name}: {}", method.about));
-                finish(&recipe, &dataset, &folder.join(&name), &dense)?;
-            }
+            tasks.extend(budgets.iter().map(|&macs| (start, method, macs)));
         }
     }
-    let finished = finished(&out)?;
+    side_by_side(args.jobs, &tasks, |&(start, method, macs)| {
+        let mut recipe = start.base.clone();
+        recipe.budget.macs = Some(macs);
+        let (recipe, name) = (method.of(&recipe), folder_name(method, macs));
+        ui::note(format_args!("Seed {}, {name}: {}", recipe.seed, method.about));
+        finish(&recipe, &dataset, &out.join(format!("seed{}", recipe.seed)).join(name), &start.dense)
+    })?;
+    let finished = finished::finished(&out)?;
+    let times = finished::times(&finished)?;
     let comparison = Comparison {
         model: args.model.model.display().to_string(),
         data: args.data.data.display().to_string(),
         imgsz,
         epochs: args.epochs,
         seeds: finished.iter().map(|r| r.seed).collect::<BTreeSet<_>>().into_iter().collect(),
-        entries: entries(&finished),
+        entries: finished::entries(&finished, &times),
     };
     runs::write_json(&out.join("compare.json"), &comparison)?;
     graph::format::write_whole(&out.join("report.html"), render(&comparison).as_bytes())?;
@@ -75,6 +86,52 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
     }
     ui::note(format_args!("The report is `{}`", out.join("report.html").display()));
     Ok(Exit::Done)
+}
+
+/// What the runs of one seed start from.
+struct Start {
+    base: Recipe,
+    dense: Graph,
+}
+
+/// Runs `work` on every task, `jobs` of them at a time with equal shares of the threads; what came of them, in order. After
+/// an error no further task is begun.
+fn side_by_side<T: Sync, R: Send>(
+    jobs: usize,
+    tasks: &[T],
+    work: impl Fn(&T) -> miette::Result<R> + Sync,
+) -> miette::Result<Vec<R>> {
+    let jobs = jobs.min(tasks.len());
+    if jobs < 2 {
+        return tasks.iter().map(work).collect();
+    }
+    let threads = (rayon::current_num_threads() / jobs).max(1);
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(vec![]));
+    let worker = || -> miette::Result<()> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        let pool =
+            pool.map_err(|e| Error::failed(format!("cannot start {threads} threads: {e}"), "give fewer `--jobs`"))?;
+        while let (i, Some(task)) = {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            (i, tasks.get(i))
+        } {
+            match pool.install(|| work(task)) {
+                Ok(result) => done.lock().expect("no worker panics with it").push((i, result)),
+                Err(error) => {
+                    next.store(tasks.len(), Ordering::Relaxed);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().try_for_each(|w| w.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })?;
+    let mut done = done.into_inner().expect("no worker panics with it");
+    done.sort_by_key(|(i, _)| *i);
+    Ok(done.into_iter().map(|(_, result)| result).collect())
 }
 
 /// Runs one method, or goes on with it, where it has not been finished.
@@ -91,46 +148,6 @@ fn finish(recipe: &Recipe, dataset: &data::Dataset, folder: &Path, dense: &graph
 /// The folder of `method` keeping `macs`, within its seed's.
 fn folder_name(method: &Method, macs: f64) -> String {
     if method.name == LONGER { method.name.into() } else { format!("{}-{macs}", method.name) }
-}
-
-/// A run that has been finished.
-struct Finished {
-    seed: u64,
-    method: &'static Method,
-    /// Share of the multiply-accumulates kept; none where nothing was removed.
-    macs: Option<f64>,
-    summary: Summary,
-}
-
-/// Every finished run in the folder of a comparison, of this call or an earlier one: methods in their order.
-fn finished(out: &Path) -> miette::Result<Vec<Finished>> {
-    let mut all = vec![];
-    for (seed_name, seed_folder) in folders(out)? {
-        let Some(seed) = seed_name.strip_prefix("seed").and_then(|s| s.parse().ok()) else { continue };
-        for (name, folder) in folders(&seed_folder)? {
-            let (method, macs) = match name.rsplit_once('-') {
-                Some((method, macs)) if macs.parse::<f64>().is_ok() => (method, macs.parse().ok()),
-                _ => (name.as_str(), None),
-            };
-            let file = folder.join("summary.json");
-            let (Some(method), true) = (Method::named(method), file.is_file()) else { continue };
-            all.push(Finished { seed, method, macs, summary: runs::read_json(&file)? });
-        }
-    }
-    let place = |m: &Method| METHODS.iter().position(|other| other.name == m.name);
-    all.sort_by_key(|r| (place(r.method), r.seed));
-    Ok(all)
-}
-
-/// The folders within one, by name.
-fn folders(within: &Path) -> miette::Result<Vec<(String, PathBuf)>> {
-    let listing = std::fs::read_dir(within).map_err(|e| Error::io("read", within, &e))?;
-    Ok(listing
-        .filter_map(|entry| {
-            let entry = entry.ok().filter(|e| e.path().is_dir())?;
-            Some((entry.file_name().into_string().ok()?, entry.path()))
-        })
-        .collect())
 }
 
 fn recipe(args: &Compare, imgsz: usize, dataset: &data::Dataset) -> miette::Result<Recipe> {
@@ -165,42 +182,20 @@ fn check_folder(out: &Path, settings: &Settings) -> miette::Result<()> {
     Err(Error::failed(what, "give another `--out`, or delete that folder"))
 }
 
-/// One entry a method and budget: means over seeds.
-fn entries(runs: &[Finished]) -> Vec<Entry> {
-    let mut entries: Vec<Entry> = vec![];
-    for Finished { method, macs, .. } in runs {
-        if entries.iter().any(|e| e.method == method.name && e.macs_kept == *macs) {
-            continue;
-        }
-        let of: Vec<&Summary> =
-            runs.iter().filter(|r| r.method.name == method.name && r.macs == *macs).map(|r| &r.summary).collect();
-        let spread = |value: &dyn Fn(&Summary) -> Option<f64>| {
-            Spread::of(&of.iter().filter_map(|s| value(s)).collect::<Vec<_>>())
-        };
-        let last = |f: fn(&StageRow) -> f64| move |s: &Summary| s.stages.last().map(f);
-        entries.push(Entry {
-            method: method.name.into(),
-            about: method.about.into(),
-            macs_kept: *macs,
-            params: spread(&last(|r| r.params as f64)),
-            macs: spread(&last(|r| r.macs as f64)),
-            ms: spread(&last(|r| r.ms_per_image)),
-            unhealed: spread(&|s| unhealed(&s.stages)),
-            map50: spread(&last(|r| r.map50)),
-            map50_95: spread(&last(|r| r.map50_95)),
-            test: spread(&|s| s.stages.last().and_then(|r| r.test.map(|t| t.map50_95))),
-        });
-    }
-    entries
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// mAP50-95 of what healing started from: the last stage before it, or the one before that where recalibration did harm and
-/// was dropped.
-fn unhealed(stages: &[StageRow]) -> Option<f64> {
-    let before: Vec<&StageRow> = stages.iter().filter(|r| r.stage != "healed").collect();
-    match before[..] {
-        [.., kept, last] if last.stage == "recalibrated" => Some(kept.map50_95.max(last.map50_95)),
-        [.., last] => Some(last.map50_95),
-        [] => None,
+    #[test]
+    fn work_side_by_side_comes_back_in_order_and_stops_at_an_error() {
+        let tasks: Vec<u64> = (0..20).collect();
+        let squares = side_by_side(3, &tasks, |n| Ok(n * n)).unwrap();
+        assert_eq!(squares, tasks.iter().map(|n| n * n).collect::<Vec<_>>());
+        let begun = AtomicUsize::new(0);
+        let failed = side_by_side(2, &tasks, |&n| {
+            begun.fetch_add(1, Ordering::Relaxed);
+            if n == 3 { Err(Error::failed("no", "hint")) } else { Ok(()) }
+        });
+        assert!(failed.is_err() && begun.load(Ordering::Relaxed) < 20);
     }
 }
