@@ -23,7 +23,9 @@ pub fn bare_convolutions(graph: &Graph) -> Vec<NodeId> {
 }
 
 /// `graph` with a BatchNorm after each of its bare convolutions: gamma and beta are the deviation and the mean of its
-/// channels over `batches`, so that the outputs stay what they are.
+/// channels over `batches`, so that the outputs stay what they are. Filters are scaled so that they put out variance 1: the
+/// step that training takes shrinks with the square of a filter's length, which folding has left at random (an image of
+/// 0..255 instead of 0..1 alone makes the first ones 255 times as long).
 ///
 /// # Errors
 /// The graph does not fit `imgsz`, or reading a batch fails.
@@ -49,16 +51,24 @@ pub fn unfold_batch_norm<E: From<graph::Error>>(
     for (&id, tap) in bare.iter().zip(&nodes) {
         let Some(stats) = seen.by_node.get(tap) else { continue };
         let c = stats.mean.len();
-        let bias = match &mut unfolded.nodes[place[id]].op {
-            Op::Conv(conv) => conv.bias.take().unwrap_or_else(|| vec![0.0; c]),
-            _ => vec![0.0; c],
-        };
+        // A channel that never moves keeps its filter: there is nothing to measure it by.
+        let deviation: Vec<f64> =
+            (0..c).map(|i| stats.cov[i * c + i]).map(|v| if v > 1e-12 { v.sqrt() } else { 1.0 }).collect();
+        let mut bias = vec![0.0; c];
+        if let Op::Conv(conv) = &mut unfolded.nodes[place[id]].op {
+            bias = conv.bias.take().unwrap_or(bias);
+            let taps = conv.weight.data.len() / c;
+            for (filter, d) in conv.weight.data.chunks_exact_mut(taps).zip(&deviation) {
+                filter.iter_mut().for_each(|w| *w = (f64::from(*w) / d) as f32);
+            }
+        }
         if let Op::BatchNorm(bn) = &mut unfolded.nodes[place[id] + 1].op {
-            for (i, &bias) in bias.iter().enumerate() {
-                bn.var[i] = stats.cov[i * c + i].max(0.0) as f32;
-                bn.gamma[i] = (f64::from(bn.var[i]) + f64::from(EPS)).sqrt() as f32;
+            for (i, (&bias, d)) in bias.iter().zip(&deviation).enumerate() {
+                let variance = stats.cov[i * c + i].max(0.0) / (d * d);
+                bn.var[i] = variance as f32;
+                bn.gamma[i] = (d * (variance + f64::from(EPS)).sqrt()) as f32;
                 bn.beta[i] = stats.mean[i] as f32;
-                bn.mean[i] = (stats.mean[i] - f64::from(bias)) as f32;
+                bn.mean[i] = ((stats.mean[i] - f64::from(bias)) / d) as f32;
             }
         }
     }
