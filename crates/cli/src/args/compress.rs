@@ -114,7 +114,7 @@ pub struct Prune {
     pub budget: BudgetArgs,
     #[command(flatten)]
     pub limits: LimitArgs,
-    /// Share of the removal the similarity stage does; above 0 it needs --data [default: 0.8 with --data, else 0]
+    /// Share of the removal the similarity stage does; above 0 it needs --data [default: 1 with --data, else 0]
     #[arg(long, value_name = "SHARE", value_parser = share)]
     pub similarity_share: Option<f64>,
     /// Who stands in for a removed channel in the similarity stage
@@ -160,7 +160,7 @@ pub struct Compress {
     pub budget: BudgetArgs,
     #[command(flatten)]
     pub limits: LimitArgs,
-    /// Share of the removal the similarity stage does [default: 0.8]
+    /// Share of the removal the similarity stage does [default: 1]
     #[arg(long, value_name = "SHARE", value_parser = share)]
     pub similarity_share: Option<f64>,
     /// Who stands in for a removed channel in the similarity stage [default: span]

@@ -29,7 +29,7 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
     }
     let mut model = args.model.load()?;
     model.meta.imgsz = [image_size(&model, args.imgsz)?; 2];
-    let share = args.similarity_share.unwrap_or(if args.data.is_some() { 0.8 } else { 0.0 });
+    let share = args.similarity_share.unwrap_or(if args.data.is_some() { 1.0 } else { 0.0 });
     if share > 0.0 && args.data.is_none() {
         return Err(Error::usage("the similarity stage needs images", "give `--data`, or `--similarity-share 0`"));
     }

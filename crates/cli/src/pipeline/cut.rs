@@ -239,9 +239,12 @@ impl Cut<'_> {
         let target = &self.goal.target;
         let reference = self.goal.size(model)?;
         let share = if calibration.is_some() { self.similarity_share } else { 0.0 };
-        let first = by_importance(model, self.importance, &target.before_similarity(reference, share), calibration)?;
-        let mut slim = apply(model, &first)?;
-        let mut plans = vec![first];
+        let (mut slim, mut plans) = (model.clone(), vec![]);
+        if share < 1.0 {
+            let first = by_importance(model, self.importance, &target.before_similarity(reference, share), calibration)?;
+            slim = apply(model, &first)?;
+            plans.push(first);
+        }
         if let Some(calibration) = calibration.filter(|_| share > 0.0) {
             let second = by_similarity(&slim, self.similarity, target, calibration)?;
             slim = apply(&slim, &second)?;

@@ -31,6 +31,9 @@ impl Method {
 /// The name of [`METHODS`]' first, which removes nothing.
 pub const LONGER: &str = "longer";
 
+/// Stage 2's share of the removal where both stages are at work.
+const BOTH: f64 = 0.8;
+
 /// All of them; the first prunes nothing and trains on instead, the last is ours.
 pub const METHODS: &[Method] = &[
     Method {
@@ -80,13 +83,21 @@ pub const METHODS: &[Method] = &[
         name: "pairwise",
         about: "both stages, one stand-in a channel",
         set: |r| {
+            r.similarity_share = BOTH;
             r.similarity.mode = Mode::Pairwise;
             // The budget decides, not the threshold: otherwise stage 1 would do most of the work.
             r.similarity.threshold = 0.0;
             r.reconstruct = false;
         },
     },
-    Method { name: "span", about: "both stages, all kept channels stand in", set: |r| r.reconstruct = false },
+    Method {
+        name: "span",
+        about: "both stages, all kept channels stand in",
+        set: |r| {
+            r.similarity_share = BOTH;
+            r.reconstruct = false;
+        },
+    },
     Method {
         name: "stage1-reconstructed",
         about: "our stage 1 alone, then reconstruction",
@@ -96,7 +107,12 @@ pub const METHODS: &[Method] = &[
             r.reconstruct = true;
         },
     },
-    Method { name: "prunella", about: "both stages and reconstruction", set: |_| {} },
+    Method {
+        name: "both-reconstructed",
+        about: "both stages, all kept channels stand in, then reconstruction",
+        set: |r| r.similarity_share = BOTH,
+    },
+    Method { name: "prunella", about: "stage 2, all kept channels stand in, then reconstruction", set: |_| {} },
 ];
 
 /// Pruning as it is usually published: rank, cut, train.

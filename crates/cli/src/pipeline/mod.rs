@@ -117,13 +117,15 @@ impl<'a> Pipeline<'a> {
         };
         let mut plans = vec![];
         let calibration = self.calibration(recipe.calibration_images);
-        let first = self.plan("importance", || {
-            cut::by_importance(&sparse, &recipe.importance, &first_target, Some(&calibration))
-        })?;
-        self.stage(&mut rows, "masked", || Ok(surgery::mask(&sparse, &first.uncompensated())?))?;
-        let folded = self.stage(&mut rows, "folded", || cut::apply(&sparse, &first))?;
-        plans.push(first);
-
+        let mut folded = sparse.clone();
+        if recipe.similarity_share < 1.0 {
+            let first = self.plan("importance", || {
+                cut::by_importance(&sparse, &recipe.importance, &first_target, Some(&calibration))
+            })?;
+            self.stage(&mut rows, "masked", || Ok(surgery::mask(&sparse, &first.uncompensated())?))?;
+            folded = self.stage(&mut rows, "folded", || cut::apply(&sparse, &first))?;
+            plans.push(first);
+        }
         let replaced = if recipe.similarity_share > 0.0 {
             let settings = &recipe.similarity;
             let second = self.plan("similarity", || cut::by_similarity(&folded, settings, &target, &calibration))?;
