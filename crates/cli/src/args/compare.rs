@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::value::{Device, positive, share_to_keep};
+use super::value::{positive, share_to_keep};
 use super::{DataArgs, ModelArgs};
 use crate::pipeline::{METHODS, Method};
 
@@ -33,9 +33,6 @@ pub struct Compare {
     /// Images a step
     #[arg(long, short, default_value = "16", value_name = "N", value_parser = positive)]
     pub batch: usize,
-    /// What computes
-    #[arg(long, default_value = "cpu")]
-    pub device: Device,
     /// Folder of the comparison; one that was stopped is gone on with
     #[arg(long, short, default_value = "runs/compare", value_name = "FOLDER")]
     pub out: PathBuf,
