@@ -131,12 +131,6 @@ fn arguments_that_make_no_sense_are_refused_before_any_work() {
                      For more information, try '--help'.\n",
         },
         Case {
-            args: "val --model m.pt --data ds --device cuda:0",
-            code: 2,
-            stderr: "error: invalid value 'cuda:0' for '--device <DEVICE>': this build computes on `cpu` only\n\n\
-                     For more information, try '--help'.\n",
-        },
-        Case {
             args: "val --detections found.json --data ds/data.yaml",
             code: 2,
             stderr: "error: `ds/data.yaml` is no COCO JSON\nhint: with `--detections`, `--data` is the instances JSON the \
@@ -144,6 +138,44 @@ fn arguments_that_make_no_sense_are_refused_before_any_work() {
         },
     ];
     check(dir.path(), &cases);
+}
+
+#[test]
+fn other_devices_than_the_cpu_are_refused() {
+    let dir = dataset();
+    let commands = [
+        "val --model m.pt --data ds",
+        "train --model m.pt --data ds",
+        "predict --model m.pt ds",
+        "compress --model m.pt --data ds",
+        "compare --model m.pt --data ds --macs 0.5",
+        "bench train --model m.pt",
+    ];
+    for command in commands {
+        for device in ["cuda:0", "0", "mps"] {
+            let ran = prunella(dir.path(), &format!("{command} --device {device}"));
+            let says = format!(
+                "error: invalid value '{device}' for '--device <DEVICE>': Prunella computes on the CPU; `cpu` takes the \
+                 best of what this one has: `cpu:"
+            );
+            assert!(ran.code == 2 && ran.stderr.starts_with(&says) && ran.stdout.is_empty(), "{command}: {ran:#?}");
+        }
+    }
+}
+
+#[test]
+fn a_device_computes_with_its_instruction_set() {
+    if testkit::shared().is_none() {
+        return;
+    }
+    let args = "bench train --model {shared}/weights/yolov5n/yolov5n.pt --imgsz 64 --batch 1 --steps 1 --json";
+    let kernels = |device: &str| {
+        let ran = prunella(dataset().path(), &format!("{args}{device}"));
+        let json: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {ran:#?}"));
+        json["kernels"].as_str().expect("a name").to_string()
+    };
+    assert_eq!(kernels(" --device cpu:baseline"), "baseline");
+    assert_eq!(kernels(" --device cpu"), kernels(""));
 }
 
 #[test]

@@ -96,8 +96,7 @@ fn main() {
     let threads = rayon::current_num_threads();
     println!("memory: {:.0} GB/s, {threads} threads, read and written", bandwidth());
     for isa in Isa::available() {
-        let name = format!("{isa:?}").to_lowercase();
-        if !wanted.is_empty() && !wanted.contains(&name) {
+        if !wanted.is_empty() && !wanted.iter().any(|name| name == isa.name()) {
             continue;
         }
         isa.scope(|| {

@@ -37,6 +37,48 @@ pub fn tensors(path: &Path) -> HashMap<String, Tensor> {
     file.tensors().into_iter().map(convert).collect()
 }
 
+/// A batch recorded in `golden/`.
+pub struct Batch {
+    /// (N, S, S, 3) bytes.
+    pub images: Vec<u8>,
+    pub n: usize,
+    /// Height and width S in pixels.
+    pub size: usize,
+    /// Image, class, and centre, width and height as shares of the image.
+    pub labels: Vec<[f32; 6]>,
+    /// As the reference returns them.
+    pub predictions: Vec<f32>,
+}
+
+/// How the bytes of recorded images lie in their file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pixels {
+    /// Plane after plane, as the file's header says.
+    Planar,
+    /// Pixel after pixel, although the header says (N, 3, S, S): the array was a transposed view when it was saved.
+    Interleaved,
+}
+
+impl Batch {
+    /// Reads `batch.safetensors` in `dir`. Panics where that is no recorded batch.
+    pub fn open(dir: &Path, pixels: Pixels) -> Self {
+        let file = dir.join("batch.safetensors");
+        let mut stored = tensors(&file);
+        let mut take = |name| stored.remove(name).unwrap_or_else(|| panic!("{}: no `{name}`", file.display()));
+        let (bytes, labels, predictions) = (take("images_u8"), take("labels"), take("predictions"));
+        let [n, c, size, _] = bytes.shape[..] else { panic!("{}: images of {:?}", file.display(), bytes.shape) };
+        let plane = size * size;
+        let mut images = vec![0; bytes.len()];
+        for (at, &v) in bytes.data.iter().enumerate() {
+            let (image, channel, pixel) = (at / (c * plane), at / plane % c, at % plane);
+            let to = if pixels == Pixels::Planar { (image * plane + pixel) * c + channel } else { at };
+            images[to] = v as u8;
+        }
+        let (labels, _) = labels.data.as_chunks::<6>();
+        Self { images, n, size, labels: labels.to_vec(), predictions: predictions.data }
+    }
+}
+
 /// The small detectors in `families/`, one of each kind the module-tree loader knows; see `families/make.py`.
 pub const FAMILIES: [&str; 5] = ["yolov9", "yolov9e", "yolov10", "yolo12", "yolo26"];
 

@@ -1,40 +1,14 @@
 //! The reference's own predictions and its ten training steps, on the real weights.
 
-use std::path::Path;
-
+use data::Target;
 use graph::format::{LoadOptions, load};
 use graph::{Graph, Head};
-use testkit::{shared, tensors};
+use testkit::{Batch, Pixels, shared};
 use train::Gradients;
 use train::evaluate::raw;
 use train::loss;
 use train::net::{BnUpdate, Infer, TrainNet};
 use train::optim::{GroupRates, OptimConfig, OptimKind, Optimizer};
-
-/// Images of a golden batch as (N, H, W, 3) bytes, and its targets.
-struct Batch {
-    images: Vec<u8>,
-    n: usize,
-    size: usize,
-    targets: Vec<data::Target>,
-    predictions: Vec<f32>,
-}
-
-fn batch(dir: &Path) -> Batch {
-    let file = tensors(&dir.join("batch.safetensors"));
-    let nchw = &file["images_u8"];
-    let [n, c, size, _] = nchw.shape[..] else { panic!("images are {:?}", nchw.shape) };
-    let plane = size * size;
-    let mut images = vec![0; nchw.len()];
-    for (at, &v) in nchw.data.iter().enumerate() {
-        let (image, channel, pixel) = (at / (c * plane), at / plane % c, at % plane);
-        images[(image * plane + pixel) * c + channel] = v as u8;
-    }
-    let target =
-        |r: &[f32]| data::Target { image: r[0] as usize, class: r[1] as usize, bbox: [r[2], r[3], r[4], r[5]] };
-    let targets = file["labels"].data.chunks(6).map(target).collect();
-    Batch { images, n, size, targets, predictions: file["predictions"].data.clone() }
-}
 
 fn gradient_norm(graph: &Graph, gradients: &Gradients, name: &str) -> f64 {
     let (node, weight) = name.rsplit_once('.').unwrap();
@@ -52,7 +26,13 @@ fn yolov5n_predicts_and_trains_as_its_reference() {
     let Some(shared) = shared() else { return };
     let graph = load(&shared.join("weights/yolov5n/yolov5n.pt"), &LoadOptions::default()).unwrap();
     let dir = shared.join("golden/yolov5n");
-    let batch = batch(&dir);
+    let batch = Batch::open(&dir, Pixels::Planar);
+    let target = |&[image, class, x, y, w, h]: &[f32; 6]| Target {
+        image: image as usize,
+        class: class as usize,
+        bbox: [x, y, w, h],
+    };
+    let targets: Vec<Target> = batch.labels.iter().map(target).collect();
     let golden: serde_json::Value =
         serde_json::from_slice(&std::fs::read(dir.join("trajectory.json")).unwrap()).unwrap();
     let Head::Anchor(head) = graph.head().unwrap().0.clone() else { panic!("not an anchor head") };
@@ -84,7 +64,7 @@ fn yolov5n_predicts_and_trains_as_its_reference() {
     for step in golden["steps"].as_array().unwrap() {
         let t = step["step"].as_u64().unwrap();
         let maps = net.forward(&batch.images, batch.n, BnUpdate::Momentum).unwrap();
-        let loss::LossOutput { value, grads } = config.evaluate(&head, &raw(&maps), &batch.targets).unwrap();
+        let loss::LossOutput { value, grads } = config.evaluate(&head, &raw(&maps), &targets).unwrap();
         gradients.clear();
         net.backward(&grads, &mut gradients);
         let tolerance = if t == 0 { 1e-4 } else { 2e-3 };

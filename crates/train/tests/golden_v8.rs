@@ -15,6 +15,7 @@ use data::Target;
 use graph::format::{LoadOptions, load};
 use graph::{Graph, Op};
 use serde_json::Value;
+use testkit::{Batch, Pixels};
 use train::evaluate::raw;
 use train::loss::{Criterion, V8Loss};
 use train::net::{BnUpdate, Infer, TrainNet};
@@ -23,13 +24,8 @@ use train::{Gradients, net::HeadMap};
 
 struct Golden {
     graph: Graph,
-    /// (N, H, W, 3) bytes.
-    images: Vec<u8>,
-    n: usize,
-    size: usize,
+    batch: Batch,
     targets: Vec<Target>,
-    /// (N, 4 + classes, points).
-    predictions: Vec<f32>,
     /// What the reference recorded.
     recorded: Value,
     /// What it computes in f64.
@@ -37,24 +33,22 @@ struct Golden {
 }
 
 impl Golden {
-    /// `None` where there is no test material. The images' header says (N, 3, H, W), but the bytes are those of pixels: the
-    /// array was a transposed view when it was saved.
+    /// `None` where there is no test material.
     fn open(name: &str, weights: &str) -> Option<Self> {
         let shared = testkit::shared()?;
         let dir = shared.join("golden").join(name);
-        let tensors = testkit::tensors(&dir.join("batch.safetensors"));
-        let stored = &tensors["images_u8"];
-        let [n, _, size, _] = stored.shape[..] else { panic!("images of shape {:?}", stored.shape) };
-        let row = |r: &[f32]| Target { image: r[0] as usize, class: r[1] as usize, bbox: [r[2], r[3], r[4], r[5]] };
+        let batch = Batch::open(&dir, Pixels::Interleaved);
+        let row = |&[image, class, x, y, w, h]: &[f32; 6]| Target {
+            image: image as usize,
+            class: class as usize,
+            bbox: [x, y, w, h],
+        };
         let json = |path: &Path| -> Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
         let exact = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/trajectory_v8.json");
         Some(Self {
             graph: load(&shared.join("weights").join(weights), &LoadOptions::default()).unwrap(),
-            images: stored.data.iter().map(|&v| v as u8).collect(),
-            n,
-            size,
-            targets: tensors["labels"].data.chunks_exact(6).map(row).collect(),
-            predictions: tensors["predictions"].data.clone(),
+            targets: batch.labels.iter().map(row).collect(),
+            batch,
             recorded: json(&dir.join("trajectory.json")),
             exact: json(&exact)[name].clone(),
         })
@@ -62,12 +56,13 @@ impl Golden {
 
     /// All probabilities within 1e-4, all box values within 1e-3 pixels but for `loose` of them, which are within 3e-3.
     fn predicts(&self, loose: usize) {
-        let maps: Vec<HeadMap> = Infer::new(&self.graph, [self.size; 2]).unwrap().run(&self.images, self.n).unwrap();
+        let maps: Vec<HeadMap> =
+            Infer::new(&self.graph, [self.batch.size; 2]).unwrap().run(&self.batch.images, self.batch.n).unwrap();
         let ours = eval::decode(self.graph.head().unwrap().0, &raw(&maps));
         let (points, columns) = (ours.boxes(), ours.columns());
-        assert_eq!(self.predictions.len(), self.n * points * columns);
+        assert_eq!(self.batch.predictions.len(), self.batch.n * points * columns);
         let (mut worst, mut beyond) = ([0.0_f32; 2], 0);
-        for (at, want) in self.predictions.iter().enumerate() {
+        for (at, want) in self.batch.predictions.iter().enumerate() {
             let (image, column, point) = (at / points / columns, at / points % columns, at % points);
             let error = (ours.row(image, point)[column] - want).abs();
             let is_box = column < 4;
@@ -87,10 +82,10 @@ impl Golden {
         let criterion = Criterion::V8(V8Loss::default());
         let config = OptimConfig { kind: OptimKind::Sgd { nesterov: false }, weight_decay: 0.0 };
         let mut optimizer = Optimizer::new(config, &self.graph);
-        let mut net = TrainNet::new(self.graph.clone(), [self.size; 2]).unwrap();
+        let mut net = TrainNet::new(self.graph.clone(), [self.batch.size; 2]).unwrap();
         let mut gradients = Gradients::zeros(&net.graph);
         for (step, want) in self.exact[steps].as_array().unwrap().iter().enumerate() {
-            let maps = net.forward(&self.images, self.n, BnUpdate::Momentum).unwrap();
+            let maps = net.forward(&self.batch.images, self.batch.n, BnUpdate::Momentum).unwrap();
             let loss = criterion.evaluate(&head, &raw(&maps), &self.targets).unwrap();
             gradients.clear();
             net.backward(&loss.grads, &mut gradients);

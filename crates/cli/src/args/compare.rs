@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::value::{Device, positive, share_to_keep};
+use super::value::{positive, share_to_keep};
 use super::{DataArgs, ModelArgs};
 use crate::pipeline::{METHODS, Method};
 
@@ -36,9 +36,6 @@ pub struct Compare {
     /// Runs at a time, each with its share of the threads: small detectors train faster side by side
     #[arg(long, default_value = "1", value_name = "N", value_parser = positive)]
     pub jobs: usize,
-    /// What computes
-    #[arg(long, default_value = "cpu")]
-    pub device: Device,
     /// Folder of the comparison; one that was stopped is gone on with
     #[arg(long, short, default_value = "runs/compare", value_name = "FOLDER")]
     pub out: PathBuf,

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 
 use prune::Amount;
 
-use super::value::{Device, Multiple, bytes, latency, multiple, positive, rate, share, share_to_keep, share_to_remove};
+use super::value::{Multiple, bytes, latency, multiple, positive, rate, share, share_to_keep, share_to_remove};
 use super::{DataForm, ModelArgs, Optimizer};
 
 /// How small it has to become. Where several are given, all must be met.
@@ -193,9 +193,6 @@ pub struct Compress {
     /// Seed of all randomness [default: 0]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// What computes
-    #[arg(long, default_value = "cpu")]
-    pub device: Device,
     /// TOML file with everything above and more; a run writes its own as recipe.toml
     #[arg(long, value_name = "FILE.toml")]
     pub recipe: Option<PathBuf>,

@@ -23,6 +23,7 @@ pub use compress::{Compress, Demo, Prune};
 pub use dataset::{DataArgs, DataForm};
 pub use score::{Export, ExportFormat, Predict, Val};
 pub use train::{Optimizer, Train};
+use value::Device;
 
 /// Prunes, compresses, trains and evaluates YOLO detectors.
 #[derive(Debug, Parser)]
@@ -43,6 +44,9 @@ pub struct Global {
     /// Threads to compute with [default: one a core]
     #[arg(long, global = true, value_name = "N", value_parser = value::positive)]
     pub threads: Option<usize>,
+    /// What computes: `cpu`, or one of its instruction sets, such as `cpu:avx2`, for the figures of a CPU that has no more
+    #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE")]
+    pub device: Device,
 }
 
 #[derive(Debug, Subcommand)]

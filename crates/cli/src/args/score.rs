@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::value::{Device, positive, share};
+use super::value::{positive, share};
 use super::{DataArgs, DataForm, ModelArgs};
 
 /// Arguments of `val`.
@@ -37,9 +37,6 @@ pub struct Val {
     /// Images at a time
     #[arg(long, short, default_value = "8", value_name = "N", value_parser = positive)]
     pub batch: usize,
-    /// What computes
-    #[arg(long, default_value = "cpu")]
-    pub device: Device,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -62,9 +59,6 @@ pub struct Predict {
     /// Overlap above which of two boxes of a class the less confident goes
     #[arg(long, default_value = "0.45", value_name = "IOU", value_parser = share)]
     pub iou: f64,
-    /// What computes
-    #[arg(long, default_value = "cpu")]
-    pub device: Device,
     /// Folder the images go to [default: a new one, runs/predict, runs/predict2, ...]
     #[arg(long, short, value_name = "FOLDER")]
     pub out: Option<PathBuf>,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::value::{Device, positive, rate, share_to_remove};
+use super::value::{positive, rate, share_to_remove};
 use super::{DataArgs, ModelArgs};
 
 /// Arguments of `train`.
@@ -38,9 +38,6 @@ pub struct Train {
     /// Seed of all randomness
     #[arg(long, default_value = "0", value_name = "N")]
     pub seed: u64,
-    /// What computes
-    #[arg(long, default_value = "cpu")]
-    pub device: Device,
     /// Folder of the run [default: a new one, runs/train, runs/train2, ...]
     #[arg(long, short, value_name = "FOLDER")]
     pub out: Option<PathBuf>,

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use prune::Amount;
+use train::net::Isa;
 
 /// A whole number of at least one.
 pub fn positive(text: &str) -> Result<usize, String> {
@@ -80,21 +81,35 @@ fn number(text: &str) -> Option<f64> {
     text.parse::<f64>().ok().filter(|v| v.is_finite())
 }
 
-/// What computes. One device so far; the name is checked so that a script written for a GPU does not silently crawl.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Device {
-    #[default]
-    Cpu,
+/// What computes: the CPU, with the widest of its instruction sets or one by name. Other devices are refused, so that a script
+/// written for a GPU does not silently crawl. Exported models run as the embedded runtime sees fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device(Isa);
+
+impl Device {
+    /// Calls `f` with everything that is called from this thread computing on this device.
+    pub fn scope<R>(self, f: impl FnOnce() -> R) -> R {
+        self.0.scope(f)
+    }
 }
 
 impl FromStr for Device {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "cpu" => Ok(Self::Cpu),
-            _ => Err("this build computes on `cpu` only".into()),
+        let here = Isa::available();
+        match text.strip_prefix("cpu") {
+            Some("") => return Ok(Self(here[0])),
+            Some(rest) => {
+                let wanted = here.iter().find(|isa| rest.strip_prefix(':') == Some(isa.name()));
+                if let Some(isa) = wanted {
+                    return Ok(Self(*isa));
+                }
+            }
+            None => {}
         }
+        let names: Vec<String> = here.iter().map(|isa| format!("`cpu:{}`", isa.name())).collect();
+        Err(format!("Prunella computes on the CPU; `cpu` takes the best of what this one has: {}", names.join(", ")))
     }
 }
 
@@ -131,6 +146,19 @@ mod tests {
         assert_eq!(share_to_remove("0"), Ok(0.0));
         assert!(share_to_remove("1").is_err() && share_to_remove("inf").is_err());
         assert!(rate("0").is_err() && rate("1e-3").is_ok());
-        assert!(Device::from_str("cuda:0").is_err());
+    }
+
+    #[test]
+    fn devices_are_instruction_sets_of_this_cpu() {
+        assert_eq!(Device::from_str("cpu"), Ok(Device(Isa::available()[0])));
+        for isa in Isa::available() {
+            let device = Device::from_str(&format!("cpu:{}", isa.name()));
+            assert_eq!(device, Ok(Device(isa)));
+            assert_eq!(device.unwrap().scope(Isa::current), isa);
+        }
+        for bad in ["cuda:0", "0", "mps", "", "cpu:", "cpu:cpu", "cpubaseline", "cpu:Baseline", "cpu:0"] {
+            let message = Device::from_str(bad).unwrap_err();
+            assert!(message.contains("on the CPU") && message.contains("`cpu:baseline`"), "{bad}: {message}");
+        }
     }
 }

@@ -22,7 +22,11 @@ pub fn run(cli: &Cli) -> miette::Result<Exit> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         pool.map_err(|e| Error::failed(format!("cannot start {threads} threads: {e}"), "give fewer `--threads`"))?;
     }
-    match &cli.command {
+    cli.global.device.scope(|| command(&cli.command))
+}
+
+fn command(command: &Command) -> miette::Result<Exit> {
+    match command {
         Command::Info(args) => info::run(args),
         Command::Val(args) => val::run(args),
         Command::Predict(args) => predict::run(args),

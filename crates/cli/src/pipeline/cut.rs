@@ -241,7 +241,8 @@ impl Cut<'_> {
         let share = if calibration.is_some() { self.similarity_share } else { 0.0 };
         let (mut slim, mut plans) = (model.clone(), vec![]);
         if share < 1.0 {
-            let first = by_importance(model, self.importance, &target.before_similarity(reference, share), calibration)?;
+            let first =
+                by_importance(model, self.importance, &target.before_similarity(reference, share), calibration)?;
             slim = apply(model, &first)?;
             plans.push(first);
         }

@@ -143,7 +143,9 @@ fn panels(stages: &[Stage]) -> Vec<PrPanel> {
 fn environment() -> Vec<(String, String)> {
     let threads = rayon::current_num_threads().to_string();
     let system = format!("{} {}", std::env::consts::OS, std::env::consts::ARCH);
-    [("Prunella", env!("CARGO_PKG_VERSION").to_string()), ("threads", threads), ("system", system)]
+    let kernels = train::net::Isa::current().name().to_string();
+    let version = env!("CARGO_PKG_VERSION").to_string();
+    [("Prunella", version), ("threads", threads), ("kernels", kernels), ("system", system)]
         .map(|(k, v)| (k.to_string(), v))
         .into()
 }

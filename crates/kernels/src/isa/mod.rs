@@ -47,8 +47,21 @@ impl Isa {
         found
     }
 
+    /// `avx512`, `avx2`, `neon` or `baseline`.
+    pub fn name(self) -> &'static str {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => "avx2",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => "neon",
+            Self::Baseline => "baseline",
+        }
+    }
+
     /// What kernels called from this thread run on: the widest available, unless inside [`Isa::scope`].
-    pub(crate) fn current() -> Self {
+    pub fn current() -> Self {
         CHOSEN.get().unwrap_or_else(|| {
             let widest = Self::available()[0];
             CHOSEN.set(Some(widest));
@@ -56,7 +69,8 @@ impl Isa {
         })
     }
 
-    /// Calls `f` with kernels called from this thread running on `self`: how tests and benches compare instruction sets.
+    /// Calls `f` with kernels called from this thread running on `self`: how instruction sets are compared, and how
+    /// one machine repeats what another computes.
     ///
     /// Panics where this machine does not have it.
     pub fn scope<R>(self, f: impl FnOnce() -> R) -> R {

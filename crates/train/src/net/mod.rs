@@ -14,6 +14,7 @@ mod train;
 pub use clock::{Spent, Work};
 pub use infer::Infer;
 pub(crate) use infer::{load_images, run_plain};
+pub use kernels::Isa;
 pub(crate) use plan::{Kind, conv_shape};
 pub use train::{BnUpdate, TrainNet};
 

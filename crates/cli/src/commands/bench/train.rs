@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use ::train::evaluate::raw;
 use ::train::loss::Criterion;
-use ::train::net::{BnUpdate, Spent, TrainNet};
+use ::train::net::{BnUpdate, Isa, Spent, TrainNet};
 use ::train::optim::{OptimConfig, Optimizer};
 use ::train::schedule::{Schedule, ScheduleConfig};
 use ::train::{Error as TrainError, Gradients};
@@ -33,6 +33,8 @@ struct Steps {
     batch: usize,
     steps: usize,
     threads: usize,
+    /// Instruction set.
+    kernels: &'static str,
     ms_per_step: f64,
     /// Over the whole epoch with `--data`, loader included; else from the median step.
     images_per_s: f64,
@@ -98,6 +100,7 @@ pub fn run(args: &BenchTrain) -> miette::Result<Exit> {
         batch: args.batch,
         steps: timed.steps.len(),
         threads: rayon::current_num_threads(),
+        kernels: Isa::current().name(),
         ms_per_step,
         images_per_s: timed.images_per_s.unwrap_or(args.batch as f64 * 1e3 / ms_per_step),
         waited_ms: timed.waited_ms,
@@ -143,9 +146,10 @@ impl Steps {
         let memory = self.peak_rss_mb.map(|mb| format!(", {mb:.0} MB at most")).unwrap_or_default();
         let waited = self.waited_ms.map(|ms| format!(", {ms:.0} ms waiting for data")).unwrap_or_default();
         format!(
-            "{table}\n{work}\n{s}×{s}, batch {}, {} threads, {:.1} images a second{waited}{memory}\n",
+            "{table}\n{work}\n{s}×{s}, batch {}, {} threads, {}, {:.1} images a second{waited}{memory}\n",
             self.batch,
             self.threads,
+            self.kernels,
             self.images_per_s,
             s = self.imgsz
         )

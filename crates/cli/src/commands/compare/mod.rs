@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use graph::Graph;
 
 use serde::{Deserialize, Serialize};
+use train::net::Isa;
 
 use crate::args::Compare;
 use crate::detector::image_size;
@@ -106,6 +107,8 @@ fn side_by_side<T: Sync, R: Send>(
         return tasks.iter().map(work).collect();
     }
     let threads = (rayon::current_num_threads() / jobs).max(1);
+    // What computes was chosen for this thread.
+    let isa = Isa::current();
     let (next, done) = (AtomicUsize::new(0), Mutex::new(vec![]));
     let worker = || -> miette::Result<()> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
@@ -115,7 +118,7 @@ fn side_by_side<T: Sync, R: Send>(
             let i = next.fetch_add(1, Ordering::Relaxed);
             (i, tasks.get(i))
         } {
-            match pool.install(|| work(task)) {
+            match pool.install(|| isa.scope(|| work(task))) {
                 Ok(result) => done.lock().expect("no worker panics with it").push((i, result)),
                 Err(error) => {
                     next.store(tasks.len(), Ordering::Relaxed);
