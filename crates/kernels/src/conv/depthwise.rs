@@ -61,13 +61,18 @@ impl Products<'_> {
         });
     }
 
-    /// The same for four neighbours under a 3x3 kernel whose taps are `pixel` and `row` apart: inputs that several of them
-    /// read are loaded once.
+    /// The same for four neighbours under a `K`xK kernel whose taps are `pixel` and `row` apart, pixels `STRIDE` taps: inputs
+    /// that several of them read are loaded once.
     #[inline(always)]
-    fn apply_neighbours<S: Simd>(&mut self, s: S, pixels: &[Pixel; 4], [row, pixel]: [usize; 2]) {
+    fn apply_neighbours<S: Simd, const K: usize, const STRIDE: usize>(
+        &mut self,
+        s: S,
+        pixels: &[Pixel; 4],
+        Steps { row, pixel, .. }: Steps,
+    ) {
         let from = pixels[0].from;
-        assert!(from + 2 * row + 5 * pixel + self.channels <= self.source.len());
-        assert!(9 * self.channels <= self.filters.len());
+        assert!(from + (K - 1) * row + (3 * STRIDE + K - 1) * pixel + self.channels <= self.source.len());
+        assert!(K * K * self.channels <= self.filters.len());
         for_vectors!(S, self.channels, |c| {
             let mut sums = [s.splat(0.0); 4];
             for (sum, pixel) in sums.iter_mut().zip(pixels) {
@@ -77,21 +82,21 @@ impl Products<'_> {
                     Start::Destination => *sum = load(s, &self.to[pixel.to..], c),
                 }
             }
-            for y in 0..3 {
-                let (mut inputs, mut filters) = ([s.splat(0.0); 6], [s.splat(0.0); 3]);
-                for (i, input) in inputs.iter_mut().enumerate() {
-                    // SAFETY: `y <= 2`, `i <= 5` and `c` ends at most at `channels`: within the source (asserted above).
-                    let x = unsafe { range(self.source, from + y * row + i * pixel + c.start, c.len) };
-                    *input = load(s, x, c.at_zero());
-                }
-                for (i, filter) in filters.iter_mut().enumerate() {
-                    // SAFETY: nine filters of `channels` each (asserted above).
-                    let w = unsafe { range(self.filters, (3 * y + i) * self.channels + c.start, c.len) };
+            for y in 0..K {
+                let mut filters = [s.splat(0.0); K];
+                for (x, filter) in filters.iter_mut().enumerate() {
+                    // SAFETY: K * K filters of `channels` each (asserted above).
+                    let w = unsafe { range(self.filters, (K * y + x) * self.channels + c.start, c.len) };
                     *filter = load(s, w, c.at_zero());
                 }
-                for (i, filter) in filters.into_iter().enumerate() {
+                for i in 0..3 * STRIDE + K {
+                    // SAFETY: `y < K`, `i < 3 * STRIDE + K`, `c` ends at most at `channels`: in the source (asserted above).
+                    let x = unsafe { range(self.source, from + y * row + i * pixel + c.start, c.len) };
+                    let input = load(s, x, c.at_zero());
                     for (p, sum) in sums.iter_mut().enumerate() {
-                        *sum = s.fma(inputs[p + i], filter, *sum);
+                        if i >= p * STRIDE && i - p * STRIDE < K {
+                            *sum = s.fma(input, filters[i - p * STRIDE], *sum);
+                        }
                     }
                 }
             }
@@ -101,12 +106,23 @@ impl Products<'_> {
         });
     }
 
-    /// Floats from a row of taps to the next and from a tap to the next, of a 3x3 kernel.
-    fn steps(&self) -> Option<[usize; 2]> {
-        let [0, pixel, _, row, ..] = *self.taps else { return None };
-        let regular = self.taps.iter().copied().eq((0..9).map(|i| i / 3 * row + i % 3 * pixel));
-        regular.then_some([row, pixel])
+    /// How the taps lie, if they are those of a `K`xK kernel.
+    fn steps(&self, k: usize) -> Option<Steps> {
+        if self.taps.len() != k * k {
+            return None;
+        }
+        let (pixel, row) = (self.taps[1], self.taps[k]);
+        let regular = self.taps.iter().copied().eq((0..k * k).map(|i| i / k * row + i % k * pixel));
+        regular.then_some(Steps { kernel: k, row, pixel })
     }
+}
+
+/// Floats from a row of taps to the next and from a tap to the next, of a square kernel.
+#[derive(Clone, Copy)]
+struct Steps {
+    kernel: usize,
+    row: usize,
+    pixel: usize,
 }
 
 impl Kernel for Products<'_> {
@@ -114,12 +130,22 @@ impl Kernel for Products<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let steps = self.steps();
+        let steps = [3, 5].into_iter().find_map(|k| self.steps(k));
         let (fours, rest) = self.pixels.as_chunks::<4>();
         for pixels in fours {
+            let apart = |step: usize| (1..4).all(|i| pixels[i].from == pixels[0].from + i * step);
             match steps {
-                Some(steps) if (1..4).all(|i| pixels[i].from == pixels[0].from + i * steps[1]) => {
-                    self.apply_neighbours(s, pixels, steps);
+                Some(steps) if steps.kernel == 3 && apart(steps.pixel) => {
+                    self.apply_neighbours::<S, 3, 1>(s, pixels, steps);
+                }
+                Some(steps) if steps.kernel == 3 && apart(2 * steps.pixel) => {
+                    self.apply_neighbours::<S, 3, 2>(s, pixels, steps);
+                }
+                Some(steps) if steps.kernel == 5 && apart(steps.pixel) => {
+                    self.apply_neighbours::<S, 5, 1>(s, pixels, steps);
+                }
+                Some(steps) if steps.kernel == 5 && apart(2 * steps.pixel) => {
+                    self.apply_neighbours::<S, 5, 2>(s, pixels, steps);
                 }
                 _ => self.apply(s, pixels),
             }
@@ -210,10 +236,19 @@ impl Kernel for Gradient<'_> {
         for y in 0..self.dy.layout.h {
             let mut tap = 0;
             while tap < self.taps.len() {
+                // As many sums at a time as any instruction set has registers for, and never so few that each waits for the last.
                 match self.taps.len() - tap {
-                    9.. => {
+                    9 | 18.. => {
                         self.row::<S, 9>(s, y, tap);
                         tap += 9;
+                    }
+                    8 | 16.. => {
+                        self.row::<S, 8>(s, y, tap);
+                        tap += 8;
+                    }
+                    5.. => {
+                        self.row::<S, 5>(s, y, tap);
+                        tap += 5;
                     }
                     3.. => {
                         self.row::<S, 3>(s, y, tap);
