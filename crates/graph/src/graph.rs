@@ -261,6 +261,13 @@ pub(crate) fn infer(op: &Op, inputs: &[Shape], imgsz: [usize; 2]) -> Result<Shap
         Op::Upsample { factor } => {
             Ok(Shape { c: one.c, h: one.h.saturating_mul(*factor), w: one.w.saturating_mul(*factor) })
         }
+        Op::PixelShuffle { factor } => {
+            let phases = factor.saturating_mul(*factor);
+            if phases == 0 || one.c == 0 || !one.c.is_multiple_of(phases) {
+                return Err(format!("makes one channel of every {factor} x {factor}, the input has {}", one.c));
+            }
+            Ok(Shape { c: one.c / phases, h: one.h.saturating_mul(*factor), w: one.w.saturating_mul(*factor) })
+        }
         Op::MaxPool(p) => {
             let pad = p.pad[0].saturating_add(p.pad[1]);
             if p.stride == 0 || p.pad.iter().any(|&x| x >= p.kernel) {

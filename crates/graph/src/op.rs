@@ -23,6 +23,12 @@ pub enum Op {
     Upsample {
         factor: usize,
     },
+    /// Every `factor` x `factor` channels become one channel of as many times the rows and columns: channel
+    /// `(c * factor + dy) * factor + dx` is what channel c holds at the rows dy and columns dx of every block. After a 1x1
+    /// convolution it is a transposed convolution whose windows do not overlap; see [`Conv::unfolding`].
+    PixelShuffle {
+        factor: usize,
+    },
     MaxPool(MaxPool),
     /// Channels `start..start + len` of the input.
     Slice {
@@ -77,6 +83,16 @@ impl Conv {
             bias.push(((own - f64::from(norm.mean[o])) * scale + f64::from(norm.beta[o])) as f32);
         }
         (weight, bias)
+    }
+
+    /// The 1x1 convolution before a [`Op::PixelShuffle`] of `factor` that together are the transposed convolution of
+    /// `weight` (I, O, factor, factor) with stride `factor`, no padding and `bias` (O).
+    pub fn unfolding(weight: &Tensor, bias: Option<&[f32]>, factor: usize) -> Self {
+        let (inputs, outputs) = (weight.shape[0], weight.shape[1] * factor * factor);
+        let transposed = (0..outputs).flat_map(|o| (0..inputs).map(move |i| weight.data[i * outputs + o])).collect();
+        let bias = bias.map(|b| b.iter().flat_map(|&b| std::iter::repeat_n(b, factor * factor)).collect());
+        let weight = Tensor::new([outputs, inputs, 1, 1], transposed);
+        Self { weight, bias, stride: [1, 1], pad: [0, 0], groups: 1 }
     }
 
     /// One filter a channel, as many channels out as in.

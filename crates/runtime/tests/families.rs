@@ -56,6 +56,7 @@ fn every_family_predicts_what_the_reference_does() {
 #[test]
 fn families_are_told_apart() {
     for (name, family) in [
+        ("yolov6", Family::Yolov6),
         ("yolov9", Family::Yolov9),
         ("yolov9e", Family::Yolov9),
         ("yolov10", Family::Yolov10),

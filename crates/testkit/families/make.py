@@ -86,7 +86,20 @@ def yolo12():
     ])
 
 
-FAMILIES = {"yolov10": yolov10, "yolo26": yolo26, "yolov9": yolov9, "yolov9e": yolov9e, "yolo12": yolo12}
+def yolov6():
+    return dict(activation="torch.nn.ReLU()", reg_max=4, backbone=[
+        *STEM, one("Conv", 8, 3, 1, n=2), one("Conv", 16, 3, 2), one("Conv", 16, 3, 1), one("Conv", 16, 3, 2),
+        one("Conv", 16, 3, 1), one("Conv", 16, 3, 2), one("Conv", 16, 3, 1), one("SPPF", 16, 5),
+    ], head=[
+        one("Conv", 16, 1, 1), one("nn.ConvTranspose2d", 8, 2, 2, 0), cat(-1, 6), one("Conv", 16, 3, 1), one("Conv", 16, 3, 1, n=2),
+        one("Conv", 8, 1, 1), one("nn.ConvTranspose2d", 8, 2, 2, 0), cat(-1, 4), one("Conv", 16, 3, 1), one("Conv", 16, 3, 1),
+        one("Conv", 8, 3, 2), cat(-1, 15), one("Conv", 16, 3, 1), one("Conv", 16, 3, 1),
+        one("Conv", 8, 3, 2), cat(-1, 10), one("Conv", 16, 3, 1), one("Conv", 16, 3, 1),
+        one("Detect", "nc", f=[19, 23, 27]),
+    ])
+
+
+FAMILIES = {"yolov6": yolov6, "yolov10": yolov10, "yolo26": yolo26, "yolov9": yolov9, "yolov9e": yolov9e, "yolo12": yolo12}
 
 
 def build(name):

@@ -187,6 +187,7 @@ fn describe(node: &Node) -> String {
         Op::Concat => format!("concat {}", node.inputs.len()),
         Op::Add => "add".into(),
         Op::Upsample { factor } => format!("upsample ×{factor}"),
+        Op::PixelShuffle { factor } => format!("shuffle ×{factor}"),
         Op::MaxPool(pool) => format!("maxpool {k}×{k}{}", stride(pool.stride, pool.stride), k = pool.kernel),
         Op::Slice { start, len } => format!("slice {start}..{}", start + len),
         Op::Attention(a) if a.areas > 1 => format!("attention, {} heads, {} areas", a.heads, a.areas),

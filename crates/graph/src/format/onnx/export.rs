@@ -220,6 +220,13 @@ fn write_op(w: &mut Writer, name: &str, op: &Op, inputs: &[&str], out: Shape) ->
             ];
             w.node("Resize", &value, &[inputs[0], "", &scales], attributes)
         }
+        Op::PixelShuffle { factor } => {
+            let attributes = vec![
+                AttributeProto::int("blocksize", i64::try_from(*factor).unwrap_or(i64::MAX)),
+                AttributeProto::string("mode", "CRD"),
+            ];
+            w.node("DepthToSpace", &value, inputs, attributes)
+        }
         Op::MaxPool(pool) => {
             let [before, after] = pool.pad;
             let attributes = vec![

@@ -15,6 +15,7 @@ mod layers;
 mod names;
 mod problem;
 mod resize;
+mod shuffle;
 mod slices;
 mod source;
 mod tail;
