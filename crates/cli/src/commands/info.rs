@@ -196,7 +196,8 @@ fn describe(node: &Node) -> String {
         Op::Head(Head::Dfl(head)) => {
             let boxes = if head.reg_max == 1 { "distances" } else { "DFL" };
             let once = if head.end_to_end { ", end to end" } else { "" };
-            format!("head, {} levels, {boxes}{once}", head.strides.len())
+            let extra = head.extra.map_or(String::new(), |extra| format!(", {}", extra.name()));
+            format!("head, {} levels, {boxes}{once}{extra}", head.strides.len())
         }
         Op::Head(Head::Yolox(head)) => format!("head, {} levels, anchor-free", head.strides.len()),
     }

@@ -155,7 +155,7 @@ fn imgsz(file: &Checkpoint, model: Ref<'_>, strides: &[usize]) -> [usize; 2] {
 fn family_of(block: &str) -> Option<Family> {
     match block {
         // Of the families before YOLOv8's blocks the only one that learns how to enlarge a map.
-        "ConvTranspose2d" => Some(Family::Yolov6),
+        "ConvTranspose2d" | "PixelShuffle" => Some(Family::Yolov6),
         "C3" | "C2f" => Some(Family::Yolov8),
         "ELAN1" | "RepNCSPELAN4" | "AConv" | "ADown" | "SPPELAN" => Some(Family::Yolov9),
         "SCDown" | "C2fCIB" => Some(Family::Yolov10),
@@ -244,6 +244,7 @@ impl<'a> Build<'a> {
             "ADown" => self.a_down(module, path, x),
             "SPPELAN" => self.spp_elan(module, path, x),
             "CBLinear" => self.cb_linear(module, path, x),
+            "Proto" => self.proto(module, path, x),
             "SCDown" => self.pair_of(module, path, x),
             "CIB" => self.cib(module, path, x),
             "RepVGGDW" => self.merged(module, path, &["conv", "conv1"], x),
