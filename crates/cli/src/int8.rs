@@ -4,10 +4,10 @@ use std::path::Path;
 
 use data::{Dataset, Fit, Item, Loader, LoaderConfig, Mode};
 use eval::NmsConfig;
-use graph::Graph;
 use graph::format::onnx::{ExportOptions, export, export_quantized};
 use graph::format::write_whole;
 use graph::quant::Quantized;
+use graph::{Extra, Graph};
 use runtime::Session;
 use serde::{Deserialize, Serialize};
 use train::calibrate::Images;
@@ -61,6 +61,10 @@ impl Int8<'_> {
         let plain = export(self.graph, &self.options)?.len() as u64;
         let (head, _) = self.graph.head()?;
         let judges = match self.dataset.split("val") {
+            _ if head.extra() == Some(Extra::Angle) => {
+                ui::warn("turned boxes are not scored here; mAP is not measured");
+                0
+            }
             // Scales need no labels, mAP does.
             Ok(_) if self.dataset.names.len() != head.classes() => {
                 ui::warn("the dataset has other classes than the detector; mAP is not measured");

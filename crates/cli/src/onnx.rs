@@ -4,7 +4,7 @@ use std::path::Path;
 
 use graph::format::onnx::{ExportOptions, export};
 use graph::format::write_whole;
-use graph::{Graph, Head};
+use graph::{Extra, Graph, Head};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use runtime::Session;
@@ -39,6 +39,11 @@ pub fn export_verified(graph: &Graph, path: &Path, options: &ExportOptions) -> m
             Head::Dfl(_) => expected.extend((0..columns).flat_map(|k| rows.iter().skip(k).step_by(columns).copied())),
             Head::Anchor(_) | Head::Yolox(_) => expected.extend_from_slice(rows),
         }
+    }
+    if let (Some(Extra::Masks { .. }), Some(map)) = (head.extra(), maps.last()) {
+        let plane = map.h * map.w;
+        let channel = |i: usize, c: usize| map.data[i * plane * map.c..].iter().skip(c).step_by(map.c).take(plane);
+        expected.extend((0..n).flat_map(|i| (0..map.c).flat_map(move |c| channel(i, c).copied())));
     }
     let difference = session.verify(&planar(&pixels, n), [n, 3, h, w], &expected, TOLERANCE)?;
     write_whole(path, &bytes)?;

@@ -1,6 +1,6 @@
 //! Raw maps of a detection head to boxes and probabilities: all of them, or only those that can survive.
 
-use graph::{AnchorLevel, BoxDecode, Head};
+use graph::{AnchorLevel, BoxDecode, Extra, Head};
 use rayon::prelude::*;
 
 use crate::nms::{Candidate, suppress};
@@ -25,7 +25,7 @@ impl<'a> RawMap<'a> {
 }
 
 /// Decodes every box of every image. Rows are ordered level, anchor, row, column, as YOLOv5 exports them; heads without
-/// anchors have one anchor a cell. Formulas: [`BoxDecode`], [`graph::DflHead`], [`graph::YoloxHead`].
+/// anchors have one anchor a cell. Formulas: [`BoxDecode`], [`graph::DflHead`], [`graph::Extra`], [`graph::YoloxHead`].
 ///
 /// # Panics
 /// If `maps` are not the maps the head reads (count, channels, equal batch and matching sizes within a level).
@@ -38,20 +38,23 @@ pub fn decode(head: &Head, maps: &[RawMap]) -> Predictions {
             rows.extend(anchor.bbox());
             rows.extend(anchor.objectness.map(|raw| anchor.link.probability(raw)));
             rows.extend(anchor.classes.iter().map(|&raw| anchor.link.probability(raw)));
+            anchor.tell_extra(&mut rows);
         });
         rows
     };
     let data = (0..images).into_par_iter().map(decode_image).collect::<Vec<_>>().concat();
-    Predictions { data, images, classes: head.classes(), objectness }
+    let extra = head.extra().map_or(0, Extra::channels);
+    Predictions { data, images, classes: head.classes(), objectness, extra }
 }
 
 /// [`decode`] followed by [`nms`](crate::nms()), or, for a head that is end to end, by taking the best scores; without computing what the confidence threshold discards: raw values are
 /// compared with the threshold's logit, and only those that can pass are decoded. The result is exactly the same.
 ///
 /// # Panics
-/// As [`decode`].
+/// As [`decode`]; if the head's boxes are turned, whose overlap no upright boxes tell.
 pub fn detect(head: &Head, maps: &[RawMap], config: &NmsConfig) -> Vec<Vec<Detection>> {
     let images = check(head, maps);
+    assert!(head.extra() != Some(Extra::Angle), "turned boxes are decoded, not selected");
     let config = if head.end_to_end() { config.without_suppression() } else { *config };
     let detect_image = |image| {
         let mut candidates = Vec::new();
@@ -94,13 +97,15 @@ fn visit<'a>(head: &'a Head, maps: &[RawMap<'a>], image: usize, mut f: impl FnMu
                             rule: Rule::Prior { decode: level.decode, prior },
                             stride: level.stride as f32,
                             cell: [x as f32, y as f32],
+                            extra: None,
                         });
                     });
                 }
             }
         }
         Head::Dfl(head) => {
-            for (&stride, level) in head.strides.iter().zip(maps.chunks_exact(2)) {
+            let (pairs, beside) = maps.split_at(head.pairs());
+            for (i, (&stride, level)) in head.strides.iter().zip(pairs.chunks_exact(2)).enumerate() {
                 cells(&level[0], |y, x| {
                     f(Anchor {
                         raw_box: level[0].cell(image, y, x),
@@ -110,6 +115,7 @@ fn visit<'a>(head: &'a Head, maps: &[RawMap<'a>], image: usize, mut f: impl FnMu
                         rule: Rule::Distribution { bins: head.reg_max },
                         stride: stride as f32,
                         cell: [x as f32, y as f32],
+                        extra: head.extra.map(|extra| (extra, beside[i].cell(image, y, x))),
                     });
                 });
             }
@@ -125,6 +131,7 @@ fn visit<'a>(head: &'a Head, maps: &[RawMap<'a>], image: usize, mut f: impl FnMu
                         rule: Rule::Free,
                         stride: stride as f32,
                         cell: [x as f32, y as f32],
+                        extra: None,
                     });
                 });
             }
@@ -151,6 +158,8 @@ struct Anchor<'a> {
     stride: f32,
     /// Column and row of the cell.
     cell: [f32; 2],
+    /// Raw values of what is told beside.
+    extra: Option<(Extra, &'a [f32])>,
 }
 
 /// How the four sides of a box are coded.
@@ -187,10 +196,30 @@ impl Anchor<'_> {
                     1 => t[i],
                     _ => expectation(&t[i * bins..(i + 1) * bins]),
                 });
-                let centre = |c: f32, low: f32, high: f32| (c + 0.5 + (high - low) / 2.0) * stride;
-                [centre(cx, left, right), centre(cy, top, bottom), (left + right) * stride, (top + bottom) * stride]
+                let (mut x, mut y) = ((right - left) / 2.0, (bottom - top) / 2.0);
+                if let Some((Extra::Angle, raw)) = self.extra {
+                    let (sin, cos) = angle(raw[0]).sin_cos();
+                    (x, y) = (x * cos - y * sin, x * sin + y * cos);
+                }
+                let centre = |c: f32, off: f32| (c + 0.5 + off) * stride;
+                [centre(cx, x), centre(cy, y), (left + right) * stride, (top + bottom) * stride]
             }
             Rule::Free => [(t[0] + cx) * stride, (t[1] + cy) * stride, t[2].exp() * stride, t[3].exp() * stride],
+        }
+    }
+
+    /// Appends what is told beside the box and its classes, see [`Predictions`].
+    fn tell_extra(&self, row: &mut Vec<f32>) {
+        match self.extra {
+            None => {}
+            Some((Extra::Masks { .. }, raw)) => row.extend(raw),
+            Some((Extra::Keypoints { values, .. }, raw)) => {
+                for point in raw.chunks_exact(values) {
+                    row.extend(point.iter().zip(self.cell).map(|(t, c)| (2.0 * t + c) * self.stride));
+                    row.extend(point[2..].iter().map(|&t| sigmoid(t)));
+                }
+            }
+            Some((Extra::Angle, raw)) => row.push(angle(raw[0])),
         }
     }
 
@@ -256,6 +285,11 @@ impl Link {
 
 fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())
+}
+
+/// Radians, see [`Extra::Angle`].
+fn angle(raw: f32) -> f32 {
+    (sigmoid(raw) - 0.25) * std::f32::consts::PI
 }
 
 /// Mean of 0, 1, 2, ... under the softmax of `logits`.
@@ -334,6 +368,34 @@ mod tests {
         assert!(!predictions.has_objectness());
         // left 6, top 4, right 4, bottom 6 pixels of (4, 4).
         assert_row("dfl", predictions.row(0, 0), &[3.0, 5.0, 10.0, 10.0, 0.75]);
+    }
+
+    #[test]
+    fn decodes_by_hand_what_is_told_beside() {
+        let (boxes, class) = ([2.0, 1.0, 0.0, 3.0], [L]);
+        let row = |extra: Extra, raw: &[f32], rest: &[RawMap]| {
+            let head = Head::Dfl(DflHead { extra: Some(extra), ..DflHead::new(1, 1, vec![8]) });
+            let maps = [&[one(&boxes), one(&class), one(raw)], rest].concat();
+            decode(&head, &maps).row(0, 0).to_vec()
+        };
+        // left 16, top 8, right 0, bottom 24 pixels of (4, 4).
+        let upright = [-4.0, 12.0, 16.0, 32.0, 0.75];
+        let protos = [0.0; 8];
+        let protos = RawMap { n: 1, h: 2, w: 2, c: 2, data: &protos };
+        let masks = row(Extra::Masks { prototypes: 2 }, &[0.5, -3.0], &[protos]);
+        assert_row("masks", &masks, &[&upright[..], &[0.5, -3.0]].concat());
+        let points = row(Extra::Keypoints { points: 2, values: 3 }, &[1.0, -0.5, L, 0.0, 2.0, -L], &[]);
+        assert_row("keypoints", &points, &[&upright[..], &[16.0, -8.0, 0.75, 0.0, 32.0, 0.25]].concat());
+        let flat = row(Extra::Keypoints { points: 1, values: 2 }, &[1.0, -0.5], &[]);
+        assert_row("two values", &flat, &[&upright[..], &[16.0, -8.0]].concat());
+        // A quarter turn takes the offset (-8, 8) of the centre to (-8, -8).
+        let turned = row(Extra::Angle, &[L], &[]);
+        assert_row("angle", &turned, &[-4.0, -4.0, 16.0, 32.0, 0.75, std::f32::consts::FRAC_PI_2]);
+    }
+
+    /// A map of one cell.
+    fn one(data: &[f32]) -> RawMap<'_> {
+        RawMap { n: 1, h: 1, w: 1, c: data.len(), data }
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub fn nms(predictions: &Predictions, config: &NmsConfig) -> Vec<Vec<Detection>>
     let select = |image| {
         let mut candidates = Vec::new();
         for row in predictions.rows(image) {
-            let (bbox, scores) = row.split_at(4);
+            let (bbox, scores) = row[..row.len() - predictions.extra()].split_at(4);
             let (objectness, classes) = match scores.split_first() {
                 Some((&objectness, classes)) if predictions.has_objectness() => (objectness, classes),
                 _ => (1.0, scores),

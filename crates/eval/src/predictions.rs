@@ -5,7 +5,9 @@ use rayon::prelude::*;
 use crate::{Error, Result};
 
 /// Every box a detector proposes: per image a dense (boxes, columns) matrix with the columns centre x, centre y, width,
-/// height in canvas pixels, objectness if the head has one, class probabilities.
+/// height in canvas pixels, objectness if the head has one, class probabilities, and what the head tells beside: what each
+/// prototype counts for a mask; x and y in canvas pixels of every keypoint, and of three values how visible it is (0..1); the
+/// angle of the box in radians, about its centre.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Predictions {
     /// Row-major (images, boxes, columns).
@@ -13,6 +15,7 @@ pub struct Predictions {
     pub(crate) images: usize,
     pub(crate) classes: usize,
     pub(crate) objectness: bool,
+    pub(crate) extra: usize,
 }
 
 impl Predictions {
@@ -31,9 +34,14 @@ impl Predictions {
         self.objectness
     }
 
-    /// Values in a row: 5 + classes with objectness, 4 + classes without.
+    /// Columns after the class probabilities, see [`graph::Extra`].
+    pub fn extra(&self) -> usize {
+        self.extra
+    }
+
+    /// Values in a row: 5 + classes with objectness, 4 + classes without, and what is told beside.
     pub fn columns(&self) -> usize {
-        4 + usize::from(self.objectness) + self.classes
+        4 + usize::from(self.objectness) + self.classes + self.extra
     }
 
     /// Boxes per image.
@@ -59,13 +67,13 @@ impl Predictions {
     }
 }
 
-/// How an exported model lays out its single output.
+/// How an exported model lays out its boxes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// YOLOv5 exports: (N, boxes, 5 + classes) with objectness.
     Rows,
-    /// YOLOv8 exports: (N, 4 + classes, boxes) without objectness.
-    Columns,
+    /// YOLOv8 exports: (N, 4 + classes + extra, boxes) without objectness; `extra` is what is told beside.
+    Columns { extra: usize },
 }
 
 /// Reads the decoded output of an exported model, of the given `shape` and row-major.
@@ -75,16 +83,20 @@ pub enum Layout {
 pub fn candidates_from_rows(values: &[f32], shape: [usize; 3], layout: Layout, classes: usize) -> Result<Predictions> {
     let (columns, expected) = match layout {
         Layout::Rows => (shape[2], format!("(images, boxes, 5 + {classes} classes)")),
-        Layout::Columns => (shape[1], format!("(images, 4 + {classes} classes, boxes)")),
+        Layout::Columns { extra: 0 } => (shape[1], format!("(images, 4 + {classes} classes, boxes)")),
+        Layout::Columns { extra } => (shape[1], format!("(images, 4 + {classes} classes + {extra}, boxes)")),
     };
-    let objectness = layout == Layout::Rows;
+    let (objectness, extra) = match layout {
+        Layout::Rows => (true, 0),
+        Layout::Columns { extra } => (false, extra),
+    };
     let volume = shape.iter().try_fold(1usize, |product, &side| product.checked_mul(side));
-    if columns != 4 + usize::from(objectness) + classes || volume != Some(values.len()) {
+    if columns != 4 + usize::from(objectness) + classes + extra || volume != Some(values.len()) {
         return Err(Error::Shape { shape, values: values.len(), expected });
     }
     let data = match layout {
         Layout::Rows => values.to_vec(),
-        Layout::Columns => {
+        Layout::Columns { .. } => {
             let boxes = shape[2];
             let mut data = vec![0.0; values.len()];
             let images = data.par_chunks_mut((columns * boxes).max(1)).zip(values.par_chunks((columns * boxes).max(1)));
@@ -96,7 +108,7 @@ pub fn candidates_from_rows(values: &[f32], shape: [usize; 3], layout: Layout, c
             data
         }
     };
-    Ok(Predictions { data, images: shape[0], classes, objectness })
+    Ok(Predictions { data, images: shape[0], classes, objectness, extra })
 }
 
 #[cfg(test)]
@@ -109,8 +121,10 @@ mod tests {
         assert_eq!((rows.boxes(), rows.has_objectness(), rows.row(0, 0)[4]), (1, true, 0.5));
         // Two images of two boxes, one class: value = 100 * image + 10 * column + box.
         let values: Vec<f32> = (0..20).map(|i| (100 * (i / 10) + 10 * (i % 10 / 2) + i % 2) as f32).collect();
-        let columns = candidates_from_rows(&values, [2, 5, 2], Layout::Columns, 1).unwrap();
+        let columns = candidates_from_rows(&values, [2, 5, 2], Layout::Columns { extra: 0 }, 1).unwrap();
         assert_eq!(columns.row(1, 1), [101.0, 111.0, 121.0, 131.0, 141.0]);
+        let beside = candidates_from_rows(&values[..14], [1, 7, 2], Layout::Columns { extra: 2 }, 1).unwrap();
+        assert_eq!((beside.columns(), beside.classes(), beside.row(0, 1)[6]), (7, 1, 111.0));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The shortcut of `detect` against decoding everything first, and `nms` against a plain reading of its rule.
 
 use eval::{Detection, Layout, NmsConfig, Predictions, RawMap, candidates_from_rows, decode, detect, nms};
-use graph::{AnchorHead, AnchorLevel, BoxDecode, DflHead, Head, YoloxHead};
+use graph::{AnchorHead, AnchorLevel, BoxDecode, DflHead, Extra, Head, YoloxHead};
 use proptest::prelude::*;
 
 const CLASSES: usize = 3;
@@ -16,9 +16,14 @@ fn heads() -> impl Strategy<Value = Head> {
         let level = |stride| AnchorLevel { stride, anchors: vec![[12.0, 16.0], [33.0, 23.0]], decode };
         Head::Anchor(AnchorHead { classes: CLASSES, levels: vec![level(8), level(16)] })
     });
+    let extra = prop_oneof![
+        2 => Just(None),
+        1 => Just(Some(Extra::Masks { prototypes: 2 })),
+        1 => Just(Some(Extra::Keypoints { points: 2, values: 3 })),
+    ];
     prop_oneof![
         anchors,
-        Just(Head::Dfl(DflHead::new(CLASSES, 4, vec![8, 16]))),
+        extra.prop_map(|extra| Head::Dfl(DflHead { extra, ..DflHead::new(CLASSES, 4, vec![8, 16]) })),
         Just(Head::Yolox(YoloxHead { classes: CLASSES, strides: vec![8, 16] })),
     ]
 }
@@ -34,11 +39,10 @@ type OwnedMap = (usize, usize, usize, Vec<f32>);
 /// A head with maps for two images of 32x48 pixels.
 fn case() -> impl Strategy<Value = (Head, Vec<OwnedMap>)> {
     heads().prop_flat_map(|head| {
-        let strides = head.strides();
-        let per_level = head.inputs() / strides.len();
         let maps: Vec<_> = (0..head.inputs())
             .map(|i| {
-                let (h, w, c) = (32 / strides[i / per_level], 48 / strides[i / per_level], head.input_channels(i));
+                let stride = head.input_stride(i);
+                let (h, w, c) = (32 / stride, 48 / stride, head.input_channels(i));
                 prop::collection::vec(raw(), 2 * h * w * c).prop_map(move |data| (h, w, c, data))
             })
             .collect();

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Head, Op, Result};
+use crate::{Error, Extra, Head, Op, Result};
 
 /// Index of a node in [`Graph::nodes`].
 pub type NodeId = usize;
@@ -208,7 +208,10 @@ pub(crate) fn infer(op: &Op, inputs: &[Shape], imgsz: [usize; 2]) -> Result<Shap
     let arity = match op {
         Op::Input { .. } => 0,
         Op::Concat | Op::Add => inputs.len().max(1),
-        Op::Head(h) => h.inputs(),
+        Op::Head(h) => {
+            check(h)?;
+            h.inputs()
+        }
         _ => 1,
     };
     if inputs.len() != arity {
@@ -261,6 +264,13 @@ pub(crate) fn infer(op: &Op, inputs: &[Shape], imgsz: [usize; 2]) -> Result<Shap
         Op::Upsample { factor } => {
             Ok(Shape { c: one.c, h: one.h.saturating_mul(*factor), w: one.w.saturating_mul(*factor) })
         }
+        Op::PixelShuffle { factor } => {
+            let phases = factor.saturating_mul(*factor);
+            if phases == 0 || one.c == 0 || !one.c.is_multiple_of(phases) {
+                return Err(format!("makes one channel of every {factor} x {factor}, the input has {}", one.c));
+            }
+            Ok(Shape { c: one.c / phases, h: one.h.saturating_mul(*factor), w: one.w.saturating_mul(*factor) })
+        }
         Op::MaxPool(p) => {
             let pad = p.pad[0].saturating_add(p.pad[1]);
             if p.stride == 0 || p.pad.iter().any(|&x| x >= p.kernel) {
@@ -308,6 +318,22 @@ pub(crate) fn infer(op: &Op, inputs: &[Shape], imgsz: [usize; 2]) -> Result<Shap
             }
             Ok(Shape { c: 0, h: 0, w: 0 })
         }
+    }
+}
+
+/// Heads come from files: what they index with must be there.
+fn check(head: &Head) -> Result<(), String> {
+    match head {
+        Head::Dfl(h) if h.strides.is_empty() => Err("has no levels".into()),
+        Head::Dfl(crate::DflHead { extra: Some(Extra::Keypoints { points, values }), .. })
+            if *points == 0 || !(2..=3).contains(values) =>
+        {
+            Err(format!("tells {points} keypoints of {values} values, of which there are x, y and how visible it is"))
+        }
+        Head::Dfl(crate::DflHead { extra: Some(Extra::Masks { prototypes: 0 }), .. }) => {
+            Err("makes masks of no prototypes".into())
+        }
+        _ => Ok(()),
     }
 }
 

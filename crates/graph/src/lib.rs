@@ -21,6 +21,6 @@ mod tensor;
 pub use error::{Error, Result};
 pub use graph::{Family, Graph, Meta, Node, NodeId, Shape};
 pub use op::{
-    Act, AnchorHead, AnchorLevel, Attention, BatchNorm, BoxDecode, Conv, DflHead, Head, MaxPool, Op, YoloxHead,
+    Act, AnchorHead, AnchorLevel, Attention, BatchNorm, BoxDecode, Conv, DflHead, Extra, Head, MaxPool, Op, YoloxHead,
 };
 pub use tensor::Tensor;

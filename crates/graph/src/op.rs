@@ -23,6 +23,12 @@ pub enum Op {
     Upsample {
         factor: usize,
     },
+    /// Every `factor` x `factor` channels become one channel of as many times the rows and columns: channel
+    /// `(c * factor + dy) * factor + dx` is what channel c holds at the rows dy and columns dx of every block. After a 1x1
+    /// convolution it is a transposed convolution whose windows do not overlap; see [`Conv::unfolding`].
+    PixelShuffle {
+        factor: usize,
+    },
     MaxPool(MaxPool),
     /// Channels `start..start + len` of the input.
     Slice {
@@ -77,6 +83,16 @@ impl Conv {
             bias.push(((own - f64::from(norm.mean[o])) * scale + f64::from(norm.beta[o])) as f32);
         }
         (weight, bias)
+    }
+
+    /// The 1x1 convolution before a [`Op::PixelShuffle`] of `factor` that together are the transposed convolution of
+    /// `weight` (I, O, factor, factor) with stride `factor`, no padding and `bias` (O).
+    pub fn unfolding(weight: &Tensor, bias: Option<&[f32]>, factor: usize) -> Self {
+        let (inputs, outputs) = (weight.shape[0], weight.shape[1] * factor * factor);
+        let transposed = (0..outputs).flat_map(|o| (0..inputs).map(move |i| weight.data[i * outputs + o])).collect();
+        let bias = bias.map(|b| b.iter().flat_map(|&b| std::iter::repeat_n(b, factor * factor)).collect());
+        let weight = Tensor::new([outputs, inputs, 1, 1], transposed);
+        Self { weight, bias, stride: [1, 1], pad: [0, 0], groups: 1 }
     }
 
     /// One filter a channel, as many channels out as in.
@@ -261,11 +277,19 @@ impl Head {
         matches!(self, Self::Dfl(h) if h.end_to_end)
     }
 
+    /// What it tells of an object beside its box and class, if anything.
+    pub fn extra(&self) -> Option<Extra> {
+        match self {
+            Self::Dfl(h) => h.extra,
+            Self::Anchor(_) | Self::Yolox(_) => None,
+        }
+    }
+
     /// Stride of input number `i`: pixels of the image a cell.
     pub fn input_stride(&self, i: usize) -> usize {
         match self {
             Self::Anchor(h) => h.levels[i].stride,
-            Self::Dfl(h) => h.strides[i / 2],
+            Self::Dfl(h) => h.input_stride(i),
             Self::Yolox(h) => h.strides[i / 3],
         }
     }
@@ -274,7 +298,7 @@ impl Head {
     pub fn inputs(&self) -> usize {
         match self {
             Self::Anchor(h) => h.levels.len(),
-            Self::Dfl(h) => 2 * h.strides.len(),
+            Self::Dfl(h) => h.inputs(),
             Self::Yolox(h) => 3 * h.strides.len(),
         }
     }
@@ -283,13 +307,7 @@ impl Head {
     pub fn input_channels(&self, i: usize) -> usize {
         match self {
             Self::Anchor(h) => h.levels[i].anchors.len().saturating_mul(h.classes.saturating_add(5)),
-            Self::Dfl(h) => {
-                if i.is_multiple_of(2) {
-                    h.reg_max.saturating_mul(4)
-                } else {
-                    h.classes
-                }
-            }
+            Self::Dfl(h) => h.input_channels(i),
             Self::Yolox(h) => [4, 1, h.classes][i % 3],
         }
     }
@@ -336,12 +354,89 @@ pub struct DflHead {
     /// Trained to tell every object once (YOLOv10, YOLO26): the best scores are taken, overlapping boxes are not suppressed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub end_to_end: bool,
+    /// What it tells of an object beside its box and class. The maps for it follow those of boxes and classes: one a level,
+    /// of [`Extra::channels`], and after them the prototypes of masks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extra: Option<Extra>,
+}
+
+/// What a head tells of every object beside its box and class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Extra {
+    /// Its outline: the sigmoid of a sum of prototypes, so many masks of the whole image with half the finest level's
+    /// stride. A cell's channels are what each prototype counts.
+    Masks { prototypes: usize },
+    /// Places on it: channel `k * values + v` of a cell is x, y (`(2 t + c) * stride` pixels) and, of three values, the logit
+    /// of being visible, of keypoint k.
+    Keypoints { points: usize, values: usize },
+    /// By how much its box is turned about its own centre: `(s(t) - 1/4) * pi` radians, from the x axis to the y axis. The
+    /// distances to the sides are along the turned axes.
+    Angle,
+}
+
+impl Extra {
+    /// Channels a cell; saturates where numbers from a hostile file overflow.
+    pub fn channels(self) -> usize {
+        match self {
+            Self::Masks { prototypes } => prototypes,
+            Self::Keypoints { points, values } => points.saturating_mul(values),
+            Self::Angle => 1,
+        }
+    }
+
+    /// In the words of Ultralytics: `segment`, `pose`, `obb`.
+    pub fn task(self) -> &'static str {
+        match self {
+            Self::Masks { .. } => "segment",
+            Self::Keypoints { .. } => "pose",
+            Self::Angle => "obb",
+        }
+    }
+
+    /// What there is of it, for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Masks { .. } => "masks",
+            Self::Keypoints { .. } => "keypoints",
+            Self::Angle => "oriented boxes",
+        }
+    }
 }
 
 impl DflHead {
     /// A head whose boxes go through non-maximum suppression.
     pub fn new(classes: usize, reg_max: usize, strides: Vec<usize>) -> Self {
-        Self { classes, reg_max, strides, end_to_end: false }
+        Self { classes, reg_max, strides, end_to_end: false, extra: None }
+    }
+
+    /// Maps of boxes and classes: the first it reads.
+    pub fn pairs(&self) -> usize {
+        2 * self.strides.len()
+    }
+
+    fn inputs(&self) -> usize {
+        match self.extra {
+            None => self.pairs(),
+            Some(Extra::Masks { .. }) => 3 * self.strides.len() + 1,
+            Some(Extra::Keypoints { .. } | Extra::Angle) => 3 * self.strides.len(),
+        }
+    }
+
+    fn input_stride(&self, i: usize) -> usize {
+        match i.checked_sub(self.pairs()) {
+            None => self.strides[i / 2],
+            // Prototypes lie between the finest level and the image. An odd stride has no half that fits a map.
+            Some(level) => self.strides.get(level).copied().unwrap_or(self.strides[0] / 2),
+        }
+    }
+
+    fn input_channels(&self, i: usize) -> usize {
+        match (i.checked_sub(self.pairs()), self.extra) {
+            (Some(_), Some(extra)) => extra.channels(),
+            _ if i.is_multiple_of(2) => self.reg_max.saturating_mul(4),
+            _ => self.classes,
+        }
     }
 }
 

@@ -72,6 +72,9 @@ pub(crate) fn run(op: &Op, inputs: &[&Map], out: Shape) -> Vec<f64> {
         Op::Concat => inputs.iter().flat_map(|m| m.data.iter().copied()).collect(),
         Op::Add => (0..inputs[0].data.len()).map(|i| inputs.iter().map(|m| m.data[i]).sum()).collect(),
         Op::Upsample { factor } => build(out, |c, y, x| inputs[0].at(c, y / factor, x / factor)),
+        Op::PixelShuffle { factor } => {
+            build(out, |c, y, x| inputs[0].at((c * factor + y % factor) * factor + x % factor, y / factor, x / factor))
+        }
         Op::MaxPool(p) => build(out, |c, y, x| {
             let mut best = f64::NEG_INFINITY;
             for ky in 0..p.kernel {
@@ -142,5 +145,42 @@ fn act_f64(act: crate::Act, x: f64) -> f64 {
         Act::Relu => x.max(0.0),
         Act::Relu6 => x.clamp(0.0, 6.0),
         Act::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Conv, Family, Meta, Tensor};
+
+    /// The definition of a transposed convolution: every input value lays its filter, times the value, over the output.
+    #[test]
+    fn a_convolution_before_a_shuffle_is_a_transposed_one() {
+        let (inputs, outputs, factor, h, w) = (3, 2, 2, 2, 3);
+        let number = |i: usize| ((i * 37 % 23) as f32 - 11.0) / 8.0;
+        let weight = Tensor::new(
+            [inputs, outputs, factor, factor],
+            (0..inputs * outputs * factor * factor).map(number).collect::<Vec<_>>(),
+        );
+        let bias = [0.5, -0.25];
+        let image = Map {
+            shape: Shape { c: inputs, h, w },
+            data: (0..inputs * h * w).map(|i| f64::from(number(i + 5))).collect(),
+        };
+        let mut expected = vec![0.0; outputs * h * factor * w * factor];
+        for (at, sum) in expected.iter_mut().enumerate() {
+            *sum = f64::from(bias[at / (h * factor * w * factor)]);
+        }
+        for (i, y, x) in (0..inputs).flat_map(|i| (0..h).flat_map(move |y| (0..w).map(move |x| (i, y, x)))) {
+            for (tap, weight) in weight.outer(i).iter().enumerate() {
+                let (o, ky, kx) = (tap / (factor * factor), tap / factor % factor, tap % factor);
+                let (row, column) = (y * factor + ky, x * factor + kx);
+                expected[(o * h * factor + row) * w * factor + column] += f64::from(*weight) * image.at(i, y, x);
+            }
+        }
+        let mut graph = Graph::new(Meta { family: Family::Other, names: vec![], imgsz: [h, w] }, inputs);
+        let conv = graph.push("conv", Op::Conv(Conv::unfolding(&weight, Some(&bias), factor)), vec![0]);
+        graph.push("shuffle", Op::PixelShuffle { factor }, vec![conv]);
+        assert_eq!(forward(&graph, &image).unwrap()[2].data, expected);
     }
 }

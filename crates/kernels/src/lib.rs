@@ -9,6 +9,7 @@ mod norm;
 mod pointwise;
 mod pool;
 pub mod reference;
+mod shuffle;
 mod vectors;
 
 pub use attention::{attention_backward, attention_forward};
@@ -20,3 +21,4 @@ pub use map::{Layout, View, ViewMut};
 pub use norm::{BatchStats, BnAct, batch_stats, bn_act_backward, bn_act_forward};
 pub use pointwise::{act_backward, act_forward, add, copy, upsample_backward, upsample_forward};
 pub use pool::{Pool, max_pool_backward, max_pool_forward};
+pub use shuffle::{shuffle_backward, shuffle_forward};

@@ -228,6 +228,31 @@ fn upsample_source(factor: usize, x: &Map, y: &Map, i: usize) -> usize {
     x.index(row / y.h, row % y.h / factor, column / factor, c)
 }
 
+/// See [`crate::shuffle_forward`].
+pub fn shuffle_forward(factor: usize, x: &Map) -> Map {
+    let mut y = Map::zeros(x.n, x.h * factor, x.w * factor, x.c / (factor * factor));
+    for i in 0..y.data.len() {
+        y.data[i] = x.data[shuffle_source(factor, x, &y, i)];
+    }
+    y
+}
+
+/// See [`crate::shuffle_backward`]; `x` gives the shape.
+pub fn shuffle_backward(factor: usize, dy: &Map, x: &Map) -> Map {
+    let mut dx = x.like(|_| 0.0);
+    for i in 0..dy.data.len() {
+        dx.data[shuffle_source(factor, x, dy, i)] += dy.data[i];
+    }
+    dx
+}
+
+fn shuffle_source(factor: usize, x: &Map, y: &Map, i: usize) -> usize {
+    let (p, c) = (i / y.c, i % y.c);
+    let (image, row, column) = (p / y.w / y.h, p / y.w % y.h, p % y.w);
+    let channel = c * factor * factor + row % factor * factor + column % factor;
+    x.index(image, row / factor, column / factor, channel)
+}
+
 /// The softmax p_ij (positions x positions) of one head of image `n`.
 fn shares(a: &Attention, x: &Map, n: usize, head: usize) -> Vec<f64> {
     let positions = x.h * x.w;

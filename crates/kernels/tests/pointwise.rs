@@ -148,6 +148,22 @@ proptest! {
     }
 
     #[test]
+    fn shuffle(s in shape(), g in [gaps(), gaps()], seed in 0u64..1000, factor in 1usize..4) {
+        on_every_isa(|| {
+        let mut x = Buffer::noise(seed, [s[0], s[1], s[2], s[3] * factor * factor], g[0]);
+        let mut y = Buffer::noise(seed + 1, [s[0], s[1] * factor, s[2] * factor, s[3]], g[1]);
+        let (before, dx) = (x.map(), reference::shuffle_backward(factor, &y.map(), &x.map()));
+        let dy = y.clone();
+        kernels::shuffle_forward(factor, x.view(), y.view_mut());
+        y.assert_close(&reference::shuffle_forward(factor, &x.map()), 0.0);
+        kernels::shuffle_backward(factor, dy.view(), x.view_mut(), true);
+        x.assert_close(&plus(&before, &dx), 1e-6);
+        kernels::shuffle_backward(factor, dy.view(), x.view_mut(), false);
+        x.assert_close(&dx, 0.0);
+        });
+    }
+
+    #[test]
     fn copy_and_add(s in shape(), g in [gaps(), gaps(), gaps()], seed in 0u64..1000) {
         on_every_isa(|| {
         let (a, b) = (Buffer::noise(seed, s, g[0]), Buffer::noise(seed + 1, s, g[1]));

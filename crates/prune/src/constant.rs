@@ -74,6 +74,10 @@ pub(crate) fn values(
             Op::BatchNorm(bn) => one(c, &|v| norm(bn, c, v)),
             Op::Act(act) => one(c, &|v| activate(*act, v)),
             Op::Upsample { factor } => one(c, &|v| upsample(*factor, v, shapes[id])),
+            Op::PixelShuffle { factor } => {
+                let phases = (0..factor * factor).map(|phase| from(0, c * factor * factor + phase));
+                phases.collect::<Option<Vec<_>>>().map(|phases| shuffle(*factor, &phases, shapes[id]))
+            }
             Op::MaxPool(pool) => one(c, &|v| max_pool(*pool, v, shapes[node.inputs[0]], shapes[id])),
             Op::Slice { start, .. } => from(0, start + c).cloned(),
             Op::Add => (0..node.inputs.len()).map(|i| from(i, c).cloned()).reduce(|a, b| Some(add(a?, b?))).flatten(),
@@ -179,6 +183,27 @@ fn upsample(factor: usize, value: &Value, output: Shape) -> Value {
     let pixel = |place: usize| map[place / output.w / factor * width + place % output.w / factor];
     let map = (0..output.h * output.w).map(pixel).collect();
     Value { plane: Plane::Map(Rc::new(map)), variance: value.variance }
+}
+
+/// One channel made of `phases`, row by row.
+fn shuffle(factor: usize, phases: &[&Value], output: Shape) -> Value {
+    let variances: Option<Vec<f64>> = phases.iter().map(|phase| phase.variance).collect();
+    let variance = variances.map(|v| v.iter().sum::<f64>() / v.len() as f64);
+    if let Plane::Flat(first) = phases[0].plane
+        && phases.iter().all(|phase| matches!(phase.plane, Plane::Flat(value) if value == first))
+    {
+        return Value { plane: Plane::Flat(first), variance };
+    }
+    let width = output.w / factor;
+    let pixel = |place: usize| {
+        let (y, x) = (place / output.w, place % output.w);
+        match &phases[y % factor * factor + x % factor].plane {
+            Plane::Flat(value) => *value,
+            Plane::Map(map) => map[y / factor * width + x / factor],
+        }
+    };
+    let map = (0..output.h * output.w).map(pixel).collect();
+    Value { plane: Plane::Map(Rc::new(map)), variance }
 }
 
 fn max_pool(pool: MaxPool, value: &Value, input: Shape, output: Shape) -> Value {

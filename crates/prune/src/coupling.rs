@@ -1,8 +1,8 @@
 //! Which channels live or die together: one forward pass that carries channel ids along every edge (METHOD.md, 0).
 //!
 //! Every dense convolution gives its output channels fresh ids. BatchNorm, activation, pooling, upsampling and depthwise
-//! convolution pass the list of ids on, concat appends lists, slice takes a part, add unites the ids it sums, attention
-//! unites queries with keys and passes its values on. What union-find has united at the end is a [`Class`]: remove one of
+//! convolution pass the list of ids on, concat appends lists, slice takes a part, add unites the ids it sums, a pixel shuffle
+//! those it makes one channel of, attention unites queries with keys and passes its values on. What union-find has united at the end is a [`Class`]: remove one of
 //! its channels and all must go. There are no rules per architecture. A new operator has to be given its rule here before
 //! this crate compiles.
 
@@ -212,6 +212,15 @@ fn propagate(graph: &Graph, readers: &[Vec<NodeId>]) -> (Vec<Vec<usize>>, UnionF
                 fresh
             }
             Op::BatchNorm(_) | Op::Act(_) | Op::Upsample { .. } | Op::MaxPool(_) => first(),
+            // The phases of a channel are one channel: none can go alone.
+            Op::PixelShuffle { factor } => {
+                let phases = ids[node.inputs[0]].chunks(factor * factor);
+                let unite = |phases: &[usize]| {
+                    phases[1..].iter().for_each(|&phase| union.unite(phases[0], phase));
+                    phases[0]
+                };
+                phases.map(unite).collect()
+            }
             Op::Concat => node.inputs.iter().flat_map(|&i| ids[i].iter().copied()).collect(),
             Op::Add => {
                 for &other in &node.inputs[1..] {

@@ -126,6 +126,7 @@ pub fn kind(graph: &Graph, readers: &[Vec<NodeId>], shapes: &[Shape], id: NodeId
         Op::Concat => format!("concat of {} {on}", node.inputs.len()),
         Op::Add => format!("sum of {} {on}", node.inputs.len()),
         Op::Upsample { factor } => format!("upsample {factor} {on}"),
+        Op::PixelShuffle { factor } => format!("shuffle {factor} {on}"),
         Op::MaxPool(pool) => format!("pool {} stride {} {on}", pool.kernel, pool.stride),
         Op::Slice { .. } => format!("slice {on}"),
         Op::Attention(a) => format!("attention {}x{}x{} {on}", a.heads, a.key, a.value),

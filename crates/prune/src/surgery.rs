@@ -158,6 +158,7 @@ fn cut(op: &mut Op, input: &[usize], output: &[usize]) {
         | Op::Concat
         | Op::Add
         | Op::Upsample { .. }
+        | Op::PixelShuffle { .. }
         | Op::MaxPool(_)
         | Op::Attention(_)
         | Op::Head(_) => {}

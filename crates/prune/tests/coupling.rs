@@ -105,6 +105,19 @@ fn pools_and_upsampling_are_transparent() {
 }
 
 #[test]
+fn the_phases_of_a_shuffled_channel_go_together() {
+    let mut b = Builder::new(1);
+    let first = b.conv(0, 8, 1, 2, 1, true);
+    let up = b.push("shuffle", Op::PixelShuffle { factor: 2 }, vec![first]);
+    let reader = b.conv(up, 3, 3, 1, 1, false);
+    let coupling = of(&b);
+    assert_eq!(ties(&coupling, up, 1), (vec![first; 4], vec![reader]));
+    let channels: Vec<usize> = class(&coupling, up, 1).members.iter().map(|site| site.channel).collect();
+    assert_eq!(channels, [4, 5, 6, 7]);
+    assert_eq!(coupling.sets[class(&coupling, up, 1).set].carried, [(first, 4), (up, 1)]);
+}
+
+#[test]
 fn a_grouped_convolution_pins_both_its_sides() {
     let mut b = Builder::new(1);
     let first = b.conv(0, 4, 3, 1, 1, false);

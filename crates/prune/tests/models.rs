@@ -132,3 +132,24 @@ fn a_pruned_detector_is_saved_as_a_checkpoint() {
         assert!(params(&again) < params(&graph), "{name}: nothing was cut");
     }
 }
+
+/// The same for what the package has beside plain detectors: a learnt upsampling, masks, keypoints and turned boxes.
+#[test]
+fn pruned_heads_of_every_task_are_saved_as_checkpoints() {
+    for name in ["yolov6", "yolov8-seg", "yolov8-pose", "yolo11-pose", "yolo11-obb"] {
+        let graph = testkit::small(name).graph;
+        let coupling = Coupling::of(&graph).unwrap();
+        let random = Importance { criterion: Criterion::Random { seed: 5 }, limits: LOOSE, ..Importance::default() };
+        let plan = importance::plan(&graph, &coupling, &random, &target(&graph, &coupling, 0.3)).unwrap();
+        let slim = surgery::apply(&graph, &plan).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("slim.pt");
+        ultralytics::save(&slim, &path).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let again = load(&path, &LoadOptions::default()).unwrap();
+        let image = noise(6);
+        assert_eq!(difference(&outputs(&again, &image), &outputs(&slim, &image)), 0.0, "{name}");
+        assert_eq!(again.head().unwrap().0, graph.head().unwrap().0, "{name}");
+        let params = |graph: &Graph| cost::total(graph, graph.meta.imgsz).unwrap().params;
+        assert!(params(&again) < params(&graph), "{name}: nothing was cut");
+    }
+}

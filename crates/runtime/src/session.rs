@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use graph::format::onnx::{Metadata, read_metadata};
-use rten::{Dimension, Model, NodeId, RunOptions, ThreadPool, ValueOrView, ValueView};
+use rten::{Dimension, Model, NodeId, RunOptions, ThreadPool, Value, ValueOrView, ValueView};
 
 use crate::{Error, Result};
 
 /// What a model returned, row-major.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Output {
-    /// (N, rows, columns) or (N, columns, rows), see [`graph::format::onnx::export`].
+    /// Of boxes (N, rows, columns) or (N, columns, rows), see [`graph::format::onnx::export`].
     pub shape: Vec<usize>,
     pub data: Vec<f32>,
 }
@@ -21,7 +21,8 @@ pub struct Output {
 pub struct Session {
     model: Model,
     input: NodeId,
-    output: NodeId,
+    /// Boxes first.
+    outputs: Vec<NodeId>,
     pool: Arc<ThreadPool>,
     metadata: Metadata,
     input_shape: [Option<usize>; 4],
@@ -31,7 +32,7 @@ impl Session {
     /// Loads an ONNX detector to run on `threads` threads.
     ///
     /// # Errors
-    /// The file cannot be read, is no ONNX model, or is no detector: one 4-D input, one 3-D output.
+    /// The file cannot be read, is no ONNX model, or is no detector: one 4-D input, a 3-D output first.
     pub fn load(path: &Path, threads: usize) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.display().to_string(), source })?;
         Self::from_bytes(path, bytes, threads)
@@ -46,7 +47,7 @@ impl Session {
         let metadata = read_metadata(path, &bytes)?;
         let model = Model::load(bytes).map_err(|e| Error::Load { path: name(), what: e.to_string() })?;
         let not = |what: String| Error::NotADetector { path: name(), what };
-        let (&[input], &[output]) = (model.input_ids(), model.output_ids()) else {
+        let (&[input], &[output, ..]) = (model.input_ids(), model.output_ids()) else {
             let (inputs, outputs) = (model.input_ids().len(), model.output_ids().len());
             return Err(not(format!("it has {inputs} inputs and {outputs} outputs")));
         };
@@ -63,7 +64,8 @@ impl Session {
             _ => {}
         }
         let pool = Arc::new(ThreadPool::with_num_threads(threads));
-        Ok(Self { model, input, output, pool, metadata, input_shape })
+        let outputs = model.output_ids().to_vec();
+        Ok(Self { model, input, outputs, pool, metadata, input_shape })
     }
 
     /// Names, size and producer as the file states them.
@@ -76,11 +78,19 @@ impl Session {
         self.input_shape
     }
 
-    /// Runs the model on `images`, (N, C, H, W), RGB in 0..1.
+    /// Runs the model on `images`, (N, C, H, W), RGB in 0..1; returns its first output, the boxes.
     ///
     /// # Errors
     /// `images` are not of `shape`, or the model does not take that shape.
     pub fn run(&mut self, images: &[f32], shape: [usize; 4]) -> Result<Output> {
+        Ok(self.run_all(images, shape)?.swap_remove(0))
+    }
+
+    /// [`Session::run`] with every output: one at least.
+    ///
+    /// # Errors
+    /// As [`Session::run`]; the first output is not of three axes, or another of more than four.
+    pub fn run_all(&mut self, images: &[f32], shape: [usize; 4]) -> Result<Vec<Output>> {
         let refused = |what: String| Error::Input { shape, what };
         for (axis, (given, wanted)) in
             ["images", "channels", "rows", "columns"].iter().zip(shape.iter().zip(self.input_shape))
@@ -92,14 +102,23 @@ impl Session {
         let view =
             ValueView::from_shape(shape, images).map_err(|e| refused(format!("{} values given: {e}", images.len())))?;
         let options = RunOptions::default().with_thread_pool(Some(Arc::clone(&self.pool)));
-        let [value] = self
+        let values = self
             .model
-            .run_n(vec![(self.input, ValueOrView::from(view))], [self.output], Some(options))
+            .run(vec![(self.input, ValueOrView::from(view))], &self.outputs, Some(options))
             .map_err(|e| refused(e.to_string()))?;
-        let (shape, data) = value
-            .into_shape_vec::<f32, 3>()
-            .map_err(|e| refused(format!("the output is not an f32 array of three axes: {e}")))?;
-        Ok(Output { shape: shape.to_vec(), data })
+        let axes = std::iter::once(3).chain(std::iter::repeat(4));
+        let read = |(value, axes): (Value, usize)| match axes {
+            3 => value.into_shape_vec::<f32, 3>().map(|(shape, data)| Output { shape: shape.to_vec(), data }),
+            _ => value.into_shape_vec::<f32, 4>().map(|(shape, data)| Output { shape: shape.to_vec(), data }),
+        };
+        values
+            .into_iter()
+            .zip(axes)
+            .map(|pair| {
+                let axes = pair.1;
+                read(pair).map_err(|e| refused(format!("an output is not an f32 array of {axes} axes: {e}")))
+            })
+            .collect()
     }
 
     /// Milliseconds of each of `runs` runs on grey images of `shape`, after `warmup` runs that do not count.
@@ -119,19 +138,21 @@ impl Session {
         (0..runs).map(timed).collect()
     }
 
-    /// Largest absolute difference between the output on `images` and `expected`, in the units of the output (pixels for
-    /// boxes).
+    /// Largest absolute difference between the outputs on `images`, one after another, and `expected`, in the units of the
+    /// output (pixels for boxes).
     ///
     /// # Errors
     /// It exceeds `tolerance`, the lengths differ, a value is not finite, or [`Session::run`] fails.
     pub fn verify(&mut self, images: &[f32], shape: [usize; 4], expected: &[f32], tolerance: f32) -> Result<f32> {
-        let output = self.run(images, shape)?;
-        if output.data.len() != expected.len() {
-            let what = format!("{:?} values, {} were expected", output.shape, expected.len());
+        let outputs = self.run_all(images, shape)?;
+        let shapes: Vec<&[usize]> = outputs.iter().map(|o| &o.shape[..]).collect();
+        let data: Vec<f32> = outputs.iter().flat_map(|o| &o.data).copied().collect();
+        if data.len() != expected.len() {
+            let what = format!("{shapes:?} values, {} were expected", expected.len());
             return Err(Error::Differs { what });
         }
         let mut worst = (0, 0.0f32);
-        for (i, (a, b)) in output.data.iter().zip(expected).enumerate() {
+        for (i, (a, b)) in data.iter().zip(expected).enumerate() {
             let difference = (a - b).abs();
             // A NaN compares as the worst of all.
             if difference.is_nan() || difference > worst.1 {
@@ -140,7 +161,7 @@ impl Session {
         }
         let (at, difference) = worst;
         if difference > tolerance {
-            let what = format!("value {at} is {}, expected {} (tolerance {tolerance})", output.data[at], expected[at]);
+            let what = format!("value {at} is {}, expected {} (tolerance {tolerance})", data[at], expected[at]);
             return Err(Error::Differs { what });
         }
         Ok(difference)

@@ -98,8 +98,10 @@ impl Random {
         let sum = self.push(Op::Add, &[normed, relu, x]);
         let pooled = self.push(Op::MaxPool(MaxPool { kernel: 2, stride: 2, pad: [0, 0] }), &[sum]);
         let up = self.push(Op::Upsample { factor: 2 }, &[pooled]);
+        let phases = self.conv(pooled, [8, 8, 1, 1], [1; 2], [0, 0], 1);
+        let shuffled = self.push(Op::PixelShuffle { factor: 2 }, &[phases]);
         let same = self.push(Op::MaxPool(MaxPool { kernel: 2, stride: 1, pad: [0, 1] }), &[sum]);
-        let joined = self.push(Op::Concat, &[up, same]);
+        let joined = self.push(Op::Concat, &[up, shuffled, same]);
         let part = self.push(Op::Slice { start: 4, len: 8 }, &[joined]);
         let qkv = self.conv(part, [20, 8, 1, 1], [1, 1], [0, 0], 1);
         let mixed = self.push(Op::Attention(Attention { heads: 2, key: 3, value: 4, areas: 2 }), &[qkv]);

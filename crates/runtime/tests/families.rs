@@ -5,8 +5,9 @@ mod common;
 
 use common::{assert_exported, predictions, raw};
 use eval::{NmsConfig, detect};
+use graph::format::onnx::{ExportOptions, export};
 use graph::reference::forward;
-use graph::{Family, Graph, Tensor};
+use graph::{Extra, Family, Graph, Tensor};
 use testkit::{FAMILIES, Small, small};
 
 /// Boxes as (x1, y1, x2, y2, score, class), best first: every one, as the end-to-end heads give them.
@@ -48,7 +49,14 @@ fn every_family_predicts_what_the_reference_does() {
         } else {
             let all: Vec<f64> = predictions(graph, &maps).into_iter().map(f64::from).collect();
             let boxes = outputs[0].shape[2];
-            compare(name, &all, &outputs[0], |i| if i / boxes < 4 { 2e-3 } else { 1e-4 });
+            let (rows, prototypes) = all.split_at(outputs[0].len());
+            // Boxes and keypoints are in pixels, as is the sum that a mask is made of in its own unit.
+            let pixels = |row: usize| row < 4 || row >= 4 + graph.meta.names.len();
+            compare(name, rows, &outputs[0], |i| if pixels(i / boxes) { 2e-3 } else { 1e-4 });
+            assert_eq!(prototypes.is_empty(), outputs.len() == 1, "{name}");
+            if let Some(theirs) = outputs.get(1) {
+                compare(name, prototypes, theirs, |_| 1e-4);
+            }
         }
     }
 }
@@ -56,11 +64,14 @@ fn every_family_predicts_what_the_reference_does() {
 #[test]
 fn families_are_told_apart() {
     for (name, family) in [
+        ("yolov6", Family::Yolov6),
         ("yolov9", Family::Yolov9),
         ("yolov9e", Family::Yolov9),
         ("yolov10", Family::Yolov10),
         ("yolo12", Family::Yolo12),
         ("yolo26", Family::Yolo26),
+        ("yolov8-seg", Family::Yolov8),
+        ("yolo11-obb", Family::Yolo11),
     ] {
         let graph = small(name).graph;
         assert_eq!(graph.meta.family, family, "{name}");
@@ -74,4 +85,29 @@ fn exports_are_what_the_reference_computes() {
         println!("{name}");
         assert_exported(&small(name).graph, [64, 96], 2e-3);
     }
+}
+
+#[test]
+fn what_is_told_beside_a_box_is_read_from_the_file() {
+    for (name, extra) in [
+        ("yolov6", None),
+        ("yolov8-seg", Some(Extra::Masks { prototypes: 6 })),
+        ("yolov8-pose", Some(Extra::Keypoints { points: 4, values: 2 })),
+        ("yolo11-pose", Some(Extra::Keypoints { points: 3, values: 3 })),
+        ("yolo11-obb", Some(Extra::Angle)),
+    ] {
+        assert_eq!(small(name).graph.head().unwrap().0.extra(), extra, "{name}");
+    }
+}
+
+/// Only their own exports: nothing here makes a graph of such a file again.
+#[test]
+fn exports_with_more_than_boxes_are_refused_as_graphs() {
+    let graph = small("yolov8-seg").graph;
+    let folder = testkit::unpacked("yolov8-seg");
+    let path = folder.path().join("seg.onnx");
+    let bytes = export(&graph, &ExportOptions { imgsz: [64, 96], batch: 1, dynamic_batch: false }).unwrap();
+    std::fs::write(&path, bytes).unwrap();
+    let refused = graph::format::load(&path, &Default::default()).unwrap_err().to_string();
+    assert!(refused.contains("task `segment`"), "{refused}");
 }

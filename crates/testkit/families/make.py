@@ -3,7 +3,7 @@
 usage: make.py OUT_DIR [NAME ...]
 
 Writes NAME.zip with NAME.pt (half precision, as the package saves a training checkpoint) and NAME.safetensors: `images_u8`
-(1, 3, 64, 96) and `output0`, what the package predicts for it in eval mode. Channels are as few as the blocks
+(1, 3, 64, 96) and `output0`, what the package predicts for it in eval mode (`output1`: the prototypes of masks). Channels are as few as the blocks
 allow, and a weight has one of sixteen values, so that the files are small. BatchNorm statistics are random too, so that a
 layer read wrongly shows.
 """
@@ -86,13 +86,52 @@ def yolo12():
     ])
 
 
-FAMILIES = {"yolov10": yolov10, "yolo26": yolo26, "yolov9": yolov9, "yolov9e": yolov9e, "yolo12": yolo12}
+def yolov6():
+    return dict(activation="torch.nn.ReLU()", reg_max=4, backbone=[
+        *STEM, one("Conv", 8, 3, 1, n=2), one("Conv", 16, 3, 2), one("Conv", 16, 3, 1), one("Conv", 16, 3, 2),
+        one("Conv", 16, 3, 1), one("Conv", 16, 3, 2), one("Conv", 16, 3, 1), one("SPPF", 16, 5),
+    ], head=[
+        one("Conv", 16, 1, 1), one("nn.ConvTranspose2d", 8, 2, 2, 0), cat(-1, 6), one("Conv", 16, 3, 1), one("Conv", 16, 3, 1, n=2),
+        one("Conv", 8, 1, 1), one("nn.ConvTranspose2d", 8, 2, 2, 0), cat(-1, 4), one("Conv", 16, 3, 1), one("Conv", 16, 3, 1),
+        one("Conv", 8, 3, 2), cat(-1, 15), one("Conv", 16, 3, 1), one("Conv", 16, 3, 1),
+        one("Conv", 8, 3, 2), cat(-1, 10), one("Conv", 16, 3, 1), one("Conv", 16, 3, 1),
+        one("Detect", "nc", f=[19, 23, 27]),
+    ])
+
+
+def yolov8(*head):
+    return dict(reg_max=4, backbone=[
+        *STEM, one("C2f", 8, True), one("Conv", 16, 3, 2), one("C2f", 16, True), one("Conv", 16, 3, 2), one("C2f", 16, True),
+        one("Conv", 16, 3, 2), one("C2f", 16, True), one("SPPF", 16, 5),
+    ], head=[
+        UP, cat(-1, 6), one("C2f", 16), UP, cat(-1, 4), one("C2f", 16), one("Conv", 16, 3, 2), cat(-1, 12), one("C2f", 16),
+        one("Conv", 16, 3, 2), cat(-1, 9), one("C2f", 16), one(*head, f=[15, 18, 21]),
+    ])
+
+
+def yolo11(*head):
+    return dict(reg_max=4, backbone=[
+        *STEM, one("C3k2", 16, False, 0.25), one("Conv", 16, 3, 2), one("C3k2", 16, False, 0.25),
+        one("Conv", 16, 3, 2), one("C3k2", 16, True), one("Conv", 16, 3, 2), one("C3k2", 16, True), one("SPPF", 16, 5),
+    ], head=[
+        UP, cat(-1, 6), one("C3k2", 16, False), UP, cat(-1, 4), one("C3k2", 16, False),
+        one("Conv", 16, 3, 2), cat(-1, 12), one("C3k2", 16, False),
+        one("Conv", 16, 3, 2), cat(-1, 9), one("C3k2", 16, True), one(*head, f=[15, 18, 21]),
+    ])
+
+
+FAMILIES = {"yolov6": yolov6, "yolov10": yolov10, "yolo26": yolo26, "yolov9": yolov9, "yolov9e": yolov9e, "yolo12": yolo12,
+            "yolov8-seg": lambda: yolov8("Segment", "nc", 6, 12), "yolov8-pose": lambda: yolov8("Pose", "nc", [4, 2]),
+            "yolo11-pose": lambda: yolo11("Pose", "nc", [3, 3]), "yolo11-obb": lambda: yolo11("OBB", "nc", 1)}
 
 
 def build(name):
     spec = FAMILIES[name]()
+    if spec["head"][-1][2] == "Pose":
+        spec["kpt_shape"] = spec["head"][-1][3][1]
     spec.update(nc=3, scales={"n": [1.0, 1.0, 1024]}, scale="n")
-    return tasks.DetectionModel(copy.deepcopy(spec), ch=3, nc=3, verbose=False)
+    model = {"seg": tasks.SegmentationModel, "pose": tasks.PoseModel, "obb": tasks.OBBModel}.get(name.split("-")[-1], tasks.DetectionModel)
+    return model(copy.deepcopy(spec), ch=3, nc=3, verbose=False)
 
 
 # Where blocks add to what they read, smaller weights keep the sums within what f32 can tell apart.
@@ -140,7 +179,7 @@ def make(name, folder):
     rng = np.random.default_rng(1)
     model = build(name)
     head = model.model[-1]
-    for branch in ("cv2", "cv3", "one2one_cv2", "one2one_cv3"):
+    for branch in ("cv2", "cv3", "cv4", "one2one_cv2", "one2one_cv3"):
         narrow(getattr(head, branch, None), 8)
     for key, value in model.named_parameters():
         value.requires_grad = ".dfl" not in key

@@ -80,7 +80,18 @@ impl Batch {
 }
 
 /// The small detectors in `families/`, one of each kind the module-tree loader knows; see `families/make.py`.
-pub const FAMILIES: [&str; 5] = ["yolov9", "yolov9e", "yolov10", "yolo12", "yolo26"];
+pub const FAMILIES: [&str; 10] = [
+    "yolov6",
+    "yolov9",
+    "yolov9e",
+    "yolov10",
+    "yolo12",
+    "yolo26",
+    "yolov8-seg",
+    "yolov8-pose",
+    "yolo11-pose",
+    "yolo11-obb",
+];
 
 /// A small detector of random weights, and what the software it comes from predicts for an image.
 pub struct Small {

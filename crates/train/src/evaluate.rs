@@ -3,7 +3,7 @@
 use data::{Batch, Dataset, Fit, Item, Loader};
 use eval::coco::{self, Annotation, Category, GroundTruth, Image, MapResult, ScoredBox};
 use eval::{Detection, NmsConfig};
-use graph::{Family, Graph, Head};
+use graph::{Extra, Family, Graph, Head};
 
 use crate::Result;
 use crate::loss::RawMap;
@@ -20,9 +20,15 @@ impl Detector {
     /// Readies `graph` for square images of `imgsz` pixels.
     ///
     /// # Errors
-    /// The graph has no head or does not fit that size.
+    /// The graph has no head, does not fit that size, or tells boxes that are turned.
     pub fn new(graph: &Graph, imgsz: usize) -> Result<Self> {
         let (head, _) = graph.head()?;
+        if head.extra() == Some(Extra::Angle) {
+            let what = "its boxes are turned: Prunella neither selects nor scores such boxes";
+            return Err(graph::Error::node("head", what)
+                .hint("`prune` and `export` work; run the export with Ultralytics to detect and to measure mAP")
+                .into());
+        }
         Ok(Self { infer: Infer::new(graph, [imgsz, imgsz])?, head: head.clone() })
     }
 

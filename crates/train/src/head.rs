@@ -56,7 +56,7 @@ impl<'a> Rows<'a> {
                 let bias = (0.6 / (new as f32 - 0.99999)).ln();
                 Some(Self { blocks: h.levels[i].anchors.len(), keep: 5, old, classes, bias: bias.min(0.0) })
             }
-            Head::Dfl(h) if i % 2 == 1 => {
+            Head::Dfl(h) if i < h.pairs() && i % 2 == 1 => {
                 let cells = imgsz as f32 / h.strides[i / 2] as f32;
                 Some(Self { blocks: 1, keep: 0, old, classes, bias: (5.0 / new as f32 / (cells * cells)).ln() })
             }

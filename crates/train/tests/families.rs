@@ -2,6 +2,7 @@
 
 use graph::reference::forward;
 use testkit::{FAMILIES, small};
+use train::evaluate::Detector;
 use train::loss::Criterion;
 use train::net::Infer;
 
@@ -36,7 +37,18 @@ fn heads_without_a_loss_are_refused_in_words() {
         let graph = small(name).graph;
         let head = graph.head().unwrap().0;
         let refused = Criterion::of(head, 640).err().map(|e| e.to_string());
-        assert_eq!(refused.is_some(), head.end_to_end(), "{name}: {refused:?}");
-        assert!(refused.is_none_or(|e| e.contains("end-to-end")), "{name}");
+        assert_eq!(refused.is_some(), head.end_to_end() || head.extra().is_some(), "{name}: {refused:?}");
+        let reason = head.extra().map_or("end-to-end", graph::Extra::name);
+        assert!(refused.is_none_or(|e| e.contains(reason)), "{name}");
+    }
+}
+
+#[test]
+fn turned_boxes_are_not_taken_for_upright_ones() {
+    for name in FAMILIES {
+        let graph = small(name).graph;
+        let turned = graph.head().unwrap().0.extra() == Some(graph::Extra::Angle);
+        let refused = Detector::new(&graph, 64).err().map(|e| e.to_string());
+        assert_eq!(refused.is_some(), turned, "{name}: {refused:?}");
     }
 }

@@ -82,8 +82,12 @@ fn graph(corners: Corners) -> Graph {
     let nested = b.push(Op::Concat, vec![sppf, mixed, c2f, c2f]);
     let down = b.block(nested, [54, 9], 3, 2, 1, Act::Silu);
     let up = b.push(Op::Upsample { factor: 2 }, vec![down]);
-    let neck = b.push(Op::Concat, vec![up, nested]);
-    let act = b.conv(neck, [63, 7], 1, 1, 1);
+    // A transposed convolution, the map it makes read twice.
+    let phases = b.conv(down, [9, 12], 1, 1, 1);
+    let shuffled = b.push(Op::PixelShuffle { factor: 2 }, vec![phases]);
+    let again = b.block(shuffled, [3, 3], 3, 1, 1, Act::Silu);
+    let neck = b.push(Op::Concat, vec![up, nested, shuffled, again]);
+    let act = b.conv(neck, [69, 7], 1, 1, 1);
     let act = b.push(Op::Act(Act::Silu), vec![act]);
     let out = b.conv(act, [7, 4], 3, 1, 1);
     if let Op::Conv(c) = &mut b.graph.nodes[out].op {

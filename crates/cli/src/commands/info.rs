@@ -187,6 +187,7 @@ fn describe(node: &Node) -> String {
         Op::Concat => format!("concat {}", node.inputs.len()),
         Op::Add => "add".into(),
         Op::Upsample { factor } => format!("upsample ×{factor}"),
+        Op::PixelShuffle { factor } => format!("shuffle ×{factor}"),
         Op::MaxPool(pool) => format!("maxpool {k}×{k}{}", stride(pool.stride, pool.stride), k = pool.kernel),
         Op::Slice { start, len } => format!("slice {start}..{}", start + len),
         Op::Attention(a) if a.areas > 1 => format!("attention, {} heads, {} areas", a.heads, a.areas),
@@ -195,7 +196,8 @@ fn describe(node: &Node) -> String {
         Op::Head(Head::Dfl(head)) => {
             let boxes = if head.reg_max == 1 { "distances" } else { "DFL" };
             let once = if head.end_to_end { ", end to end" } else { "" };
-            format!("head, {} levels, {boxes}{once}", head.strides.len())
+            let extra = head.extra.map_or(String::new(), |extra| format!(", {}", extra.name()));
+            format!("head, {} levels, {boxes}{once}{extra}", head.strides.len())
         }
         Op::Head(Head::Yolox(head)) => format!("head, {} levels, anchor-free", head.strides.len()),
     }

@@ -35,13 +35,20 @@ impl Exported {
         let [_, rows, columns] = probe.shape[..] else {
             return Err(refuse(format!("it has an output of {} axes", probe.shape.len())));
         };
+        let stated = session.metadata().names.clone();
+        let task = session.metadata().task.clone().unwrap_or_else(|| "detect".into());
         // There are always more boxes than columns: the smallest input in use has over a thousand.
-        let (layout, classes) = match rows > columns {
-            true => (Layout::Rows, columns.checked_sub(5)),
-            false => (Layout::Columns, rows.checked_sub(4)),
+        let (layout, classes) = match (rows > columns, task.as_str()) {
+            (true, "detect") => (Layout::Rows, columns.checked_sub(5)),
+            (false, "detect") => (Layout::Columns { extra: 0 }, rows.checked_sub(4)),
+            // What is told beside the classes follows them; how many those are only their names say.
+            (false, "segment" | "pose") if !stated.is_empty() => {
+                let extra = rows.checked_sub(4 + stated.len());
+                (Layout::Columns { extra: extra.unwrap_or(0) }, extra.map(|_| stated.len()))
+            }
+            _ => return Err(refuse(format!("it is for the task `{task}`, its output is {:?}", probe.shape))),
         };
         let classes = classes.filter(|&n| n > 0).ok_or_else(|| refuse(format!("its output is {:?}", probe.shape)))?;
-        let stated = session.metadata().names.clone();
         if !stated.is_empty() && stated.len() != classes {
             return Err(refuse(format!("it names {} classes, its output has room for {classes}", stated.len())));
         }

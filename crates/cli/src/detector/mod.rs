@@ -10,6 +10,7 @@ use graph::Graph;
 
 use crate::args::load_model;
 use crate::exit::{Error, Exit};
+use crate::ui;
 
 /// Images of one size in, boxes in pixels of that size out.
 pub struct Detector {
@@ -45,6 +46,9 @@ impl Detector {
             }
         }
         let graph = load_model(model, weights)?;
+        if let Some(extra) = graph.head()?.0.extra() {
+            ui::note(format_args!("This detector tells {} too; here its boxes alone count", extra.name()));
+        }
         let imgsz = image_size(&graph, imgsz)?;
         Self::of(graph, imgsz)
     }

@@ -79,6 +79,7 @@ impl Probe {
             }
             Op::Concat => (Op::Concat, outputs / self.arity),
             Op::Slice { .. } => (Op::Slice { start: 0, len: outputs }, 2 * outputs),
+            Op::PixelShuffle { factor } => (self.op.clone(), factor * factor * outputs),
             op => (op.clone(), outputs),
         }
     }

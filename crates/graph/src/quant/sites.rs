@@ -24,7 +24,15 @@ pub fn sites(graph: &Graph) -> Vec<Option<NodeId>> {
 
 /// Whether `op` only moves values about.
 pub fn moves(op: &Op) -> bool {
-    matches!(op, Op::Concat | Op::MaxPool(_) | Op::Upsample { .. } | Op::Slice { .. } | Op::Act(Act::Identity))
+    matches!(
+        op,
+        Op::Concat
+            | Op::MaxPool(_)
+            | Op::Upsample { .. }
+            | Op::PixelShuffle { .. }
+            | Op::Slice { .. }
+            | Op::Act(Act::Identity)
+    )
 }
 
 /// The act a rectifier needs no map before: it is a matter of where the bytes begin and end.

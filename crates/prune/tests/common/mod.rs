@@ -117,7 +117,7 @@ pub struct Recipe {
 }
 
 pub fn recipes(longest: usize) -> impl Strategy<Value = Recipe> {
-    (prop::collection::vec((0..13_u8, any::<u8>(), any::<u8>()), 2..longest), any::<u64>(), any::<bool>())
+    (prop::collection::vec((0..14_u8, any::<u8>(), any::<u8>()), 2..longest), any::<u64>(), any::<bool>())
         .prop_map(|(steps, seed, detector)| Recipe { steps, seed, detector })
 }
 
@@ -183,6 +183,10 @@ fn step(b: &mut Builder, tensors: &[NodeId], from: NodeId, op: u8, x: usize, y: 
             let attention = Attention { heads: 1 + x % 2, key: 1 + x % 3, value: 1 + y % 3, areas: 1 };
             let qkv = b.conv(from, attention.heads * attention.head_channels(), 1, 1, 1, x.is_multiple_of(2));
             b.attention(qkv, attention)
+        }
+        12 if shape.h <= 3 => {
+            let conv = b.conv(from, 4 * (2 + x % 4), 1, 1, 1, y.is_multiple_of(2));
+            b.push("shuffle", Op::PixelShuffle { factor: 2 }, vec![conv])
         }
         _ if shape.h <= 3 => b.push("up", Op::Upsample { factor: 2 }, vec![from]),
         _ if shape.c.is_multiple_of(2) && shape.c > 2 => b.conv(from, shape.c, 3, 1, 2, true),

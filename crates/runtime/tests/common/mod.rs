@@ -6,7 +6,7 @@ use std::path::Path;
 use eval::RawMap;
 use graph::format::onnx::{ExportOptions, export};
 use graph::reference::{Map, forward};
-use graph::{Graph, Head, NodeId, Shape};
+use graph::{Extra, Graph, Head, NodeId, Shape};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use runtime::Session;
@@ -39,22 +39,26 @@ pub fn raw(maps: &[Map], inputs: &[NodeId]) -> Vec<Dense> {
     inputs.iter().map(dense).collect()
 }
 
-/// Reference maps of one image, decoded by `eval`, in the export's layout.
+/// Reference maps of one image, decoded by `eval`, in the export's layout; prototypes of masks after the boxes.
 pub fn predictions(graph: &Graph, maps: &[Map]) -> Vec<f32> {
     let (head, inputs) = graph.head().unwrap();
     let dense = raw(maps, inputs);
     let views: Vec<RawMap> = dense.iter().map(Dense::view).collect();
     let predictions = eval::decode(head, &views);
     let (rows, columns) = (predictions.boxes(), predictions.columns());
-    match head {
+    let mut all: Vec<f32> = match head {
         Head::Dfl(_) => {
             (0..columns).flat_map(|k| (0..rows).map(move |r| (r, k))).map(|(r, k)| predictions.row(0, r)[k]).collect()
         }
         Head::Anchor(_) | Head::Yolox(_) => predictions.image(0).to_vec(),
+    };
+    if let Some(Extra::Masks { .. }) = head.extra() {
+        all.extend(maps[inputs[inputs.len() - 1]].data.iter().map(|&v| v as f32));
     }
+    all
 }
 
-/// What the export should return for `images`: reference maps, decoded by `eval`, in the export's layout.
+/// What the export should return for `images`: reference maps, decoded by `eval`, in the export's layout, output by output.
 pub fn expected(graph: &Graph, images: &[f32], shape: [usize; 4]) -> Vec<f32> {
     expected_of(graph, images, shape, &|image| forward(graph, image).unwrap())
 }
@@ -70,7 +74,17 @@ pub fn expected_of(
         let data = image.iter().map(|&v| f64::from(v)).collect();
         predictions(graph, &run(&Map { shape: Shape { c, h, w }, data }))
     };
-    images.chunks_exact(c * h * w).take(n).flat_map(one).collect()
+    let images: Vec<Vec<f32>> = images.chunks_exact(c * h * w).take(n).map(one).collect();
+    let (head, inputs) = graph.head().unwrap();
+    let prototypes = match head.extra() {
+        Some(Extra::Masks { .. }) => {
+            let map = graph.shapes([h, w]).unwrap()[inputs[inputs.len() - 1]];
+            map.c * map.h * map.w
+        }
+        _ => 0,
+    };
+    let boxes = images.iter().flat_map(|all| &all[..all.len() - prototypes]);
+    boxes.chain(images.iter().flat_map(|all| &all[all.len() - prototypes..])).copied().collect()
 }
 
 /// Exports with an open batch and compares two images at once.

@@ -15,7 +15,7 @@ pub mod yolox;
 use data::Target;
 pub use distill::Distill;
 pub use eval::RawMap;
-use graph::{Error, Head, Result};
+use graph::{DflHead, Error, Head, Result};
 pub use v5::V5Loss;
 pub use v8::V8Loss;
 pub use yolox::YoloxLoss;
@@ -83,6 +83,11 @@ impl Criterion {
                 "end-to-end heads (YOLOv10, YOLO26) cannot be trained here: the branch that helps their training is left out",
             )
             .hint("`prunella prune` cuts it without training; fine-tune the result with Ultralytics")),
+            Head::Dfl(DflHead { extra: Some(extra), .. }) => Err(Error::node(
+                "head",
+                format!("a head that tells {} cannot be trained here: no loss is written for them", extra.name()),
+            )
+            .hint("`prunella prune` cuts it without training; export it as .pt and fine-tune that with Ultralytics")),
             Head::Dfl(_) => Ok(Self::V8(V8Loss::default())),
             Head::Yolox(_) => Ok(Self::Yolox(YoloxLoss::default())),
         }

@@ -119,6 +119,7 @@ pub(crate) fn run_plain<'a>(kind: &Kind, inputs: usize, x: &dyn Fn(usize) -> Vie
         Kind::Act(act) => kernels::act_forward(*act, x(0), y),
         Kind::Pool(pool) => kernels::max_pool_forward(*pool, x(0), y),
         Kind::Upsample(factor) => kernels::upsample_forward(*factor, x(0), y),
+        Kind::Shuffle(factor) => kernels::shuffle_forward(*factor, x(0), y),
         Kind::Attention(attention) => kernels::attention_forward(attention, x(0), y),
         Kind::Copy => kernels::copy(x(0), y, false),
         Kind::Add if inputs == 1 => kernels::copy(x(0), y, false),

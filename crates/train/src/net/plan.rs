@@ -48,15 +48,16 @@ pub(crate) enum Kind {
     Act(Act),
     Pool(Pool),
     Upsample(usize),
+    Shuffle(usize),
     Attention(Attention),
     Add,
     Copy,
 }
 
 impl Kind {
-    /// Whether the backward pass reads the step's inputs; to a sum, a copy or a larger image only the gradient matters.
+    /// Whether the backward pass reads the step's inputs; to a sum, a copy, a larger image or a shuffled one only the gradient matters.
     pub(crate) fn reads_again(&self) -> bool {
-        !matches!(self, Self::Add | Self::Copy | Self::Upsample(_))
+        !matches!(self, Self::Add | Self::Copy | Self::Upsample(_) | Self::Shuffle(_))
     }
 
     /// The step of an operator without weights that computes something; `None` for any other.
@@ -65,6 +66,7 @@ impl Kind {
             Op::Act(act) => Some(Self::Act(*act)),
             Op::MaxPool(p) => Some(Self::Pool(Pool { kernel: p.kernel, stride: p.stride, pad: p.pad })),
             Op::Upsample { factor } => Some(Self::Upsample(*factor)),
+            Op::PixelShuffle { factor } => Some(Self::Shuffle(*factor)),
             Op::Attention(attention) => Some(Self::Attention(*attention)),
             Op::Add => Some(Self::Add),
             _ => None,

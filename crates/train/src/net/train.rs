@@ -263,6 +263,9 @@ fn step_backward(
         Kind::Upsample(factor) => clock.time(Work::Glue, 0, || {
             flow.write(pool, from(0), |dx, accumulate| kernels::upsample_backward(*factor, dy, dx, accumulate));
         }),
+        Kind::Shuffle(factor) => clock.time(Work::Glue, 0, || {
+            flow.write(pool, from(0), |dx, accumulate| kernels::shuffle_backward(*factor, dy, dx, accumulate));
+        }),
         Kind::Attention(attention) => clock.time(Work::Glue, 0, || {
             flow.write(pool, from(0), |dx, accumulate| {
                 kernels::attention_backward(attention, x(0), dy, dx, accumulate);

@@ -157,6 +157,7 @@ impl<'a> Writer<'a> {
                 Err(self.refuse(id, "Darknet's activations follow a convolution or a sum alone read by them"))
             }
             Op::Attention(_) => Err(self.refuse(id, "Darknet has no attention")),
+            Op::PixelShuffle { .. } => Err(self.refuse(id, "Darknet has no transposed convolution or pixel shuffle")),
             Op::Input { .. } | Op::Head(_) => Err(self.refuse(id, "stands amid the graph")),
         }
     }

@@ -6,7 +6,7 @@ use crate::{Act, Attention, BatchNorm, Conv, Error, Graph, NodeId, Op, Result, S
 
 use super::proto::{AttributeProto, ModelProto, OperatorSetIdProto, StringStringEntryProto};
 use super::writer::{Writer, value_info};
-use super::{INPUT, OPSET, OUTPUT, head, metadata, quant};
+use super::{INPUT, OPSET, head, metadata, quant};
 use crate::quant::Quantized;
 
 /// ONNX IR version 7 came with opset 13; both are old enough for every runtime in use.
@@ -30,6 +30,9 @@ pub struct ExportOptions {
 /// | anchors | (N, A, 5 + classes) | cx, cy, w, h, objectness, class probabilities; rows by level, anchor, row, column |
 /// | YOLOX | (N, A, 5 + classes) | the same, rows by level, row, column |
 /// | distributions | (N, 4 + classes, A) | cx, cy, w, h, class probabilities |
+/// | with masks | (N, 4 + classes + P, A) | the same, then what each of P prototypes counts; they are `output1`, (N, P, H, W) |
+/// | with keypoints | (N, 4 + classes + K * V, A) | the same, then x, y (and visibility 0..1) of every keypoint |
+/// | turned | (N, 4 + classes + 1, A) | the same, then the angle in radians, about the centre |
 ///
 /// Boxes are in pixels of the input. Probabilities are not multiplied with objectness. No non-maximum suppression.
 ///
@@ -66,12 +69,16 @@ fn write(graph: &Graph, quantized: Option<&Quantized>, options: &ExportOptions) 
     let maps: Vec<String> = inputs.iter().map(|&i| values[i].clone()).collect();
     let map_shapes: Vec<_> = inputs.iter().map(|&i| shapes[i]).collect();
     let name = &graph.nodes[graph.nodes.len() - 1].name;
-    let [rows, columns] = head::write(&mut writer, head, &value_name(name), &maps, &map_shapes);
+    let outputs = head::write(&mut writer, head, &value_name(name), &maps, &map_shapes);
 
     let [height, width] = options.imgsz;
     writer.graph.name = "detector".into();
     writer.graph.input = vec![value_info(INPUT, &[batch, Some(shapes[0].c), Some(height), Some(width)])];
-    writer.graph.output = vec![value_info(OUTPUT, &[batch, Some(rows), Some(columns)])];
+    let sized = |(name, shape): (&str, Vec<usize>)| {
+        let axes: Vec<Option<usize>> = std::iter::once(batch).chain(shape.into_iter().map(Some)).collect();
+        value_info(name, &axes)
+    };
+    writer.graph.output = outputs.into_iter().map(sized).collect();
     Ok(model(writer, metadata::properties(graph, head, options.imgsz)))
 }
 
@@ -219,6 +226,13 @@ fn write_op(w: &mut Writer, name: &str, op: &Op, inputs: &[&str], out: Shape) ->
                 AttributeProto::string("nearest_mode", "floor"),
             ];
             w.node("Resize", &value, &[inputs[0], "", &scales], attributes)
+        }
+        Op::PixelShuffle { factor } => {
+            let attributes = vec![
+                AttributeProto::int("blocksize", i64::try_from(*factor).unwrap_or(i64::MAX)),
+                AttributeProto::string("mode", "CRD"),
+            ];
+            w.node("DepthToSpace", &value, inputs, attributes)
         }
         Op::MaxPool(pool) => {
             let [before, after] = pool.pad;

@@ -2,20 +2,29 @@
 //!
 //! Grids, strides and anchors are constants of the exported size; the batch axis is never named, so it may stay open.
 
-use crate::{AnchorHead, AnchorLevel, BoxDecode, DflHead, Head, Shape, YoloxHead};
+use crate::{AnchorHead, AnchorLevel, BoxDecode, DflHead, Extra, Head, Shape, YoloxHead};
 
-use super::OUTPUT;
 use super::proto::AttributeProto;
 use super::writer::Writer;
+use super::{OUTPUT, PROTOTYPES};
+
+/// An output of the file: its name, and its shape without the batch axis.
+pub type Output = (&'static str, Vec<usize>);
 
 /// Writes the decoding of `head` on the values `maps` of the given shapes; `name` is the head's value name. Returns the
-/// shape of the output without its batch axis.
-pub fn write(w: &mut Writer, head: &Head, name: &str, maps: &[String], shapes: &[Shape]) -> [usize; 2] {
-    match head {
+/// outputs.
+pub fn write(w: &mut Writer, head: &Head, name: &str, maps: &[String], shapes: &[Shape]) -> Vec<Output> {
+    let boxes = match head {
         Head::Anchor(head) => anchors(w, head, name, maps, shapes),
         Head::Dfl(head) => distributions(w, head, name, maps, shapes),
         Head::Yolox(head) => yolox(w, head, name, maps, shapes),
+    };
+    let mut outputs = vec![(OUTPUT, boxes.to_vec())];
+    if let (Some(Extra::Masks { .. }), Some(map), Some(shape)) = (head.extra(), maps.last(), shapes.last()) {
+        w.node("Identity", PROTOTYPES, &[map], vec![]);
+        outputs.push((PROTOTYPES, vec![shape.c, shape.h, shape.w]));
     }
+    outputs
 }
 
 /// (column, row) of every cell, row-major.
@@ -81,11 +90,16 @@ fn distributions(w: &mut Writer, head: &DflHead, name: &str, maps: &[String], sh
     let named = |part: &str| format!("{name}.{part}");
     let (mut boxes, mut scores) = (Vec::new(), Vec::new());
     let (mut centres, mut strides) = ([Vec::new(), Vec::new()], Vec::new());
-    for (i, (&stride, pair)) in head.strides.iter().zip(maps.chunks_exact(2)).enumerate() {
+    let (pairs, beside) = maps.split_at(head.pairs());
+    let mut extras = Vec::new();
+    for (i, (&stride, pair)) in head.strides.iter().zip(pairs.chunks_exact(2)).enumerate() {
         let shape = shapes[2 * i];
         let flat = |channels: usize| [0, channels as i64, (shape.h * shape.w) as i64];
         boxes.push(w.reshape(&named(&format!("{i}.box")), &pair[0], &flat(4 * head.reg_max)));
         scores.push(w.reshape(&named(&format!("{i}.class")), &pair[1], &flat(head.classes)));
+        if let Some(extra) = head.extra {
+            extras.push(w.reshape(&named(&format!("{i}.extra")), &beside[i], &flat(extra.channels())));
+        }
         for cell in cells(shape) {
             for (axis, c) in centres.iter_mut().zip(cell) {
                 axis.push(c + 0.5);
@@ -94,6 +108,12 @@ fn distributions(w: &mut Writer, head: &DflHead, name: &str, maps: &[String], sh
         }
     }
     let count = strides.len();
+    let grid = Grid { centres: centres.concat(), strides };
+    let extra = head.extra.map(|extra| {
+        let x = w.concat(&named("extra"), &extras, 2);
+        (extra, decode_extra(w, extra, &named, &x, &grid))
+    });
+    let Grid { centres, strides } = grid;
     let x = w.concat(&named("box"), &boxes, 2);
     let distance = if head.reg_max == 1 { x } else { expectations(w, &named, &x, head.reg_max, count) };
     // (N, 4, A): left, top, right, bottom in cells.
@@ -101,14 +121,66 @@ fn distributions(w: &mut Writer, head: &DflHead, name: &str, maps: &[String], sh
     let high = w.slice(&named("high"), &distance, 1, 2, 2);
     let size = w.node("Add", &named("size"), &[&low, &high], vec![]);
     let shift = w.node("Sub", &named("shift"), &[&high, &low], vec![]);
-    let shift = w.with_constant("Mul", &named("half"), &shift, &[], &[0.5]);
-    let centre = w.with_constant("Add", &named("centre"), &shift, &[1, 2, count], &centres.concat());
+    let mut shift = w.with_constant("Mul", &named("half"), &shift, &[], &[0.5]);
+    if let Some((Extra::Angle, angle)) = &extra {
+        shift = turned(w, &named, &shift, angle);
+    }
+    let centre = w.with_constant("Add", &named("centre"), &shift, &[1, 2, count], &centres);
     let cells = w.concat(&named("cells"), &[centre, size], 1);
     let pixels = w.with_constant("Mul", &named("pixels"), &cells, &[1, 1, count], &strides);
     let logits = w.concat(&named("class"), &scores, 2);
     let scores = w.node("Sigmoid", &named("scores"), &[&logits], vec![]);
-    join(w, &[pixels, scores], 1);
-    [4 + head.classes, count]
+    let rows = 4 + head.classes + head.extra.map_or(0, Extra::channels);
+    join(w, &[pixels, scores].into_iter().chain(extra.map(|(_, value)| value)).collect::<Vec<_>>(), 1);
+    [rows, count]
+}
+
+/// Where the cells of all levels lie, cell by cell.
+struct Grid {
+    /// Columns of the centres in cells, then their rows.
+    centres: Vec<f32>,
+    /// Pixels a cell.
+    strides: Vec<f32>,
+}
+
+/// What is told beside boxes and classes, decoded from (N, channels, A); the formulas are [`Extra`]'s.
+fn decode_extra(w: &mut Writer, extra: Extra, named: &dyn Fn(&str) -> String, x: &str, grid: &Grid) -> String {
+    let count = grid.strides.len();
+    match extra {
+        Extra::Masks { .. } => x.to_owned(),
+        Extra::Keypoints { points, values } => {
+            let x = w.reshape(&named("points"), x, &[0, points as i64, values as i64, count as i64]);
+            let xy = w.slice(&named("points.xy"), &x, 2, 0, 2);
+            let xy = w.with_constant("Mul", &named("points.twice"), &xy, &[], &[2.0]);
+            let corners: Vec<f32> = grid.centres.iter().map(|c| c - 0.5).collect();
+            let xy = w.with_constant("Add", &named("points.cells"), &xy, &[1, 1, 2, count], &corners);
+            let mut all = w.with_constant("Mul", &named("points.pixels"), &xy, &[1, 1, 1, count], &grid.strides);
+            if values == 3 {
+                let seen = w.slice(&named("points.seen"), &x, 2, 2, 1);
+                let seen = w.node("Sigmoid", &named("points.visible"), &[&seen], vec![]);
+                all = w.concat(&named("points.all"), &[all, seen], 2);
+            }
+            w.reshape(&named("points.flat"), &all, &[0, (points * values) as i64, count as i64])
+        }
+        Extra::Angle => {
+            let x = w.node("Sigmoid", &named("turn"), &[x], vec![]);
+            let x = w.with_constant("Sub", &named("turn.quarter"), &x, &[], &[0.25]);
+            w.with_constant("Mul", &named("angle"), &x, &[], &[std::f32::consts::PI])
+        }
+    }
+}
+
+/// (N, 2, A) turned by `angle` (N, 1, A).
+fn turned(w: &mut Writer, named: &dyn Fn(&str) -> String, shift: &str, angle: &str) -> String {
+    let cos = w.node("Cos", &named("cos"), &[angle], vec![]);
+    let sin = w.node("Sin", &named("sin"), &[angle], vec![]);
+    let [x, y] = [("x", 0), ("y", 1)].map(|(axis, i)| w.slice(&named(&format!("shift.{axis}")), shift, 1, i, 1));
+    let mut product = |name: &str, a: &str, b: &str| w.node("Mul", &named(name), &[a, b], vec![]);
+    let (xc, ys) = (product("x.cos", &x, &cos), product("y.sin", &y, &sin));
+    let (xs, yc) = (product("x.sin", &x, &sin), product("y.cos", &y, &cos));
+    let x = w.node("Sub", &named("turned.x"), &[&xc, &ys], vec![]);
+    let y = w.node("Add", &named("turned.y"), &[&xs, &yc], vec![]);
+    w.concat(&named("turned"), &[x, y], 1)
 }
 
 /// (N, 4, A): the means of the distributions over 0..bins in (N, 4 * bins, A).

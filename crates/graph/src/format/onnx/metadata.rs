@@ -4,7 +4,7 @@ use std::path::Path;
 
 use prost::Message;
 
-use crate::{Error, Family, Graph, Head, Result};
+use crate::{Error, Extra, Family, Graph, Head, Result};
 
 use super::proto::{ModelProto, StringStringEntryProto};
 use super::wire;
@@ -94,13 +94,21 @@ pub(super) fn properties(graph: &Graph, head: &Head, [height, width]: [usize; 2]
     let once = head.end_to_end().then(|| (SUPPRESSION.0, SUPPRESSION.1.to_owned()));
     let all = [
         ("author", PRODUCER.to_owned()),
-        ("task", "detect".to_owned()),
+        ("task", head.extra().map_or("detect", Extra::task).to_owned()),
         ("stride", head.strides().into_iter().max().unwrap_or(1).to_string()),
         ("imgsz", format!("[{height}, {width}]")),
         ("family", family(graph.meta.family)),
         ("names", format!("{{{}}}", names.join(", "))),
     ];
-    all.into_iter().chain(once).map(|(key, value)| StringStringEntryProto { key: key.into(), value }).collect()
+    let keypoints = match head.extra() {
+        Some(Extra::Keypoints { points, values }) => Some(("kpt_shape", format!("[{points}, {values}]"))),
+        _ => None,
+    };
+    all.into_iter()
+        .chain(once)
+        .chain(keypoints)
+        .map(|(key, value)| StringStringEntryProto { key: key.into(), value })
+        .collect()
 }
 
 /// A family as the native file spells it.

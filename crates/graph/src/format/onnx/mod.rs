@@ -20,6 +20,8 @@ pub const INPUT: &str = "images";
 const OPSET: i64 = 13;
 /// Name of its output, see [`export`].
 pub const OUTPUT: &str = "output0";
+/// Name of the output with the prototypes of masks, see [`export`].
+pub const PROTOTYPES: &str = "output1";
 
 #[cfg(test)]
 mod tests;

@@ -6,10 +6,11 @@ use prost::Message;
 
 use crate::build::Yolov5;
 use crate::quant::{Affine, Quantized, folded, sites};
-use crate::{Family, Graph, Op};
+use crate::reference::{Map, forward};
+use crate::{Conv, Family, Graph, Op, Shape, Tensor};
 
-use super::proto::{FLOAT, INT8, INT32, ModelProto, NodeProto, TensorProto, UINT8};
-use super::{ExportOptions, Metadata, export, export_quantized, read_metadata};
+use super::proto::{AttributeProto, FLOAT, INT8, INT32, ModelProto, NodeProto, TensorProto, UINT8};
+use super::{ExportOptions, Metadata, export, export_quantized, load, read_metadata};
 
 const OPTIONS: ExportOptions = ExportOptions { imgsz: [96, 64], batch: 1, dynamic_batch: false };
 
@@ -154,4 +155,97 @@ fn a_damaged_file_is_an_error() {
         let error = read_metadata(Path::new("x.onnx"), &bytes[..length]).unwrap_err();
         assert!(error.to_string().contains("x.onnx"), "{error}");
     }
+}
+
+/// [`detector`] with transposed convolutions in place of its upsampling.
+fn transposing() -> Graph {
+    let old = detector();
+    let shapes = old.shapes(old.meta.imgsz).unwrap();
+    let mut graph = Graph { nodes: vec![], meta: old.meta };
+    let mut place = vec![];
+    for node in old.nodes {
+        let inputs = node.inputs.iter().map(|&i| place[i]).collect();
+        place.push(match node.op {
+            Op::Upsample { factor } => {
+                let c = shapes[node.inputs[0]].c;
+                let weight = (0..c * c * factor * factor).map(|i| (i % 17) as f32 / 64.0 - 0.1).collect::<Vec<_>>();
+                let bias: Vec<f32> = (0..c).map(|i| i as f32 / 8.0).collect();
+                let conv = Conv::unfolding(&Tensor::new([c, c, factor, factor], weight), Some(&bias), factor);
+                let conv = graph.push(format!("{}.0", node.name), Op::Conv(conv), inputs);
+                graph.push(format!("{}.1", node.name), Op::PixelShuffle { factor }, vec![conv])
+            }
+            op => graph.push(node.name, op, inputs),
+        });
+    }
+    graph.validate().unwrap();
+    graph
+}
+
+/// Dimensions and values of a tensor from those of another.
+type Change = dyn Fn(&[i64], &[[u8; 4]]) -> (Vec<i64>, Vec<u8>);
+
+/// Rewrites every 1x1 convolution before a `DepthToSpace` as the `ConvTranspose` that does the same.
+fn with_conv_transpose(bytes: &[u8]) -> Vec<u8> {
+    let mut model = ModelProto::decode(bytes).unwrap();
+    let proto = model.graph.as_mut().unwrap();
+    while let Some(at) = proto.node.iter().position(|n| n.op_type == "DepthToSpace") {
+        let shuffle = proto.node.remove(at);
+        let conv = proto.node.iter_mut().find(|n| n.output == shuffle.input).unwrap();
+        let mut tensor = |input: usize, change: &Change| {
+            let held = proto.initializer.iter_mut().find(|t| t.name == conv.input[input]).unwrap();
+            (held.dims, held.raw_data) = change(&held.dims, held.raw_data.as_chunks().0);
+        };
+        tensor(1, &|dims, values| {
+            let [o, i] = [dims[0] as usize, dims[1] as usize];
+            let turned = (0..i * o).flat_map(|k| values[k % o * i + k / o]).collect();
+            (vec![dims[1], dims[0] / 4, 2, 2], turned)
+        });
+        tensor(2, &|dims, values| (vec![dims[0] / 4], values.iter().step_by(4).flatten().copied().collect()));
+        conv.op_type = "ConvTranspose".into();
+        conv.attribute = vec![AttributeProto::ints("kernel_shape", &[2, 2]), AttributeProto::ints("strides", &[2, 2])];
+        conv.output = shuffle.output;
+    }
+    model.encode_to_vec()
+}
+
+#[test]
+fn a_transposed_convolution_is_read_as_its_parts() {
+    let graph = transposing();
+    let image = Map {
+        shape: Shape { c: 3, h: 96, w: 64 },
+        data: (0..3 * 96 * 64).map(|i| f64::from(i % 101) / 101.0).collect(),
+    };
+    let maps = |graph: &Graph| {
+        let maps = forward(graph, &image).unwrap();
+        graph.head().unwrap().1.iter().flat_map(|&i| maps[i].data.clone()).collect::<Vec<f64>>()
+    };
+    let expected = maps(&graph);
+    let own = export(&graph, &OPTIONS).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for (name, bytes) in [("own", own.clone()), ("transposed", with_conv_transpose(&own))] {
+        let count = |op: &str| {
+            ModelProto::decode(&bytes[..]).unwrap().graph.unwrap().node.iter().filter(|n| n.op_type == op).count()
+        };
+        assert_eq!((count("DepthToSpace"), count("ConvTranspose")), if name == "own" { (2, 0) } else { (0, 2) });
+        let path = folder.path().join(name);
+        std::fs::write(&path, &bytes).unwrap();
+        let read = load(&path).unwrap();
+        let found = maps(&read);
+        assert_eq!(found.len(), expected.len(), "{name}");
+        let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs() / (1.0 + b.abs())).fold(0.0, f64::max);
+        assert!(worst < 1e-4, "{name}: {worst}");
+    }
+}
+
+#[test]
+fn a_transposed_convolution_whose_windows_overlap_is_refused() {
+    let mut model = ModelProto::decode(&with_conv_transpose(&export(&transposing(), &OPTIONS).unwrap())[..]).unwrap();
+    for node in model.graph.as_mut().unwrap().node.iter_mut().filter(|n| n.op_type == "ConvTranspose") {
+        node.attribute.push(AttributeProto::ints("pads", &[1, 1, 0, 0]));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("padded.onnx");
+    std::fs::write(&path, model.encode_to_vec()).unwrap();
+    let refused = load(&path).unwrap_err().to_string();
+    assert!(refused.contains("transposed convolution"), "{refused}");
 }

@@ -32,6 +32,14 @@ impl<'a> Build<'a> {
         self.sub(module, path, "cv2", inner)
     }
 
+    /// `Proto`: cv3(cv2(upsample(cv1(x)))).
+    pub(super) fn proto(&mut self, module: Ref<'a>, path: &str, mut x: NodeId) -> Result<NodeId> {
+        for part in ["cv1", "upsample", "cv2", "cv3"] {
+            x = self.sub(module, path, part, x)?;
+        }
+        Ok(x)
+    }
+
     /// `CIB`: a sequence of convolutions cv1(x), plus x where `add` is set.
     pub(super) fn cib(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
         let y = self.sub(module, path, "cv1", x)?;

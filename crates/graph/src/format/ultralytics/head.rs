@@ -1,22 +1,42 @@
-//! The `Detect` heads: anchors (YOLOv5) and distributions (YOLOv8 and later).
+//! The heads: `Detect` with anchors (YOLOv5) and with distributions (YOLOv8 and later), and `Segment`, `Pose`, `OBB`, which
+//! are the latter with a third branch.
 
 use super::Build;
 use crate::format::pickle::Ref;
-use crate::{AnchorHead, AnchorLevel, BoxDecode, DflHead, Family, Head, NodeId, Op, Result};
+use crate::{AnchorHead, AnchorLevel, BoxDecode, DflHead, Extra, Family, Head, NodeId, Op, Result};
 
 impl<'a> Build<'a> {
     /// Adds the detection head, the last layer, and sets the family it tells.
     pub(super) fn head(&mut self, module: Ref<'a>, path: &str, inputs: &[NodeId]) -> Result<()> {
         let (home, class) = self.class(module, path)?;
-        if !["Detect", "v10Detect"].contains(&class) {
-            return Err(self
-                .error(path, format!("the last layer is a `{home}.{class}`, not a detection head known here"))
-                .hint("detectors load; segmentation, pose, classification and other heads do not"));
-        }
-        if self.optional(module, "m").is_some() {
-            self.anchor_head(module, path, inputs)
-        } else {
-            self.dfl_head(module, path, inputs)
+        let extra = match class {
+            "Detect" | "v10Detect" => None,
+            "Segment" => Some(Extra::Masks { prototypes: self.attr(module, path, "nm", Ref::index)? }),
+            "Pose" => {
+                let shape = module.attr("kpt_shape").and_then(|s| s.array::<2>());
+                let [points, values] = shape.map(|s| s.map(Ref::index)).unwrap_or_default();
+                let (Some(points), Some(values)) = (points, values) else {
+                    return Err(self.error(path, "`kpt_shape` is missing or not two numbers"));
+                };
+                Some(Extra::Keypoints { points, values })
+            }
+            "OBB" => Some(Extra::Angle),
+            _ => {
+                return Err(self
+                    .error(path, format!("the last layer is a `{home}.{class}`, not a head known here"))
+                    .hint("detectors load, and YOLOv8's and YOLO11's Segment, Pose and OBB; classifiers and others do not"));
+            }
+        };
+        let anchors = self.optional(module, "m").is_some();
+        match extra {
+            Some(extra) if anchors || self.optional(module, "one2one_cv2").is_some() => {
+                let kind = if anchors { "YOLOv5's" } else { "an end-to-end" };
+                Err(self
+                    .error(path, format!("is {kind} `{class}`, whose {} are not known here", extra.name()))
+                    .hint("Segment, Pose and OBB load as YOLOv8 and YOLO11 have them"))
+            }
+            None if anchors => self.anchor_head(module, path, inputs),
+            _ => self.dfl_head(module, path, inputs, extra),
         }
     }
 
@@ -54,8 +74,9 @@ impl<'a> Build<'a> {
     }
 
     /// YOLOv8 and later: a box branch (cv2) and a class branch (cv3) a level. YOLOv10 and YOLO26 have each twice. One pair is
-    /// trained with one box an object, and is the one that predicts; the other helps training and is left out.
-    fn dfl_head(&mut self, module: Ref<'a>, path: &str, inputs: &[NodeId]) -> Result<()> {
+    /// trained with one box an object, and is the one that predicts; the other helps training and is left out. What `extra`
+    /// tells comes from a third branch (cv4), and the prototypes of masks from the finest level.
+    fn dfl_head(&mut self, module: Ref<'a>, path: &str, inputs: &[NodeId], extra: Option<Extra>) -> Result<()> {
         let strides = self.strides(module, path, inputs.len())?;
         let classes = self.attr(module, path, "nc", Ref::index)?;
         let reg_max = self.attr(module, path, "reg_max", Ref::index)?;
@@ -69,8 +90,14 @@ impl<'a> Build<'a> {
         let [boxes, logits] = if end_to_end { ["one2one_cv2", "one2one_cv3"] } else { ["cv2", "cv3"] };
         let boxes = self.branches(module, path, boxes, inputs)?;
         let logits = self.branches(module, path, logits, inputs)?;
-        let maps = boxes.into_iter().zip(logits).flat_map(|(b, c)| [b, c]).collect();
-        self.graph.push(path, Op::Head(Head::Dfl(DflHead { classes, reg_max, strides, end_to_end })), maps);
+        let mut maps: Vec<NodeId> = boxes.into_iter().zip(logits).flat_map(|(b, c)| [b, c]).collect();
+        if extra.is_some() {
+            maps.extend(self.branches(module, path, "cv4", inputs)?);
+        }
+        if let (Some(Extra::Masks { .. }), Some(&finest)) = (extra, inputs.first()) {
+            maps.push(self.sub(module, path, "proto", finest)?);
+        }
+        self.graph.push(path, Op::Head(Head::Dfl(DflHead { classes, reg_max, strides, end_to_end, extra })), maps);
         self.graph.meta.family = match self.tells {
             // YOLO26 is built from YOLO11's blocks.
             Some(Family::Yolo11) if end_to_end => Family::Yolo26,

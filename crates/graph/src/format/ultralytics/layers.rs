@@ -4,6 +4,9 @@ use super::Build;
 use crate::format::pickle::Ref;
 use crate::{Act, BatchNorm, Conv, MaxPool, NodeId, Op, Result, Tensor};
 
+/// Largest factor by which a map is enlarged.
+const MAX_FACTOR: usize = 64;
+
 impl<'a> Build<'a> {
     /// `Conv2d`: weight (O, I / groups, KH, KW), bias (O) or none.
     pub(super) fn conv2d(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
@@ -79,11 +82,48 @@ impl<'a> Build<'a> {
         });
         let nearest = module.attr("mode").and_then(Ref::str) == Some("nearest");
         match factor {
-            Some(f) if nearest && f.fract() == 0.0 && (1.0..=64.0).contains(&f) => {
+            Some(f) if nearest && f.fract() == 0.0 && (1.0..=MAX_FACTOR as f64).contains(&f) => {
                 Ok(self.graph.push(path, Op::Upsample { factor: f as usize }, vec![x]))
             }
             _ => Err(self.error(path, "upsamples by something other than a whole factor, nearest neighbour")),
         }
+    }
+
+    /// `ConvTranspose2d` whose windows do not overlap, as the 1x1 convolution and the shuffle that do the same; named as a
+    /// sequence of the two.
+    pub(super) fn conv_transpose(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
+        self.own(module, path)?;
+        let weight = self.parameter(module, path, "weight")?;
+        let weight = weight.ok_or_else(|| self.error(path, "has no weight"))?;
+        let &[_, outputs, factor, width] = &weight.shape[..] else {
+            return Err(self.error(path, format!("weight has shape {:?}, not (I, O, KH, KW)", weight.shape)));
+        };
+        if weight.data.is_empty() || factor != width || factor > MAX_FACTOR {
+            return Err(self.error(path, format!("is a transposed convolution of {factor}x{width} pixels")));
+        }
+        let [stride, pad, more, dilation] =
+            ["stride", "padding", "output_padding", "dilation"].map(|name| self.pair(module, path, name));
+        let apart = stride? == [factor; 2] && pad? == [0, 0] && more? == [0, 0] && dilation? == [1, 1];
+        if !apart || self.attr(module, path, "groups", Ref::index)? != 1 {
+            return Err(self
+                .error(path, "is a transposed convolution that is grouped, padded or whose windows overlap")
+                .hint("known are those whose stride is their kernel, such as nn.ConvTranspose2d(c, c, 2, 2)"));
+        }
+        let bias = self.parameter(module, path, "bias")?.map(|b| b.data);
+        if let Some(bias) = bias.as_ref().filter(|b| b.len() != outputs) {
+            return Err(self.error(path, format!("has {} biases for {outputs} filters", bias.len())));
+        }
+        let x = self.convolution(format!("{path}.0"), Conv::unfolding(&weight, bias.as_deref(), factor), x);
+        Ok(self.graph.push(format!("{path}.1"), Op::PixelShuffle { factor }, vec![x]))
+    }
+
+    /// `PixelShuffle`.
+    pub(super) fn pixel_shuffle(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
+        let factor = self.attr(module, path, "upscale_factor", Ref::index)?;
+        if factor > MAX_FACTOR {
+            return Err(self.error(path, format!("shuffles blocks of {factor} pixels")));
+        }
+        Ok(self.graph.push(path, Op::PixelShuffle { factor }, vec![x]))
     }
 
     /// The activation a class is; `None` where it is no activation.

@@ -151,9 +151,12 @@ fn imgsz(file: &Checkpoint, model: Ref<'_>, strides: &[usize]) -> [usize; 2] {
     size.map(|s| s.next_multiple_of(cell))
 }
 
-/// The family a block came with; `None` for those of YOLOv5 and YOLOv8, on which all build.
+/// The family a block came with; `None` for those that all have.
 fn family_of(block: &str) -> Option<Family> {
     match block {
+        // Of the families before YOLOv8's blocks the only one that learns how to enlarge a map.
+        "ConvTranspose2d" | "PixelShuffle" => Some(Family::Yolov6),
+        "C3" | "C2f" => Some(Family::Yolov8),
         "ELAN1" | "RepNCSPELAN4" | "AConv" | "ADown" | "SPPELAN" => Some(Family::Yolov9),
         "SCDown" | "C2fCIB" => Some(Family::Yolov10),
         "C3k2" | "C2PSA" => Some(Family::Yolo11),
@@ -241,6 +244,7 @@ impl<'a> Build<'a> {
             "ADown" => self.a_down(module, path, x),
             "SPPELAN" => self.spp_elan(module, path, x),
             "CBLinear" => self.cb_linear(module, path, x),
+            "Proto" => self.proto(module, path, x),
             "SCDown" => self.pair_of(module, path, x),
             "CIB" => self.cib(module, path, x),
             "RepVGGDW" => self.merged(module, path, &["conv", "conv1"], x),
@@ -258,6 +262,8 @@ impl<'a> Build<'a> {
             "Conv2d" => self.conv2d(module, path, x),
             "BatchNorm2d" => self.batch_norm(module, path, x),
             "MaxPool2d" => self.max_pool(module, path, x),
+            "ConvTranspose2d" => self.conv_transpose(module, path, x),
+            "PixelShuffle" => self.pixel_shuffle(module, path, x),
             "Upsample" => self.upsample(module, path, x),
             // Dropout does nothing once training is over.
             "Identity" | "Dropout" | "Dropout2d" => Ok(x),

@@ -197,7 +197,7 @@ fn unknown(node: &NodeProto) -> Problem {
             "of quantised detectors those with QuantizeLinear and DequantizeLinear can be read; export it so, or in f32"
         }
         _ => {
-            "known are convolutions, BatchNorm, ReLU, leaky ReLU, SiLU, Mish, Concat, Add, nearest Resize, MaxPool, Slice, Split"
+            "known are convolutions, BatchNorm, ReLU, leaky ReLU, SiLU, Mish, Concat, Add, nearest Resize, ConvTranspose, DepthToSpace, MaxPool, Slice, Split"
         }
     };
     Problem::new("is an operator no detector here has").hint(help)

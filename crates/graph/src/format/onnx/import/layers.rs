@@ -30,6 +30,8 @@ impl<'a> Body<'a> {
             // The detector before it was quantised: weights are read as what their bytes stand for, maps are not rounded.
             ("QuantizeLinear" | "DequantizeLinear", Some(x)) => Some(x),
             ("Conv", _) => self.conv(node, inputs)?,
+            ("ConvTranspose", Some(x)) => Some(self.conv_transpose(node, x, inputs)?),
+            ("DepthToSpace", Some(x)) => Some(self.pixel_shuffle(node, x)?),
             ("BatchNormalization", Some(x)) => Some(self.norm(node, x, inputs)?),
             ("MaxPool", Some(x)) => Some(self.pool(node, x)?),
             ("Resize" | "Upsample", Some(x)) => Some(self.upsample(node, x, inputs)?),
@@ -142,7 +144,12 @@ impl<'a> Body<'a> {
 }
 
 /// Pixels added before and after both axes, `[top, left, bottom, right]`.
-fn pads(node: &NodeProto, map: [usize; 2], kernel: [usize; 2], stride: [usize; 2]) -> Result<[usize; 4], Problem> {
+pub(super) fn pads(
+    node: &NodeProto,
+    map: [usize; 2],
+    kernel: [usize; 2],
+    stride: [usize; 2],
+) -> Result<[usize; 4], Problem> {
     let same_upper = match node.word("auto_pad").unwrap_or("NOTSET") {
         "NOTSET" | "" => {
             let Some(pads) = node.ints("pads") else { return Ok([0; 4]) };
@@ -168,13 +175,13 @@ fn pads(node: &NodeProto, map: [usize; 2], kernel: [usize; 2], stride: [usize; 2
     Ok(pads)
 }
 
-fn tensor(array: Rc<Array>) -> Result<Tensor, Problem> {
+pub(super) fn tensor(array: Rc<Array>) -> Result<Tensor, Problem> {
     let shape = array.shape.clone();
     Ok(Tensor::new(shape, floats(array)?))
 }
 
 /// The values of a constant as f32, without a copy where nothing else reads it.
-fn floats(array: Rc<Array>) -> Result<Vec<f32>, Problem> {
+pub(super) fn floats(array: Rc<Array>) -> Result<Vec<f32>, Problem> {
     use super::array::Data;
     match Rc::try_unwrap(array) {
         Ok(Array { data: Data::Floats(v), .. }) => Ok(v),

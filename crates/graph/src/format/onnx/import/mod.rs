@@ -15,6 +15,7 @@ mod layers;
 mod names;
 mod problem;
 mod resize;
+mod shuffle;
 mod slices;
 mod source;
 mod tail;
@@ -47,6 +48,10 @@ pub(in crate::format) fn load(path: &Path) -> Result<Graph> {
 fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Graph> {
     let model = metadata::decode(path, bytes)?;
     let metadata = metadata::of(path, &model)?;
+    if let Some(task) = metadata.task.as_deref().filter(|task| *task != "detect") {
+        return Err(Error::format(path, format!("is for the task `{task}`; of ONNX files only detectors become a graph"))
+            .hint("give the .pt or .safetensors it was exported from; `predict` and `val` run a file with masks or keypoints as it is"));
+    }
     let source = Source::open(path, &model)?;
     let [_, channels, height, width] = source.shape;
     let stated = metadata.imgsz.unwrap_or([USUAL_SIZE; 2]);

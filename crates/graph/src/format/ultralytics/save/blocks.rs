@@ -19,7 +19,7 @@ impl Package {
         const COMMON: [&str; 6] = ["Conv", "Concat", "Bottleneck", "C3", "SPP", "SPPF"];
         const CONV: [&str; 2] = ["Conv", "Concat"];
         const BLOCK: [&str; 9] = ["Bottleneck", "C3", "C3k", "C2f", "C3k2", "SPP", "SPPF", "C2PSA", "PSABlock"];
-        const REST: [&str; 2] = ["Attention", "DFL"];
+        const REST: [&str; 3] = ["Attention", "DFL", "Proto"];
         let find = |names: &[&'static str]| names.iter().copied().find(|&n| n == name);
         match self {
             Self::Yolov5 => find(&COMMON).map(|n| ("models.common", n)),
@@ -147,6 +147,16 @@ impl<'g> Blocks<'g> {
         }
         let all = pools.iter().zip(pool_ops).map(|(&(name, _), (_, m))| (name, m)).collect();
         self.make("SPP", Module::default().holding(convs).holding([("m", list("ModuleList", all))]), path)
+    }
+
+    /// `Proto`, and the channels its first convolution makes.
+    pub fn proto(&self, part: &Part<'g>, path: &str) -> Result<(Py<'g>, usize)> {
+        let first = part.child("cv1").and_then(|p| p.child("conv")).and_then(|p| p.node);
+        let width = match first.map(|id| &self.graph.nodes[id].op) {
+            Some(Op::Conv(conv)) => conv.out_channels(),
+            _ => return Err(foreign(path, "does not begin with a convolution")),
+        };
+        Ok((self.block("Proto", part, path, &["cv1", "upsample", "cv2", "cv3"], vec![])?, width))
     }
 
     fn attention(&self, part: &Part<'g>, path: &str) -> Result<Py<'g>> {

@@ -4,7 +4,7 @@ use super::blocks::{Blocks, Made, Package};
 use super::modules::Module;
 use super::parts::{Part, foreign};
 use crate::format::pickle::encode::{Class, Py};
-use crate::{AnchorHead, BoxDecode, DflHead, Graph, Head, Result};
+use crate::{AnchorHead, BoxDecode, DflHead, Extra, Graph, Head, Result};
 
 /// The package that has the graph's head.
 ///
@@ -61,18 +61,43 @@ impl<'g> Blocks<'g> {
     }
 
     fn dfl_head(&self, head: &DflHead, part: &Part<'g>, path: &str) -> Result<Made<'g>> {
-        const CLASS: Class = ("ultralytics.nn.modules.head", "Detect");
-        let module = Module::with(vec![
+        let name = head.extra.map_or("Detect", |extra| match extra {
+            Extra::Masks { .. } => "Segment",
+            Extra::Keypoints { .. } => "Pose",
+            Extra::Angle => "OBB",
+        });
+        let class: Class = ("ultralytics.nn.modules.head", name);
+        let mut attributes = vec![
             ("nc", Py::size(head.classes)),
             ("nl", Py::size(head.strides.len())),
             ("reg_max", Py::size(head.reg_max)),
             ("no", Py::size(head.classes + 4 * head.reg_max)),
             ("inplace", Py::Bool(true)),
             ("stride", strides(&Head::Dfl(head.clone()))),
-        ])
-        .holding([("cv2", self.branches(part, path, "cv2")?), ("cv3", self.branches(part, path, "cv3")?)])
-        .holding([("dfl", self.dfl(head.reg_max))]);
-        Ok(Made { class: CLASS, module: module.build(CLASS) })
+        ];
+        let mut beside = vec![];
+        if head.extra.is_some() {
+            beside.push(("cv4", self.branches(part, path, "cv4")?));
+        }
+        match head.extra {
+            Some(Extra::Masks { prototypes }) => {
+                let proto = part.child("proto").ok_or_else(|| foreign(path, "has no module `proto`"))?;
+                let (module, width) = self.proto(proto, &format!("{path}.proto"))?;
+                attributes.extend([("nm", Py::size(prototypes)), ("npr", Py::size(width))]);
+                beside.push(("proto", module));
+            }
+            Some(Extra::Keypoints { points, values }) => {
+                let shape = Py::List(vec![Py::size(points), Py::size(values)]);
+                attributes.extend([("kpt_shape", shape), ("nk", Py::size(points * values))]);
+            }
+            Some(Extra::Angle) => attributes.push(("ne", Py::Int(1))),
+            None => {}
+        }
+        let module = Module::with(attributes)
+            .holding([("cv2", self.branches(part, path, "cv2")?), ("cv3", self.branches(part, path, "cv3")?)])
+            .holding([("dfl", self.dfl(head.reg_max))])
+            .holding(beside);
+        Ok(Made { class, module: module.build(class) })
     }
 
     /// The convolution that takes the mean of a distribution over `bins` cells.

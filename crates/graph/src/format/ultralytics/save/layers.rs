@@ -93,15 +93,23 @@ fn sources(graph: &Graph, homes: &[Option<usize>], part: &Part<'_>, index: usize
         node if matches!(node.op, Op::Concat) && part.node.is_some() => node.inputs.clone(),
         node if let Op::Head(head) = &node.op => {
             // One map of every level leads back to what the level reads.
-            let maps = node.inputs.iter().step_by(node.inputs.len() / head.strides().len().max(1));
-            maps.map(|&map| {
-                let mut at = map;
-                while let (false, Some(&input)) = (outside(at), graph.nodes[at].inputs.first()) {
-                    at = input;
-                }
-                at
-            })
-            .collect()
+            let levels = head.strides().len();
+            let per_level = match head {
+                Head::Dfl(_) => 2,
+                Head::Anchor(_) | Head::Yolox(_) => node.inputs.len() / levels.max(1),
+            };
+            node.inputs
+                .iter()
+                .step_by(per_level.max(1))
+                .take(levels)
+                .map(|&map| {
+                    let mut at = map;
+                    while let (false, Some(&input)) = (outside(at), graph.nodes[at].inputs.first()) {
+                        at = input;
+                    }
+                    at
+                })
+                .collect()
         }
         _ => {
             let mut read: Vec<NodeId> =

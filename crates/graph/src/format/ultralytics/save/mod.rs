@@ -22,7 +22,7 @@ use parts::{Part, foreign};
 use crate::format::pickle::encode::{Class, Py};
 use crate::format::torch::{Checkpoint, write::archive};
 use crate::format::write_whole;
-use crate::{AnchorHead, Graph, Head, Node, Result};
+use crate::{AnchorHead, Extra, Graph, Head, Node, Result};
 
 /// A checkpoint that was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,9 +91,10 @@ fn checkpoint<'g>(graph: &'g Graph, package: Package, layers: Vec<Layer<'g>>) ->
         [h, w] if h == w => Py::size(h),
         [h, w] => Py::List(vec![Py::size(h), Py::size(w)]),
     };
+    let task = graph.head()?.0.extra().map_or("detect", Extra::task);
     let args = || {
         let none = || Py::None;
-        vec![("task", Py::str("detect")), ("mode", Py::str("train")), ("data", none()), ("imgsz", imgsz.clone())]
+        vec![("task", Py::str(task)), ("mode", Py::str("train")), ("data", none()), ("imgsz", imgsz.clone())]
     };
     let mut all = vec![("epoch", Py::Int(-1)), ("best_fitness", Py::None)];
     all.push(("model", model(graph, package, layers, Py::dict(args()))?));
@@ -124,8 +125,17 @@ fn model<'g>(graph: &'g Graph, package: Package, layers: Vec<Layer<'g>>, args: P
         // Of any version: later ones have a `DetectionModel` too, and this is its other name.
         Package::Yolov5 => ("models.yolo", "Model"),
         Package::Ultralytics => {
-            attributes.extend([("args", args), ("task", Py::str("detect"))]);
-            ("ultralytics.nn.tasks", "DetectionModel")
+            let (task, model) = match head.extra() {
+                None => ("detect", "DetectionModel"),
+                Some(extra @ Extra::Masks { .. }) => (extra.task(), "SegmentationModel"),
+                Some(extra @ Extra::Keypoints { .. }) => (extra.task(), "PoseModel"),
+                Some(extra @ Extra::Angle) => (extra.task(), "OBBModel"),
+            };
+            if let Some(Extra::Keypoints { points, values }) = head.extra() {
+                attributes.push(("kpt_shape", Py::List(vec![Py::size(points), Py::size(values)])));
+            }
+            attributes.extend([("args", args), ("task", Py::str(task))]);
+            ("ultralytics.nn.tasks", model)
         }
     };
     let mut list = Module::default();

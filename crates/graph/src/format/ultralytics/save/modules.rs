@@ -56,6 +56,7 @@ pub(super) fn leaf(op: &Op) -> Option<Py<'_>> {
         Op::Act(act) => activation(*act),
         Op::MaxPool(pool) => max_pool(pool)?,
         Op::Upsample { factor } => upsample(*factor),
+        Op::PixelShuffle { factor } => pixel_shuffle(*factor),
         _ => return None,
     })
 }
@@ -151,4 +152,8 @@ fn upsample<'g>(factor: usize) -> Py<'g> {
         ("recompute_scale_factor", Py::None),
     ]);
     module.build(("torch.nn.modules.upsampling", "Upsample"))
+}
+
+fn pixel_shuffle<'g>(factor: usize) -> Py<'g> {
+    Module::with(vec![("upscale_factor", Py::size(factor))]).build(("torch.nn.modules.pixelshuffle", "PixelShuffle"))
 }

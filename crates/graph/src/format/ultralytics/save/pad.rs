@@ -136,7 +136,7 @@ fn widen(graph: &Graph, lack: Lack) -> Result<Graph> {
                 *len += out.iter().sum::<usize>();
                 *start += first[..*start].iter().sum::<usize>();
             }
-            Op::Conv(_) | Op::Attention(_) | Op::Head(_) | Op::Input { .. } => {
+            Op::Conv(_) | Op::Attention(_) | Op::PixelShuffle { .. } | Op::Head(_) | Op::Input { .. } => {
                 if grows(&out) || inputs.iter().any(|&i| grows(&room(i))) {
                     let what =
                         format!("cannot be given the {} channels of zeros the family's own code needs", lack.channels);
@@ -173,7 +173,7 @@ fn same_channel(graph: &Graph, lack: Lack) -> Result<Vec<Vec<bool>>> {
                 }
                 sum
             }
-            Op::Input { .. } | Op::Conv(_) | Op::Attention(_) | Op::Head(_) => {
+            Op::Input { .. } | Op::Conv(_) | Op::Attention(_) | Op::PixelShuffle { .. } | Op::Head(_) => {
                 let first = parent.len();
                 parent.extend(first..first + count);
                 (first..first + count).collect()
