@@ -93,6 +93,9 @@ pub const FAMILIES: [&str; 10] = [
     "yolo11-obb",
 ];
 
+/// The YOLOv3s of the YOLOv5 repository in `families/`; see `families/make_yolov3.py`.
+pub const YOLOV3S: [&str; 3] = ["yolov3", "yolov3-spp", "yolov3-tiny"];
+
 /// A small detector of random weights, and what the software it comes from predicts for an image.
 pub struct Small {
     pub graph: Graph,
@@ -102,7 +105,7 @@ pub struct Small {
     pub outputs: Vec<Tensor>,
 }
 
-/// A folder with `{name}.pt` and `{name}.safetensors` of the one of [`FAMILIES`] called `name`.
+/// A folder with `{name}.pt` and `{name}.safetensors` of the one of [`FAMILIES`] or [`YOLOV3S`] called `name`.
 pub fn unpacked(name: &str) -> tempfile::TempDir {
     let zipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("families").join(format!("{name}.zip"));
     let file = std::fs::File::open(&zipped).unwrap_or_else(|e| panic!("{}: {e}", zipped.display()));
@@ -113,7 +116,7 @@ pub fn unpacked(name: &str) -> tempfile::TempDir {
     folder
 }
 
-/// The one of [`FAMILIES`] called `name`. Panics where it does not load.
+/// The one of [`FAMILIES`] or [`YOLOV3S`] called `name`. Panics where it does not load.
 pub fn small(name: &str) -> Small {
     let folder = unpacked(name);
     let graph = graph::format::load(&folder.path().join(format!("{name}.pt")), &Default::default());

@@ -138,6 +138,7 @@ fn forward(op: &Op, inputs: &[&Map], out: (usize, usize)) -> Map {
             Map { data: (0..x.data.len()).map(sum).collect(), ..*x }
         }
         Op::Upsample { factor } => slow::upsample_forward(*factor, x),
+        Op::PixelShuffle { factor } => slow::shuffle_forward(*factor, x),
         Op::MaxPool(p) => slow::max_pool_forward(pool(p), x, out),
         Op::Slice { start, len } => by_pixel(x, *len, |p, to| to.extend(&x.data[p * x.c + start..][..*len])),
         Op::Attention(a) => slow::attention_forward(a, x),
@@ -180,6 +181,7 @@ fn backward(op: &Op, inputs: &[&Map], dy: &Map) -> (Vec<Map>, Vec<Vec<f64>>) {
         }
         Op::Add => (vec![dy.clone(); inputs.len()], vec![]),
         Op::Upsample { factor } => alone(slow::upsample_backward(*factor, dy, x)),
+        Op::PixelShuffle { factor } => alone(slow::shuffle_backward(*factor, dy, x)),
         Op::MaxPool(p) => alone(slow::max_pool_backward(pool(p), x, dy)),
         Op::Slice { start, len } => {
             let mut dx = Map::zeros(x.n, x.h, x.w, x.c);

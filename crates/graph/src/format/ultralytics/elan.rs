@@ -1,11 +1,8 @@
 //! The blocks of YOLOv9: layer aggregation, its two ways down, and the links between two backbones.
 
-use super::Build;
+use super::{Build, MAX_CHANNELS};
 use crate::format::pickle::Ref;
 use crate::{Conv, MaxPool, NodeId, Op, Result, Tensor};
-
-/// More channels than a map of any detector has.
-const MAX_CHANNELS: usize = 1 << 16;
 
 impl<'a> Build<'a> {
     /// `RepNCSPELAN4`, `ELAN1`: cv1(x) cut into halves a, b; then cv4(cat(a, b, cv2(b), cv3(cv2(b)))).

@@ -1,11 +1,13 @@
 //! The layers of `torch.nn` a detector is made of.
 
-use super::Build;
+use super::{Build, MAX_CHANNELS};
 use crate::format::pickle::Ref;
 use crate::{Act, BatchNorm, Conv, MaxPool, NodeId, Op, Result, Tensor};
 
 /// Largest factor by which a map is enlarged.
 const MAX_FACTOR: usize = 64;
+/// Most rows or columns a layer pads by.
+const MAX_PAD: usize = 16;
 
 impl<'a> Build<'a> {
     /// `Conv2d`: weight (O, I / groups, KH, KW), bias (O) or none.
@@ -71,6 +73,33 @@ impl<'a> Build<'a> {
             return Err(self.error(path, "is a max pool that is not square, is dilated or rounds up"));
         }
         Ok(MaxPool { kernel: kernel[0], stride: stride[0], pad })
+    }
+
+    /// `ZeroPad2d` (left, right, top, bottom), as YOLOv3-tiny has it before a max pool: a depthwise convolution whose only weight
+    /// that is not zero takes a value as it is. A max pool's own padding would not do, since zeros win over what is negative.
+    pub(super) fn zero_pad(&mut self, module: Ref<'a>, path: &str, x: NodeId) -> Result<NodeId> {
+        let sides = self.attr(module, path, "padding", |p| {
+            let sides = p.array::<4>()?;
+            Some([sides[0].index()?, sides[1].index()?, sides[2].index()?, sides[3].index()?])
+        })?;
+        if sides.iter().any(|&n| n > MAX_PAD) {
+            return Err(self.error(path, format!("pads by {sides:?}, by {MAX_PAD} at most can be")));
+        }
+        let [left, right, top, bottom] = sides;
+        if sides == [0; 4] {
+            return Ok(x);
+        }
+        let channels = self.shape(x)?.c;
+        if channels > MAX_CHANNELS {
+            return Err(self.error(path, format!("pads {channels} channels")));
+        }
+        // Padded on both sides by the larger, the window is as much longer than one as makes up for the smaller.
+        let (pad, kernel) = ([top.max(bottom), left.max(right)], [top.abs_diff(bottom) + 1, left.abs_diff(right) + 1]);
+        let (row, column) = (pad[0] - top, pad[1] - left);
+        let mut weight = Tensor::zeros([channels, 1, kernel[0], kernel[1]]);
+        weight.data.chunks_exact_mut(kernel[0] * kernel[1]).for_each(|w| w[row * kernel[1] + column] = 1.0);
+        let conv = Conv { weight, bias: None, stride: [1, 1], pad, groups: channels };
+        Ok(self.convolution(path, conv, x))
     }
 
     /// `Upsample` by a whole factor, nearest neighbour.

@@ -23,6 +23,8 @@ pub use save::{Written, save, to_bytes};
 
 /// Deepest nesting of modules; real detectors stay below ten.
 const MAX_DEPTH: usize = 64;
+/// More channels than a map of any detector has.
+const MAX_CHANNELS: usize = 1 << 16;
 /// Most modules entered; the largest real detectors have under a thousand.
 const MAX_MODULES: usize = 100_000;
 /// Image size where a checkpoint names none.
@@ -264,6 +266,7 @@ impl<'a> Build<'a> {
             "MaxPool2d" => self.max_pool(module, path, x),
             "ConvTranspose2d" => self.conv_transpose(module, path, x),
             "PixelShuffle" => self.pixel_shuffle(module, path, x),
+            "ZeroPad2d" => self.zero_pad(module, path, x),
             "Upsample" => self.upsample(module, path, x),
             // Dropout does nothing once training is over.
             "Identity" | "Dropout" | "Dropout2d" => Ok(x),
