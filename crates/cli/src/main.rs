@@ -6,6 +6,7 @@ mod args;
 mod commands;
 mod detector;
 mod exit;
+mod family;
 mod int8;
 mod onnx;
 mod pipeline;

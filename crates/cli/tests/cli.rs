@@ -398,7 +398,8 @@ fn a_cfg_alone_is_shown_and_a_darknet_detector_written_as_one() {
     let info = prunella(dir.path(), "info tiny.cfg --json");
     let info: serde_json::Value = serde_json::from_str(&info.stdout).expect("JSON");
     assert_eq!((&info["untrained"], &info["params"]), (&true.into(), &8_852_366.into()));
-    assert!(prunella(dir.path(), "info tiny.cfg").stdout.ends_with(" · no weights\n"));
+    let shown = prunella(dir.path(), "info tiny.cfg").stdout;
+    assert!(shown.contains("\nYOLOv3-tiny · ") && shown.ends_with("1.92 kB · no weights\n"), "{shown}");
     let case = Case {
         args: "val --model tiny.cfg --data ds --split train",
         code: 1,
@@ -415,6 +416,19 @@ fn a_cfg_alone_is_shown_and_a_darknet_detector_written_as_one() {
         serde_json::from_str::<serde_json::Value>(&info.stdout).expect("JSON")["params"].clone()
     };
     assert_eq!(params("fast.cfg"), params(fast));
+    // Both of its files count.
+    let size = |name: &str| fs::metadata(dir.path().join(name)).expect("written").len();
+    for model in ["fast.cfg", "fast.weights"] {
+        let info = prunella(dir.path(), &format!("info {model} --json"));
+        let info: serde_json::Value = serde_json::from_str(&info.stdout).expect("JSON");
+        assert_eq!(
+            (&info["file_bytes"], &info["weights_bytes"]),
+            (&size("fast.cfg").into(), &size("fast.weights").into())
+        );
+        assert_eq!(info["recognised"], "YOLO-Fastest");
+    }
+    let shown = prunella(dir.path(), "info fast.cfg").stdout;
+    assert!(shown.contains("\nYOLO-Fastest · ") && shown.ends_with(" of weights\n"), "{shown}");
     for args in [
         "export --model fast.cfg --format darknet",
         "export --model fast.weights --format darknet",

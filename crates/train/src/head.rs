@@ -53,8 +53,9 @@ impl<'a> Rows<'a> {
         let prior = |p: f32| (p / (1.0 - p)).ln();
         match head {
             Head::Anchor(h) => {
-                let bias = (0.6 / (new as f32 - 0.99999)).ln();
-                Some(Self { blocks: h.levels[i].anchors.len(), keep: 5, old, classes, bias: bias.min(0.0) })
+                // A single class is certain, in YOLOv5's prior as in its loss, which leaves the class channel alone.
+                let bias = (0.6 / (new as f64 - 0.99999)).ln() as f32;
+                Some(Self { blocks: h.levels[i].anchors.len(), keep: 5, old, classes, bias })
             }
             Head::Dfl(h) if i < h.pairs() && i % 2 == 1 => {
                 let cells = imgsz as f32 / h.strides[i / 2] as f32;

@@ -6,6 +6,7 @@ mod bench;
 mod compare;
 mod compress;
 mod dataset;
+mod new;
 mod score;
 mod train;
 mod value;
@@ -21,6 +22,7 @@ pub use bench::{Bench, BenchInfer, BenchTrain};
 pub use compare::Compare;
 pub use compress::{Compress, Demo, Prune};
 pub use dataset::{DataArgs, DataForm};
+pub use new::New;
 pub use score::{Export, ExportFormat, Predict, Val};
 pub use train::{Optimizer, Train};
 use value::Device;
@@ -53,6 +55,8 @@ pub struct Global {
 pub enum Command {
     /// Show a detector layer by layer: shapes, parameters, MACs, which channels belong together
     Info(Info),
+    /// Start an untrained detector of a published family, for classes of your own
+    New(New),
     /// Measure mAP on a dataset, or score a file of detections
     Val(Val),
     /// Draw the boxes a detector finds on images

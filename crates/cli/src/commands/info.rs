@@ -1,6 +1,7 @@
 //! `info`: a detector layer by layer.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use graph::format::{LoadOptions, load};
 use graph::{Conv, Family, Graph, Head, Node, NodeId, Op, cost};
@@ -9,6 +10,7 @@ use serde::Serialize;
 
 use crate::args::{Info, load_model};
 use crate::exit::{Error, Exit};
+use crate::family;
 use crate::ui::{self, Column, Table};
 
 /// Runs the command.
@@ -19,9 +21,8 @@ pub fn run(args: &Info) -> miette::Result<Exit> {
     } else {
         load_model(&args.model, args.weights.as_deref())?
     };
-    let file = std::fs::metadata(&args.model).map_err(|e| Error::io("read", &args.model, &e))?;
     let imgsz = args.imgsz.map_or(graph.meta.imgsz, |size| [size, size]);
-    let summary = Summary { untrained, ..Summary::of(&graph, imgsz, file.len())? };
+    let summary = Summary { untrained, ..Summary::of(&graph, imgsz, files(args, untrained)?)? };
     if args.json {
         ui::print_json(&summary);
     } else {
@@ -30,16 +31,41 @@ pub fn run(args: &Info) -> miette::Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// The sizes of the model's file, or of a Darknet detector's two.
+fn files(args: &Info, untrained: bool) -> miette::Result<Files> {
+    let size = |path: &Path| std::fs::metadata(path).map(|m| m.len()).map_err(|e| Error::io("read", path, &e));
+    let extension = |name: &str| args.model.extension().is_some_and(|e| e.eq_ignore_ascii_case(name));
+    let darknet = extension("cfg") || extension("weights");
+    if !darknet || untrained {
+        return Ok(Files { file_bytes: size(&args.model)?, weights_bytes: None });
+    }
+    let beside = args.model.with_extension("weights");
+    let weights = args.weights.as_ref().unwrap_or(&beside);
+    Ok(Files { file_bytes: size(&args.model.with_extension("cfg"))?, weights_bytes: Some(size(weights)?) })
+}
+
 /// Whether the model is a Darknet `.cfg` alone: what it costs and how it is coupled needs no weights.
 fn without_weights(args: &Info) -> bool {
     let cfg = args.model.extension().is_some_and(|e| e.eq_ignore_ascii_case("cfg"));
     cfg && args.weights.is_none() && args.model.is_file() && !args.model.with_extension("weights").exists()
 }
 
+/// Sizes on disk.
+#[derive(Debug, Serialize)]
+struct Files {
+    /// Of the detector's file; of a Darknet detector the `.cfg`.
+    file_bytes: u64,
+    /// Of a Darknet detector's `.weights`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weights_bytes: Option<u64>,
+}
+
 /// What `info --json` prints.
 #[derive(Debug, Serialize)]
 struct Summary {
     family: Family,
+    /// The family as exactly as the structure tells.
+    recognised: &'static str,
     /// The file describes a detector and holds no weights.
     untrained: bool,
     classes: Vec<String>,
@@ -53,7 +79,8 @@ struct Summary {
     /// Channel classes that may be removed, of how many.
     prunable_channels: usize,
     channels: usize,
-    file_bytes: u64,
+    #[serde(flatten)]
+    files: Files,
     layers: Vec<Layer>,
 }
 
@@ -73,7 +100,7 @@ struct Layer {
 }
 
 impl Summary {
-    fn of(graph: &Graph, imgsz: [usize; 2], file_bytes: u64) -> miette::Result<Self> {
+    fn of(graph: &Graph, imgsz: [usize; 2], files: Files) -> miette::Result<Self> {
         let (shapes, costs) = (graph.shapes(imgsz)?, cost::per_node(graph, imgsz)?);
         let coupling = Coupling::of(graph)?;
         let mut layers: Vec<Layer> = vec![];
@@ -108,6 +135,7 @@ impl Summary {
         let total = cost::total(graph, imgsz)?;
         Ok(Self {
             family: graph.meta.family,
+            recognised: family::name(graph),
             untrained: false,
             classes: graph.meta.names.clone(),
             imgsz,
@@ -116,7 +144,7 @@ impl Summary {
             gflops: 2e-9 * total.macs as f64,
             prunable_channels: coupling.classes.iter().filter(|c| c.pinned.is_none()).count(),
             channels: coupling.classes.len(),
-            file_bytes,
+            files,
             layers,
         })
     }
@@ -148,32 +176,25 @@ impl Summary {
         table.total(["total", &layers, "", &ui::count(self.params), &ui::count(self.macs), ""]);
         format!(
             "{table}\n{} · {} classes · {}×{} · {:.2} GFLOPs · {} of {} channels prunable · {}{}\n",
-            family(self.family),
+            self.recognised,
             self.classes.len(),
             self.imgsz[0],
             self.imgsz[1],
             self.gflops,
             self.prunable_channels,
             self.channels,
-            ui::bytes(self.file_bytes),
+            self.files.told(),
             if self.untrained { " · no weights" } else { "" },
         )
     }
 }
 
-fn family(family: Family) -> &'static str {
-    match family {
-        Family::Darknet => "Darknet",
-        Family::Yolov5 => "YOLOv5",
-        Family::Yolov6 => "YOLOv6",
-        Family::Yolov8 => "YOLOv8",
-        Family::Yolov9 => "YOLOv9",
-        Family::Yolov10 => "YOLOv10",
-        Family::Yolo11 => "YOLO11",
-        Family::Yolo12 => "YOLO12",
-        Family::Yolo26 => "YOLO26",
-        Family::Yolox => "YOLOX",
-        Family::Other => "unknown family",
+impl Files {
+    fn told(&self) -> String {
+        match self.weights_bytes {
+            None => ui::bytes(self.file_bytes),
+            Some(weights) => format!("{} and {} of weights", ui::bytes(self.file_bytes), ui::bytes(weights)),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ mod data;
 mod demo;
 mod export;
 mod info;
+mod new;
 mod predict;
 mod prune;
 mod train;
@@ -28,6 +29,7 @@ pub fn run(cli: &Cli) -> miette::Result<Exit> {
 fn command(command: &Command) -> miette::Result<Exit> {
     match command {
         Command::Info(args) => info::run(args),
+        Command::New(args) => new::run(args),
         Command::Val(args) => val::run(args),
         Command::Predict(args) => predict::run(args),
         Command::Train(args) => train::run(args),

@@ -77,7 +77,14 @@ pub fn image_size(graph: &Graph, asked: Option<usize>) -> miette::Result<usize> 
     let own = graph.meta.imgsz[0].max(graph.meta.imgsz[1]);
     let size = asked.unwrap_or(own);
     let (head, _) = graph.head()?;
-    let stride = head.strides().into_iter().max().unwrap_or(1);
+    whole_cells(size, head.strides().into_iter().max().unwrap_or(1))
+}
+
+/// `--imgsz`, where it is a multiple of a detector's largest stride.
+///
+/// # Errors
+/// It is none.
+pub fn whole_cells(size: usize, stride: usize) -> miette::Result<usize> {
     if size > 0 && size.is_multiple_of(stride) {
         return Ok(size);
     }

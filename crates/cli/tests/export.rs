@@ -1,0 +1,155 @@
+//! `export` from outside: what is written in eight bits or as a checkpoint is read back and finds what the detector does.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+/// Exit code, stdout, stderr.
+fn prunella(dir: &Path, args: &str) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_prunella"));
+    let Output { status, stdout, stderr } =
+        command.args(args.split(' ')).current_dir(dir).env("NO_COLOR", "1").output().expect("the binary runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    (status.code().expect("no signal"), text(stdout), text(stderr))
+}
+
+/// Runs a command that has to succeed and returns its stdout.
+fn done(dir: &Path, args: &str) -> String {
+    let (code, out, err) = prunella(dir, args);
+    assert_eq!(code, 0, "{args}: {err}");
+    out
+}
+
+fn json(dir: &Path, args: &str) -> Value {
+    serde_json::from_str(&done(dir, args)).unwrap_or_else(|e| panic!("{args}: {e}"))
+}
+
+/// A dataset `ds` of pictures with a dark square, 6 for training and 2 for validation, and its first picture's path.
+fn squares(dir: &Path) -> &'static str {
+    for (split, count) in [("train", 6), ("val", 2)] {
+        for folder in ["images", "labels"] {
+            fs::create_dir_all(dir.join("ds").join(folder).join(split)).expect("writable");
+        }
+        for i in 0..count {
+            let mut image = image::RgbImage::from_pixel(64, 64, image::Rgb([180, 170, 160]));
+            let corner = 4 + 5 * i;
+            (0..24).for_each(|k| {
+                (0..24).for_each(|j| image.put_pixel(corner + k, 8 + j, image::Rgb([40, 20, 30])));
+            });
+            image.save(dir.join(format!("ds/images/{split}/{i}.png"))).expect("writable");
+            let x = f64::from(corner + 12) / 64.0;
+            fs::write(dir.join(format!("ds/labels/{split}/{i}.txt")), format!("1 {x} 0.3125 0.375 0.375\n"))
+                .expect("writable");
+        }
+    }
+    fs::write(dir.join("ds/data.yaml"), "train: images/train\nval: images/val\nnames: [disc, square]\n")
+        .expect("writable");
+    "ds/images/train/0.png"
+}
+
+/// What a detector finds on a picture, however unlikely.
+fn found(dir: &Path, model: &str, picture: &str) -> Vec<Value> {
+    let found = json(dir, &format!("-q predict --model {model} --conf 0.0001 --json --out seen-{model} {picture}"));
+    found[0]["detections"].as_array().expect("detections").clone()
+}
+
+#[test]
+fn a_checkpoint_holds_the_detector_it_was_written_from() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let dir = dir.path();
+    let picture = squares(dir);
+    for (name, family) in [("yolov5n", "YOLOv5"), ("yolov8n", "YOLOv8"), ("yolo11n", "YOLO11")] {
+        done(dir, &format!("new {name} --data ds --imgsz 64 --out {name}.safetensors"));
+        let export = format!("export --model {name}.safetensors --format pt");
+        assert_eq!(done(dir, &export), format!("{name}.pt\n"));
+        let info = |file: &str| json(dir, &format!("info {name}.{file} --json"));
+        let (ours, theirs) = (info("safetensors"), info("pt"));
+        for key in ["family", "classes", "imgsz", "params", "macs", "prunable_channels", "layers"] {
+            assert_eq!(ours[key], theirs[key], "{name}: {key}");
+        }
+        assert_eq!(
+            (&theirs["recognised"], &theirs["classes"]),
+            (&family.into(), &serde_json::json!(["disc", "square"]))
+        );
+        let boxes = found(dir, &format!("{name}.safetensors"), picture);
+        assert!(!boxes.is_empty(), "{name} finds nothing, so nothing is compared");
+        assert_eq!(found(dir, &format!("{name}.pt"), picture), boxes, "{name}");
+        let val = |file: &str| json(dir, &format!("-q val --model {name}.{file} --data ds --json"));
+        let (ours, theirs) = (val("safetensors"), val("pt"));
+        for key in ["stats", "per_class", "best_f1"] {
+            assert_eq!(ours[key], theirs[key], "{name}: {key}");
+        }
+    }
+    // What was pruned is written as the family's package can run it, and finds the same.
+    done(dir, "prune --model yolo11n.pt --macs 0.6 --out slim.safetensors");
+    done(dir, "export --model slim.safetensors --format pt --out slim.pt");
+    let (ours, theirs) = (found(dir, "slim.safetensors", picture), found(dir, "slim.pt", picture));
+    assert!(!ours.is_empty() && ours.len() == theirs.len(), "{} and {} boxes", ours.len(), theirs.len());
+    for (a, b) in ours.iter().zip(&theirs) {
+        let confidence = |found: &Value| found["confidence"].as_f64().expect("a number");
+        assert!((confidence(a) - confidence(b)).abs() < 1e-5, "{a} and {b}");
+    }
+    let (code, _, err) = prunella(dir, "export --model yolov8n.pt --format pt");
+    assert!(code == 2 && err.contains("`yolov8n.pt` is the model itself"), "{err}");
+    let (code, _, err) = prunella(dir, "export --model yolov8n.pt --format pt --out x.onnx");
+    assert!(code == 2 && err.contains("ends in .pt") && !dir.join("x.onnx").exists(), "{err}");
+}
+
+#[test]
+fn what_the_packages_have_no_modules_for_is_not_written_as_a_checkpoint() {
+    let Some(shared) = testkit::shared() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let model = shared.join("weights/yolo-fastest-1.1/yolo-fastest-1.1.cfg").canonicalize().expect("it is there");
+    let export = format!("export --model {} --format pt --out fast.pt", model.display());
+    let (code, out, err) = prunella(dir.path(), &export);
+    assert!(code == 1 && out.is_empty() && err.contains("no head of YOLOv5, YOLOv8 or YOLO11"), "{err}");
+    assert!(!dir.path().join("fast.pt").exists());
+}
+
+#[test]
+fn eight_bits_are_smaller_and_find_nearly_the_same() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let dir = dir.path();
+    let picture = squares(dir);
+    done(dir, "new yolov5n --data ds --imgsz 64 --out new.safetensors");
+    let outcome = json(dir, "-q export --model new.safetensors --int8 --data ds --json");
+    let number = |file: &str, key: &str| outcome[file][key].as_f64().expect("a number");
+    assert_eq!((&outcome["file"], &outcome["imgsz"]), (&"new-int8.onnx".into(), &64.into()));
+    assert_eq!((&outcome["calibration_images"], &outcome["validation_images"]), (&6.into(), &2.into()));
+    let written = fs::metadata(dir.join("new-int8.onnx")).expect("written").len();
+    assert_eq!(outcome["int8"]["bytes"], written);
+    assert!(number("int8", "bytes") < 0.35 * number("f32", "bytes"), "{outcome}");
+    assert!((0.0..=1.0).contains(&number("int8", "map50_95")) && number("f32", "map50") <= 1.0, "{outcome}");
+    let best = |model: &str| found(dir, model, picture)[0]["confidence"].as_f64().expect("a number");
+    let (exact, rounded) = (best("new.safetensors"), best("new-int8.onnx"));
+    assert!((exact - rounded).abs() < 0.1 * exact, "{exact} in f32, {rounded} in eight bits");
+
+    // Fewer images, a name of one's own, a table for people.
+    let table = done(dir, "-q export --model new.safetensors --int8 --data ds --calibration-images 2 --out own.onnx");
+    assert!(table.contains("int8") && table.ends_with("own.onnx\n") && dir.join("own.onnx").is_file(), "{table}");
+}
+
+#[test]
+fn eight_bits_need_images_and_a_format_that_has_them() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let dir = dir.path();
+    squares(dir);
+    done(dir, "new yolov5n --names a,b,c --imgsz 64 --out new.safetensors");
+    for (args, code, wanted) in [
+        ("--int8", 2, "--data <PATH>"),
+        ("--int8 --data ds --format pt", 2, "`--int8` is for ONNX files"),
+        ("--int8 --data nowhere", 1, "dataset `nowhere`"),
+    ] {
+        let (ended, out, err) = prunella(dir, &format!("export --model new.safetensors --out x.onnx {args}"));
+        assert!(ended == code && out.is_empty() && err.contains(wanted), "{args}: {ended} {err}");
+        assert!(!dir.join("x.onnx").exists(), "{args}");
+    }
+    // Scales need no labels: with other classes mAP is left out, not the file.
+    let (code, out, err) = prunella(dir, "export --model new.safetensors --int8 --data ds --json --out x.onnx");
+    let outcome: Value = serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {err}"));
+    assert!(code == 0 && err.contains("mAP is not measured"), "{err}");
+    assert!(outcome["int8"]["map50"].is_null() && outcome["validation_images"] == 0, "{outcome}");
+    assert!(dir.join("x.onnx").is_file());
+}
