@@ -152,21 +152,28 @@ impl<'a> Pipeline<'a> {
             let calibration = self.calibration(usize::MAX);
             slim = self.stage(&mut rows, "reconstructed", || calibration.reconstruct(&sparse, &plans, &slim))?;
         }
+        let last = |rows: &[Stage]| rows.last().map_or(f64::NAN, |stage| stage.row.map50_95);
+        let mut standing = last(&rows);
         if recipe.recalibration_epochs > 0 {
             let fresh = self.stage(&mut rows, "recalibrated", || {
                 let all = self.calibration(usize::MAX);
                 all.recalibrate(&slim, recipe.heal.augment, recipe.recalibration_epochs)
             })?;
             // After least squares the old statistics may be the better ones: they are what the fit was made with.
-            if let [.., before, after] = &rows[..]
-                && after.row.map50_95 > before.row.map50_95
-            {
-                slim = fresh;
+            if last(&rows) > standing {
+                (slim, standing) = (fresh, last(&rows));
             }
         }
         if recipe.heal.epochs > 0 {
-            slim =
+            let healed =
                 self.stage(&mut rows, "healed", || Ok(self.train("heal", &slim, Some(&dense), &recipe.heal)?.best))?;
+            // A few epochs undo more of the reconstruction than they mend.
+            if last(&rows) < standing {
+                ui::warn("healing made it worse, so what it started from is kept; give it more `--epochs`");
+                slim = self.stage(&mut rows, "kept", || Ok(slim.clone()))?;
+            } else {
+                slim = healed;
+            }
         }
         let targets = goal.outcome(&dense, &slim)?;
         self.finish(&dense, &slim, rows, Targets { rows: targets, speed, trials: trials.map(|(_, trials)| trials) })

@@ -20,7 +20,8 @@ pub use html::render;
 /// The state of the detector after one stage: a row of the stage table, and of summary.json.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StageRow {
-    /// `dense`, `sparse`, `masked`, `folded`, `replaced`, `recalibrated`, `healed`.
+    /// `dense`, `sparse`, `masked`, `folded`, `replaced`, `trimmed`, `reconstructed`, `recalibrated`, `healed`; and `kept`
+    /// where healing did harm and the detector before it is the outcome.
     pub stage: String,
     pub params: u64,
     /// Multiply-accumulates for one image.
