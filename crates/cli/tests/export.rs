@@ -1,26 +1,12 @@
 //! `export` from outside: what is written in eight bits or as a checkpoint is read back and finds what the detector does.
 
+mod common;
+
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
 
+use common::{done, prunella};
 use serde_json::Value;
-
-/// Exit code, stdout, stderr.
-fn prunella(dir: &Path, args: &str) -> (i32, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_prunella"));
-    let Output { status, stdout, stderr } =
-        command.args(args.split(' ')).current_dir(dir).env("NO_COLOR", "1").output().expect("the binary runs");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    (status.code().expect("no signal"), text(stdout), text(stderr))
-}
-
-/// Runs a command that has to succeed and returns its stdout.
-fn done(dir: &Path, args: &str) -> String {
-    let (code, out, err) = prunella(dir, args);
-    assert_eq!(code, 0, "{args}: {err}");
-    out
-}
 
 fn json(dir: &Path, args: &str) -> Value {
     serde_json::from_str(&done(dir, args)).unwrap_or_else(|e| panic!("{args}: {e}"))
@@ -28,24 +14,7 @@ fn json(dir: &Path, args: &str) -> Value {
 
 /// A dataset `ds` of pictures with a dark square, 6 for training and 2 for validation, and its first picture's path.
 fn squares(dir: &Path) -> &'static str {
-    for (split, count) in [("train", 6), ("val", 2)] {
-        for folder in ["images", "labels"] {
-            fs::create_dir_all(dir.join("ds").join(folder).join(split)).expect("writable");
-        }
-        for i in 0..count {
-            let mut image = image::RgbImage::from_pixel(64, 64, image::Rgb([180, 170, 160]));
-            let corner = 4 + 5 * i;
-            (0..24).for_each(|k| {
-                (0..24).for_each(|j| image.put_pixel(corner + k, 8 + j, image::Rgb([40, 20, 30])));
-            });
-            image.save(dir.join(format!("ds/images/{split}/{i}.png"))).expect("writable");
-            let x = f64::from(corner + 12) / 64.0;
-            fs::write(dir.join(format!("ds/labels/{split}/{i}.txt")), format!("1 {x} 0.3125 0.375 0.375\n"))
-                .expect("writable");
-        }
-    }
-    fs::write(dir.join("ds/data.yaml"), "train: images/train\nval: images/val\nnames: [disc, square]\n")
-        .expect("writable");
+    common::squares(dir, [6, 2], &["disc", "square"]);
     "ds/images/train/0.png"
 }
 

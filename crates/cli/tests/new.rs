@@ -1,26 +1,12 @@
 //! `new` from outside: what it writes is the detector that was asked for, and trains, exports and loads like any other.
 
+mod common;
+
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
 
+use common::{done, prunella};
 use serde_json::Value;
-
-/// Exit code, stdout, stderr.
-fn prunella(dir: &Path, args: &str) -> (i32, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_prunella"));
-    let Output { status, stdout, stderr } =
-        command.args(args.split(' ')).current_dir(dir).env("NO_COLOR", "1").output().expect("the binary runs");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    (status.code().expect("no signal"), text(stdout), text(stderr))
-}
-
-/// Runs a command that has to succeed and returns its stdout.
-fn done(dir: &Path, args: &str) -> String {
-    let (code, out, err) = prunella(dir, args);
-    assert_eq!(code, 0, "{args}: {err}");
-    out
-}
 
 /// What `info --json` says.
 fn info(dir: &Path, model: &str) -> Value {

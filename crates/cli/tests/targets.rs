@@ -1,23 +1,14 @@
 //! Targets in bytes, milliseconds and accuracy, from outside.
 
+mod common;
+
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
 
+use common::{prunella, squares};
 use serde_json::Value;
 
 const MODEL: &str = "weights/yolov5n/yolov5n.pt";
-
-/// Exit code, stdout, stderr.
-fn prunella(dir: &Path, args: &str) -> (i32, String, String) {
-    let shared = testkit::shared().map(|s| s.canonicalize().expect("it is there").display().to_string());
-    let args = args.split(' ').map(|a| a.replace("{shared}", shared.as_deref().unwrap_or("{shared}")));
-    let mut command = Command::new(env!("CARGO_BIN_EXE_prunella"));
-    let Output { status, stdout, stderr } =
-        command.args(args).current_dir(dir).env("NO_COLOR", "1").output().expect("the binary runs");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    (status.code().expect("no signal"), text(stdout), text(stderr))
-}
 
 /// `prune` of the shared YOLOv5n at 64 pixels.
 fn prune(dir: &Path, args: &str) -> (i32, String, String) {
@@ -104,34 +95,13 @@ fn time_is_planned_by_a_table_and_measured_on_the_result() {
     assert!(code == 1 && err.contains("`--latency ") && !dir.path().join("x.safetensors").exists(), "{err}");
 }
 
-/// The files of a folder with a dataset of `count` pictures in each split, a dark square on each.
-fn squares(dir: &Path, count: u32) {
-    for split in ["train", "val"] {
-        for folder in ["images", "labels"] {
-            fs::create_dir_all(dir.join("ds").join(folder).join(split)).expect("writable");
-        }
-        for i in 0..count {
-            let mut image = image::RgbImage::from_pixel(64, 64, image::Rgb([180, 170, 160]));
-            let corner = 4 + 5 * i;
-            (0..24).for_each(|k| {
-                (0..24).for_each(|j| image.put_pixel(corner + k, 8 + j, image::Rgb([40, 20, 30])));
-            });
-            image.save(dir.join(format!("ds/images/{split}/{i}.png"))).expect("writable");
-            let x = f64::from(corner + 12) / 64.0;
-            fs::write(dir.join(format!("ds/labels/{split}/{i}.txt")), format!("0 {x} 0.3125 0.375 0.375\n"))
-                .expect("writable");
-        }
-    }
-    fs::write(dir.join("ds/data.yaml"), "train: images/train\nval: images/val\nnames: [square]\n").expect("writable");
-}
-
 #[test]
 fn a_run_keeps_its_table_of_times_and_reports_them() {
     if testkit::shared().is_none() {
         return;
     }
     let dir = tempfile::tempdir().expect("a folder");
-    squares(dir.path(), 6);
+    squares(dir.path(), [6, 6], &["square"]);
     let run = format!(
         "compress --model {{shared}}/{MODEL} --data ds --imgsz 64 --epochs 1 --batch 6 --latency 0.7 --int8 --out run"
     );
@@ -167,7 +137,7 @@ fn the_largest_cut_within_a_drop_is_found_and_remembered() {
         return;
     }
     let dir = tempfile::tempdir().expect("a folder");
-    squares(dir.path(), 6);
+    squares(dir.path(), [6, 6], &["square"]);
     let run =
         format!("compress --model {{shared}}/{MODEL} --data ds --imgsz 64 --epochs 1 --batch 6 --max-drop 1 --out run");
     let (code, _, err) = prunella(dir.path(), &run);
