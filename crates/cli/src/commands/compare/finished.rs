@@ -24,7 +24,7 @@ pub struct Finished {
     summary: Summary,
 }
 
-/// Every finished run in the folder of a comparison, of this call or an earlier one: methods in their order.
+/// Every finished run in the folder of a comparison, of this call or an earlier one: methods in their order, larger budgets first.
 pub fn finished(out: &Path) -> miette::Result<Vec<Finished>> {
     let mut all = vec![];
     for (seed_name, seed_folder) in folders(out)? {
@@ -41,7 +41,11 @@ pub fn finished(out: &Path) -> miette::Result<Vec<Finished>> {
         }
     }
     let place = |m: &Method| METHODS.iter().position(|other| other.name == m.name);
-    all.sort_by_key(|r| (place(r.method), r.seed));
+    // Folders are listed in no particular order.
+    let largest_first = |a: &Finished, b: &Finished| b.macs.unwrap_or(1.0).total_cmp(&a.macs.unwrap_or(1.0));
+    all.sort_by(|a, b| {
+        place(a.method).cmp(&place(b.method)).then_with(|| largest_first(a, b)).then(a.seed.cmp(&b.seed))
+    });
     Ok(all)
 }
 

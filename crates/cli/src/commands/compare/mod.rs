@@ -3,7 +3,7 @@
 mod finished;
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -50,7 +50,7 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
         let folder = out.join(format!("seed{seed}"));
         let dense = Pipeline::new(&base, &dataset, &folder, model.meta.family)?.dense(&model)?;
         base.dense.epochs = 0;
-        Ok(Start { base, dense })
+        Ok(Start { base, folder, dense })
     };
     let starts = side_by_side(args.jobs, &args.seeds, start)?;
     let mut tasks: Vec<(&Start, &Method, f64)> = vec![];
@@ -65,7 +65,7 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
         recipe.budget.macs = Some(macs);
         let (recipe, name) = (method.of(&recipe), folder_name(method, macs));
         ui::note(format_args!("Seed {}, {name}: {}", recipe.seed, method.about));
-        finish(&recipe, &dataset, &out.join(format!("seed{}", recipe.seed)).join(name), &start.dense)
+        finish(&recipe, &dataset, &start.folder.join(name), &start.dense)
     })?;
     let finished = finished::finished(&out)?;
     let times = finished::times(&finished)?;
@@ -92,6 +92,7 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
 /// What the runs of one seed start from.
 struct Start {
     base: Recipe,
+    folder: PathBuf,
     dense: Graph,
 }
 
