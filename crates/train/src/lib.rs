@@ -14,6 +14,7 @@ pub mod loss;
 pub mod metrics_csv;
 pub mod net;
 pub mod optim;
+mod orthogonal;
 pub mod quantize;
 pub mod reconstruct;
 pub mod schedule;

@@ -178,10 +178,10 @@ pub struct Compress {
     /// Images a batch, at most: where that leaves few steps, batches are smaller [default: 16]
     #[arg(long, short, value_name = "N", value_parser = positive)]
     pub batch: Option<usize>,
-    /// How weights follow gradients [default: sgd]
+    /// How weights follow gradients [default: muon]
     #[arg(long, value_enum)]
     pub optimizer: Option<Optimizer>,
-    /// Learning rate at the start [default: 0.01 with sgd, 0.001 with adamw]
+    /// Learning rate at the start [default: 0.01 with sgd, 0.001 with the others]
     #[arg(long, value_name = "RATE", value_parser = rate)]
     pub lr0: Option<f64>,
     /// Learning rate at the end, as a share of --lr0 [default: 0.01]

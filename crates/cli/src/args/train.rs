@@ -23,10 +23,10 @@ pub struct Train {
     /// Images a step
     #[arg(long, short, default_value = "16", value_name = "N", value_parser = positive)]
     pub batch: usize,
-    /// How weights follow gradients
-    #[arg(long, default_value = "sgd", value_enum)]
-    pub optimizer: Optimizer,
-    /// Learning rate at the start [default: 0.01 with sgd, 0.001 with adamw]
+    /// How weights follow gradients [default: muon; sgd with --sparse]
+    #[arg(long, value_enum)]
+    pub optimizer: Option<Optimizer>,
+    /// Learning rate at the start [default: 0.01 with sgd, 0.001 with the others]
     #[arg(long, value_name = "RATE", value_parser = rate)]
     pub lr0: Option<f64>,
     /// Learning rate at the end, as a share of --lr0 [default: 0.01]
@@ -49,6 +49,8 @@ pub struct Train {
 /// How weights follow gradients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Optimizer {
+    /// Orthogonalised momentum for convolutions, Adam for all else.
+    Muon,
     /// Stochastic gradient descent with Nesterov momentum.
     Sgd,
     /// Adam with decoupled weight decay.

@@ -103,16 +103,19 @@ fn recipe(args: &Compress) -> miette::Result<Recipe> {
     recipe.int8 |= args.int8;
     recipe.seed = args.seed.unwrap_or(recipe.seed);
     let (seed, rates) = (recipe.seed, args.optimizer.is_some() || args.lr0.is_some() || args.lrf.is_some());
-    let asked = training(args.optimizer.unwrap_or(Optimizer::Sgd), args.lr0, args.lrf);
+    let asked = training(args.optimizer.unwrap_or(Optimizer::Muon), args.lr0, args.lrf);
     recipe.each_training(|t| {
         t.seed = seed;
         t.batch = args.batch.unwrap_or(t.batch);
         t.imgsz = args.imgsz.unwrap_or(t.imgsz);
-        if rates {
+    });
+    if rates {
+        // Sparse training keeps its own: its proximal steps are set up for them.
+        for t in [&mut recipe.dense, &mut recipe.heal] {
             t.optimizer = asked.optimizer.clone();
             t.schedule = asked.schedule.clone();
         }
-    });
+    }
     recipe.dense.epochs = args.epochs.unwrap_or(recipe.dense.epochs);
     recipe.heal.epochs = args.epochs.unwrap_or(recipe.heal.epochs);
     recipe.sparse.epochs = args.sparse_epochs.unwrap_or(recipe.sparse.epochs);

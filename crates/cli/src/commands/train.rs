@@ -1,7 +1,6 @@
 //! `train`: fine-tunes a detector.
 
-use train::optim::{OptimConfig, OptimKind};
-use train::schedule::ScheduleConfig;
+use train::optim::OptimKind;
 use train::sparse::SparseConfig;
 use train::{Task, TrainConfig};
 
@@ -22,13 +21,15 @@ pub fn run(args: &Train) -> miette::Result<Exit> {
     let calibration = Calibration { dataset: &dataset, imgsz, images: CALIBRATION_IMAGES, seed: args.seed };
     let start = fit(&calibration.unfold(&model)?, &dataset, imgsz, args.seed)?;
     tell_loss(&start);
+    // The proximal steps of sparse training are set up for SGD's rates.
+    let usual = if args.sparse.is_some() { Optimizer::Sgd } else { Optimizer::Muon };
     let config = TrainConfig {
         epochs: args.epochs,
         batch: args.batch,
         imgsz,
         seed: args.seed,
         sparse: args.sparse.map(|target| SparseConfig { target: target as f32, ..SparseConfig::default() }),
-        ..recipe(args.optimizer, args.lr0, args.lrf)
+        ..recipe(args.optimizer.unwrap_or(usual), args.lr0, args.lrf)
     };
     let out = runs::folder(args.out.as_deref(), "train", args.resume)?;
     runs::write_toml(&out.join("recipe.toml"), &config)?;
@@ -41,20 +42,18 @@ pub fn run(args: &Train) -> miette::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// The default recipe with another optimiser and rates.
+/// The recipe of `optimizer`, with other rates where they are given.
 pub fn recipe(optimizer: Optimizer, lr0: Option<f64>, lrf: Option<f64>) -> TrainConfig {
-    let (kind, rate) = match optimizer {
-        Optimizer::Sgd => (OptimKind::Sgd { nesterov: true }, 0.01),
-        Optimizer::Adamw => (OptimKind::AdamW { beta2: 0.999, eps: 1e-8 }, 0.001),
+    let mut config = match optimizer {
+        Optimizer::Muon => TrainConfig::default(),
+        Optimizer::Sgd => TrainConfig::yolov5(),
+        Optimizer::Adamw => {
+            let mut config = TrainConfig::default();
+            config.optimizer.kind = OptimKind::adamw();
+            config
+        }
     };
-    let defaults = ScheduleConfig::default();
-    TrainConfig {
-        optimizer: OptimConfig { kind, ..OptimConfig::default() },
-        schedule: ScheduleConfig {
-            lr0: lr0.unwrap_or(rate) as f32,
-            lrf: lrf.map_or(defaults.lrf, |v| v as f32),
-            ..defaults
-        },
-        ..TrainConfig::default()
-    }
+    config.schedule.lr0 = lr0.map_or(config.schedule.lr0, |v| v as f32);
+    config.schedule.lrf = lrf.map_or(config.schedule.lrf, |v| v as f32);
+    config
 }

@@ -46,6 +46,16 @@ pub const METHODS: &[Method] = &[
             r.heal.distill = 0.0;
         },
     },
+    Method {
+        name: "scratch",
+        about: "the architecture ours leaves, trained from nothing for as many epochs",
+        set: |r| {
+            r.reconstruct = false;
+            r.recalibration_epochs = 0;
+            r.restart = true;
+            r.heal.epochs *= 2;
+        },
+    },
     Method { name: "random", about: "channels at random", set: |r| plain(r, Criterion::Random { seed: r.seed }) },
     Method { name: "l1", about: "L1 norm of filters (Li 2017)", set: |r| plain(r, Criterion::L1Filter) },
     Method {

@@ -152,6 +152,9 @@ impl<'a> Pipeline<'a> {
             let calibration = self.calibration(usize::MAX);
             slim = self.stage(&mut rows, "reconstructed", || calibration.reconstruct(&sparse, &plans, &slim))?;
         }
+        if recipe.restart {
+            slim = self.stage(&mut rows, "restarted", || Ok(graph::build::restarted(&slim, recipe.seed)?))?;
+        }
         let last = |rows: &[Stage]| rows.last().map_or(f64::NAN, |stage| stage.row.map50_95);
         let mut standing = last(&rows);
         if recipe.recalibration_epochs > 0 {

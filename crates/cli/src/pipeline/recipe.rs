@@ -36,6 +36,8 @@ pub struct Recipe {
     pub calibration_images: usize,
     /// Refit what is left to the uncut detector's maps, convolution by convolution, before anything is trained.
     pub reconstruct: bool,
+    /// Forget the weights after the cut and train the architecture that is left from nothing.
+    pub restart: bool,
     /// Passes over the training images in which BatchNorm statistics are estimated anew.
     pub recalibration_epochs: usize,
     /// Instead of a budget: how much of mAP50-95 on `val` the cut may cost before healing.
@@ -68,6 +70,7 @@ impl Default for Recipe {
             similarity_share: 1.0,
             calibration_images: 256,
             reconstruct: true,
+            restart: false,
             recalibration_epochs: 2,
             max_drop: None,
             multiple_by_speed: true,
@@ -76,7 +79,7 @@ impl Default for Recipe {
             importance: Importance { criterion: Criterion::OutputError, ..Importance::default() },
             similarity: Similarity::default(),
             dense: TrainConfig::default(),
-            sparse: TrainConfig { epochs: 0, ..TrainConfig::default() },
+            sparse: TrainConfig { epochs: 0, ..TrainConfig::yolov5() },
             heal: TrainConfig { distill: 10.0, ..TrainConfig::default() },
         }
     }

@@ -3,12 +3,27 @@
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Conv, Graph, Head, Op, Result};
+use crate::{BatchNorm, Conv, Graph, Head, Op, Result};
 
 /// Image size the priors of YOLOv5, YOLOv8 and YOLO11 are meant for, whatever a detector is trained at.
 const PRIOR_SIZE: f32 = 640.0;
 /// Share of cells YOLOX takes to hold an object, and objects of a class.
 const YOLOX_PRIOR: f32 = 0.01;
+
+/// The architecture of `graph` with none of what it has learnt: weights drawn from `seed` as those of a new detector.
+///
+/// # Errors
+/// The graph has no head.
+pub fn restarted(graph: &Graph, seed: u64) -> Result<Graph> {
+    let mut graph = graph.clone();
+    for node in &mut graph.nodes {
+        if let Op::BatchNorm(bn) = &mut node.op {
+            *bn = BatchNorm::identity(bn.gamma.len(), bn.eps, bn.momentum);
+        }
+    }
+    weights(&mut graph, seed)?;
+    Ok(graph)
+}
 
 /// Draws all weights of `graph` from `seed`. Weights and biases of a convolution are uniform in ±1/sqrt(fan-in), as PyTorch
 /// starts them; then the biases of the head are set or shifted so that objects are rare. BatchNorm stays the identity.

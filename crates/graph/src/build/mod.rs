@@ -17,6 +17,7 @@ use rows::{Block, Row, Table};
 use crate::{Error, Family, Graph, Meta, NodeId, Op, Result};
 
 pub use catalog::{Design, names};
+pub use init::restarted;
 
 /// Most classes a detector is built for.
 pub const MAX_CLASSES: usize = 10_000;

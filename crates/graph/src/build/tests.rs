@@ -67,6 +67,22 @@ fn one_seed_gives_one_detector() -> Result<()> {
 }
 
 #[test]
+fn a_detector_started_anew_has_forgotten_everything() -> Result<()> {
+    for name in ["yolov5n", "yolo11n"] {
+        let design = Design::named(name).expect("it is listed");
+        let mut trained = design.build(&classes(2), 64, 1)?;
+        for node in &mut trained.nodes {
+            node.op.trainable_mut().into_iter().for_each(|(_, w)| w.iter_mut().for_each(|w| *w += 1.0));
+            if let Op::BatchNorm(bn) = &mut node.op {
+                bn.var.fill(3.0);
+            }
+        }
+        assert!(restarted(&trained, 2)? == design.build(&classes(2), 64, 2)?, "{name}");
+    }
+    Ok(())
+}
+
+#[test]
 fn weights_start_as_pytorch_starts_them() -> Result<()> {
     for name in ["yolov5n", "yolov8n", "yolo11n"] {
         let graph = Design::named(name).expect("it is listed").build(&classes(3), 64, 0)?;
