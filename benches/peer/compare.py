@@ -46,7 +46,8 @@ def main():
     for title, options in cases:
         ours, theirs = [], []
         for _ in range(args.rounds):
-            ours.append(run([args.prunella, "-q", "bench", "train", "--imgsz", "320", "--json", *options]))
+            step = [args.prunella, "-q", "bench", "train", "--optimizer", "sgd", "--imgsz", "320", "--json"]
+            ours.append(run([*step, *options]))
             torch_options = [*options, "--scratch", args.scratch] if "--data" in options else options
             theirs.append(run([args.python, HERE / "torch_side.py", "--imgsz", "320", *torch_options]))
         rows = [

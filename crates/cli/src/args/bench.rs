@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::value::positive;
-use super::{DataForm, ModelArgs};
+use super::{DataForm, ModelArgs, Optimizer};
 
 /// `bench` and its commands.
 #[derive(Debug, Subcommand)]
@@ -46,6 +46,9 @@ pub struct BenchTrain {
     /// Images a step
     #[arg(long, short, default_value = "8", value_name = "N", value_parser = positive)]
     pub batch: usize,
+    /// How weights follow gradients
+    #[arg(long, default_value = "muon", value_enum)]
+    pub optimizer: Optimizer,
     /// Timed steps on made-up images
     #[arg(long, default_value = "10", value_name = "N", value_parser = positive, conflicts_with = "data")]
     pub steps: usize,

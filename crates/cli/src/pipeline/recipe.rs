@@ -80,7 +80,7 @@ impl Default for Recipe {
             similarity: Similarity::default(),
             dense: TrainConfig::default(),
             sparse: TrainConfig { epochs: 0, ..TrainConfig::yolov5() },
-            heal: TrainConfig { distill: 10.0, ..TrainConfig::default() },
+            heal: TrainConfig { distill: 1.0, ..TrainConfig::default() },
         }
     }
 }

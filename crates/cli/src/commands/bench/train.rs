@@ -5,7 +5,7 @@ use std::time::Instant;
 use ::train::evaluate::raw;
 use ::train::loss::Criterion;
 use ::train::net::{BnUpdate, Isa, Spent, TrainNet};
-use ::train::optim::{OptimConfig, Optimizer};
+use ::train::optim::Optimizer;
 use ::train::schedule::{Schedule, ScheduleConfig};
 use ::train::{Error as TrainError, Gradients};
 use data::{Augment, Loader, LoaderConfig, Mode, Target};
@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use super::WARMUP;
 use crate::args::BenchTrain;
+use crate::commands::train::recipe;
 use crate::detector::image_size;
 use crate::exit::{Error, Exit};
 use crate::onnx::median;
@@ -85,12 +86,13 @@ struct Timed {
 pub fn run(args: &BenchTrain) -> miette::Result<Exit> {
     let graph = args.model.load()?;
     let imgsz = image_size(&graph, Some(args.imgsz))?;
+    let step = |graph: &Graph| Step::new(graph, imgsz, args);
     let timed = match &args.data {
         Some(path) => {
             let dataset = data::open(path, &args.form.options())?;
-            real_epoch(&fit(&graph, &dataset, imgsz, 0)?, &dataset, imgsz, args.batch)?
+            real_epoch(step(&fit(&graph, &dataset, imgsz, 0)?)?, &dataset, imgsz, args.batch)?
         }
-        None => made_up(&graph, imgsz, args.batch, args.steps)?,
+        None => made_up(step(&graph)?, imgsz, args.batch, args.steps)?,
     };
     let middle = |value: fn(&Parts) -> f64| median(timed.steps.iter().map(value).collect());
     let ms_per_step = middle(Parts::sum);
@@ -157,18 +159,17 @@ impl Steps {
 }
 
 /// Times `count` steps on one batch of noise and objects, the same every time.
-fn made_up(graph: &Graph, imgsz: usize, batch: usize, count: usize) -> miette::Result<Timed> {
+fn made_up(mut step: Step, imgsz: usize, batch: usize, count: usize) -> miette::Result<Timed> {
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let mut images = vec![0; batch * imgsz * imgsz * 3];
     rng.fill_bytes(&mut images);
-    let classes = graph.head()?.0.classes().max(1);
+    let classes = step.head.classes().max(1);
     let target = |i: usize| {
         let mut side = |low: f32, high: f32| rng.random_range(low..high);
         let bbox = [side(0.2, 0.8), side(0.2, 0.8), side(0.05, 0.4), side(0.05, 0.4)];
         Target { image: i / OBJECTS, class: i % classes, bbox }
     };
     let targets: Vec<Target> = (0..batch * OBJECTS).map(target).collect();
-    let mut step = Step::new(graph, imgsz, batch)?;
     let mut steps = vec![];
     let bar = ui::bar("Training", WARMUP + count, "steps");
     for n in 0..WARMUP + count {
@@ -185,7 +186,7 @@ fn made_up(graph: &Graph, imgsz: usize, batch: usize, count: usize) -> miette::R
 }
 
 /// Times one epoch of the training images, augmented as in training; nothing is decoded beforehand.
-fn real_epoch(graph: &Graph, dataset: &data::Dataset, imgsz: usize, batch: usize) -> miette::Result<Timed> {
+fn real_epoch(mut step: Step, dataset: &data::Dataset, imgsz: usize, batch: usize) -> miette::Result<Timed> {
     let items = &dataset.split("train")?.items;
     if items.is_empty() {
         let what = format!("split `train` of `{}` has no images", dataset.path.display());
@@ -193,7 +194,6 @@ fn real_epoch(graph: &Graph, dataset: &data::Dataset, imgsz: usize, batch: usize
     }
     let mode = Mode::Train(Augment::default());
     let loader = Loader::new(items, LoaderConfig { size: imgsz as u32, batch, mode, ..LoaderConfig::default() })?;
-    let mut step = Step::new(graph, imgsz, batch)?;
     let mut steps = vec![];
     let bar = ui::bar("Training", loader.batches(), "steps");
     let start = Instant::now();
@@ -220,14 +220,14 @@ struct Step {
 }
 
 impl Step {
-    fn new(graph: &Graph, imgsz: usize, batch: usize) -> miette::Result<Self> {
+    fn new(graph: &Graph, imgsz: usize, args: &BenchTrain) -> miette::Result<Self> {
         let (head, _) = graph.head()?;
         // Past the warm-up, and with a rate that leaves the weights where they are.
         let schedule = ScheduleConfig { lr0: 1e-6, warmup_epochs: 0.0, ..ScheduleConfig::default() };
         Ok(Self {
             criterion: Criterion::of(head, imgsz)?,
-            optimizer: Optimizer::new(OptimConfig::default(), graph),
-            schedule: Schedule::new(&schedule, 1, 1, batch, batch),
+            optimizer: Optimizer::new(recipe(args.optimizer, None, None).optimizer, graph),
+            schedule: Schedule::new(&schedule, 1, 1, args.batch, args.batch),
             gradients: Gradients::zeros(graph),
             net: TrainNet::new(graph.clone(), [imgsz; 2])?,
             head: head.clone(),
