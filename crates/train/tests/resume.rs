@@ -32,7 +32,7 @@ fn a_killed_run_resumes_to_the_same_weights() {
         batch: 4,
         nominal_batch: 8,
         imgsz: 64,
-        schedule: ScheduleConfig { warmup_epochs: 0.0, ..ScheduleConfig::default() },
+        schedule: ScheduleConfig { warmup_epochs: 0.0, ..TrainConfig::default().schedule },
         sparse: Some(SparseConfig { target: 0.2, lambda: [1e-5, 100.0], ..SparseConfig::default() }),
         ..TrainConfig::default()
     };

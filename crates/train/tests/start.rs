@@ -27,7 +27,7 @@ fn untrained_detectors_can_be_trained() {
         batch: 4,
         nominal_batch: 4,
         imgsz: 64,
-        schedule: ScheduleConfig { warmup_epochs: 0.0, ..ScheduleConfig::default() },
+        schedule: ScheduleConfig { warmup_epochs: 0.0, ..TrainConfig::default().schedule },
         ..TrainConfig::default()
     };
     for name in ["yolov5n", "yolov8n", "yolo11n"] {

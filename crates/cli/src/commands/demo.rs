@@ -62,6 +62,7 @@ fn recipe(out: &Path, seed: u64) -> Recipe {
 
 /// From scratch on few images: small batches, so that there are enough steps.
 fn training(seed: u64, epochs: usize) -> TrainConfig {
-    let schedule = ScheduleConfig { warmup_epochs: 2.0, warmup_min_iterations: 20, ..ScheduleConfig::default() };
-    TrainConfig { epochs, seed, batch: 16, nominal_batch: 16, imgsz: SIZE, schedule, ..TrainConfig::default() }
+    let usual = TrainConfig::default();
+    let schedule = ScheduleConfig { warmup_epochs: 2.0, warmup_min_iterations: 20, ..usual.schedule };
+    TrainConfig { epochs, seed, batch: 16, nominal_batch: 16, imgsz: SIZE, schedule, ..usual }
 }
