@@ -83,7 +83,7 @@ struct Timed {
 
 /// Runs the command.
 pub fn run(args: &BenchTrain) -> miette::Result<Exit> {
-    let graph = args.model.load()?;
+    let graph = args.model.load_to_train()?;
     let imgsz = image_size(&graph, Some(args.imgsz))?;
     let timed = match &args.data {
         Some(path) => {
