@@ -122,6 +122,7 @@ def yolo11(*head):
 
 FAMILIES = {"yolov6": yolov6, "yolov10": yolov10, "yolo26": yolo26, "yolov9": yolov9, "yolov9e": yolov9e, "yolo12": yolo12,
             "yolov8-seg": lambda: yolov8("Segment", "nc", 6, 12), "yolov8-pose": lambda: yolov8("Pose", "nc", [4, 2]),
+            "yolov8-obb": lambda: yolov8("OBB", "nc", 1), "yolo11-seg": lambda: yolo11("Segment", "nc", 5, 8),
             "yolo11-pose": lambda: yolo11("Pose", "nc", [3, 3]), "yolo11-obb": lambda: yolo11("OBB", "nc", 1)}
 
 
