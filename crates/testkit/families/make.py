@@ -6,6 +6,8 @@ Writes NAME.zip with NAME.pt (half precision, as the package saves a training ch
 (1, 3, 64, 96) and `output0`, what the package predicts for it in eval mode (`output1`: the prototypes of masks). Channels are as few as the blocks
 allow, and a weight has one of sixteen values, so that the files are small. BatchNorm statistics are random too, so that a
 layer read wrongly shows.
+
+yolo26-exported.zip holds yolo26.onnx, what `YOLO("yolo26.pt").export(format="onnx", imgsz=[64, 96])` of that package makes.
 """
 import copy, pathlib, sys, tempfile, zipfile
 import numpy as np, torch
