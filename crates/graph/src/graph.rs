@@ -333,6 +333,9 @@ fn check(head: &Head) -> Result<(), String> {
         Head::Dfl(crate::DflHead { extra: Some(Extra::Masks { prototypes: 0 }), .. }) => {
             Err("makes masks of no prototypes".into())
         }
+        Head::Dfl(h) if h.one_to_many && (!h.end_to_end || h.extra.is_some()) => {
+            Err("has one-to-many branches, which only end-to-end heads of boxes and classes have".into())
+        }
         _ => Ok(()),
     }
 }

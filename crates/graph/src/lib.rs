@@ -13,6 +13,7 @@ pub mod cost;
 mod error;
 pub mod format;
 mod graph;
+mod inference;
 mod op;
 pub mod quant;
 pub mod reference;

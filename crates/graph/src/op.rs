@@ -354,6 +354,10 @@ pub struct DflHead {
     /// Trained to tell every object once (YOLOv10, YOLO26): the best scores are taken, overlapping boxes are not suppressed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub end_to_end: bool,
+    /// Whether the maps of a second pair of branches a level follow, in the same order: those that learn every object at many
+    /// points and so train what both pairs read. Only training looks at them; see [`crate::Graph::for_inference`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub one_to_many: bool,
     /// What it tells of an object beside its box and class. The maps for it follow those of boxes and classes: one a level,
     /// of [`Extra::channels`], and after them the prototypes of masks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -407,17 +411,17 @@ impl Extra {
 impl DflHead {
     /// A head whose boxes go through non-maximum suppression.
     pub fn new(classes: usize, reg_max: usize, strides: Vec<usize>) -> Self {
-        Self { classes, reg_max, strides, end_to_end: false, extra: None }
+        Self { classes, reg_max, strides, end_to_end: false, one_to_many: false, extra: None }
     }
 
-    /// Maps of boxes and classes: the first it reads.
+    /// Maps of boxes and classes that predict: the first it reads.
     pub fn pairs(&self) -> usize {
         2 * self.strides.len()
     }
 
     fn inputs(&self) -> usize {
         match self.extra {
-            None => self.pairs(),
+            None => self.pairs() * (1 + usize::from(self.one_to_many)),
             Some(Extra::Masks { .. }) => 3 * self.strides.len() + 1,
             Some(Extra::Keypoints { .. } | Extra::Angle) => 3 * self.strides.len(),
         }
@@ -426,6 +430,7 @@ impl DflHead {
     fn input_stride(&self, i: usize) -> usize {
         match i.checked_sub(self.pairs()) {
             None => self.strides[i / 2],
+            Some(many) if self.one_to_many => self.strides[many / 2],
             // Prototypes lie between the finest level and the image. An odd stride has no half that fits a map.
             Some(level) => self.strides.get(level).copied().unwrap_or(self.strides[0] / 2),
         }

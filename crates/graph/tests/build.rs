@@ -53,3 +53,27 @@ fn built_detectors_can_be_written_as_checkpoints() {
         assert_eq!(written.padded, [], "{name}");
     }
 }
+
+/// The published file has its BatchNorms folded in, so what is compared are the convolutions and the
+/// sizes of their maps, in no order.
+#[test]
+fn built_yolox_has_the_convolutions_of_the_published_one() {
+    let Some(shared) = shared() else { return };
+    let folder = std::fs::read_dir(shared.join("weights/yolox-nano")).unwrap();
+    let file = folder.map(|f| f.unwrap().path()).find(|f| f.extension().is_some_and(|e| e == "onnx")).unwrap();
+    let published = load(&file, &LoadOptions::default()).unwrap();
+    let built = Design::named("yolox-nano").expect("it is listed").build(&published.meta.names, 416, 0).unwrap();
+    assert_eq!(built.meta.imgsz, published.meta.imgsz);
+    assert_eq!(built.head().unwrap().0, published.head().unwrap().0);
+    let convolutions = |graph: &Graph| {
+        let shapes = graph.shapes(graph.meta.imgsz).unwrap();
+        let conv = |(id, node): (usize, &Node)| match &node.op {
+            Op::Conv(c) => Some((c.weight.shape.clone(), c.stride, c.pad, c.groups, shapes[id])),
+            _ => None,
+        };
+        let mut all: Vec<_> = graph.nodes.iter().enumerate().filter_map(conv).map(|c| format!("{c:?}")).collect();
+        all.sort();
+        all
+    };
+    assert_eq!(convolutions(&built), convolutions(&published));
+}

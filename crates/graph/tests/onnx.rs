@@ -155,3 +155,70 @@ fn darknet_architectures_come_back() {
         assert_eq!(read.head().unwrap().0, graph.head().unwrap().0, "{}", path.display());
     }
 }
+
+/// Largest difference of the maps `ids` of `graph` and `back_ids` of `back` for an image of noise, as a share of the largest value.
+fn apart(graph: &Graph, ids: &[usize], back: &Graph, back_ids: &[usize]) -> f64 {
+    let [h, w] = graph.meta.imgsz;
+    let value = |i: usize| f64::from((i * 2_654_435_761 % 256) as u32) / 255.0;
+    let image = Map { shape: Shape { c: 3, h, w }, data: (0..3 * h * w).map(value).collect() };
+    let (wanted, found) = (forward(graph, &image).unwrap(), forward(back, &image).unwrap());
+    assert_eq!(ids.len(), back_ids.len());
+    let largest = ids.iter().flat_map(|&id| &wanted[id].data).fold(1.0_f64, |m, v| m.max(v.abs()));
+    let pairs = ids.iter().zip(back_ids).flat_map(|(&a, &b)| wanted[a].data.iter().zip(&found[b].data));
+    pairs.fold(0.0_f64, |m, (a, b)| m.max((a - b).abs())) / largest
+}
+
+fn attentions(graph: &Graph) -> Vec<&Op> {
+    graph.nodes.iter().map(|n| &n.op).filter(|op| matches!(op, Op::Attention(_))).collect()
+}
+
+/// YOLO11 has two heads of attention where it is widest; the small YOLOv10 and YOLO26 one.
+#[test]
+fn attention_is_read_back_from_our_own_exports() {
+    let names = ["red".to_owned(), "blue".to_owned()];
+    let yolo11 = graph::build::Design::named("yolo11n").unwrap().build(&names, 64, 4).unwrap();
+    for graph in [yolo11, testkit::small("yolov10").graph, testkit::small("yolo26").graph] {
+        for dynamic_batch in [false, true] {
+            let options = ExportOptions { imgsz: graph.meta.imgsz, batch: 1, dynamic_batch };
+            let back = load_bytes(&export(&graph, &options).unwrap()).unwrap();
+            assert!(!attentions(&graph).is_empty());
+            assert_eq!(attentions(&back), attentions(&graph), "{:?}", graph.meta.family);
+            assert_eq!(back.head().unwrap().0, graph.head().unwrap().0);
+            let far = apart(&graph, graph.head().unwrap().1, &back, back.head().unwrap().1);
+            assert!(far < 1e-6, "{:?}, dynamic {dynamic_batch}: {far}", graph.meta.family);
+        }
+    }
+}
+
+/// What the package makes of the small YOLO26 by `export(format="onnx")`: the branches that help training, unless it is told
+/// to take the others.
+#[test]
+fn ultralytics_own_export_of_a_yolo26_is_read() {
+    let exported = testkit::unpacked("yolo26-exported");
+    let back = load(&exported.path().join("yolo26.onnx"), &LoadOptions::default()).unwrap();
+    let folder = testkit::unpacked("yolo26");
+    let options = LoadOptions { one_to_many: true, ..LoadOptions::default() };
+    let graph = load(&folder.path().join("yolo26.pt"), &options).unwrap();
+    assert_eq!(back.meta.imgsz, graph.meta.imgsz);
+    assert_eq!(back.meta.names, graph.meta.names);
+    let [_, helps] = graph.branches().unwrap();
+    let far = apart(&graph, helps, &back, back.head().unwrap().1);
+    assert!(far < 1e-5, "{far}");
+    // Ours holds the others, whatever the graph has.
+    let options = ExportOptions { imgsz: graph.meta.imgsz, batch: 1, dynamic_batch: false };
+    assert!(export(&graph, &options).unwrap() == export(&graph.for_inference(), &options).unwrap());
+}
+
+/// Attention that no detector here has is told from what it has.
+#[test]
+fn attention_with_another_factor_is_refused() {
+    let graph = testkit::small("yolo26").graph;
+    let options = ExportOptions { imgsz: graph.meta.imgsz, batch: 1, dynamic_batch: false };
+    let mut bytes = export(&graph, &options).unwrap();
+    let Op::Attention(first) = attentions(&graph)[0] else { panic!("no attention") };
+    let factor = first.scale() as f32;
+    let at = bytes.windows(4).position(|w| w == factor.to_le_bytes()).expect("it is written");
+    bytes[at..at + 4].copy_from_slice(&(2.0 * factor).to_le_bytes());
+    let refused = load_bytes(&bytes).unwrap_err().to_string();
+    assert!(refused.contains("scores are multiplied with"), "{refused}");
+}

@@ -136,7 +136,7 @@ fn a_pruned_detector_is_saved_as_a_checkpoint() {
 /// The same for what the package has beside plain detectors: a learnt upsampling, masks, keypoints and turned boxes.
 #[test]
 fn pruned_heads_of_every_task_are_saved_as_checkpoints() {
-    for name in ["yolov6", "yolov8-seg", "yolov8-pose", "yolo11-pose", "yolo11-obb"] {
+    for name in ["yolov6", "yolov8-seg", "yolov8-pose", "yolov8-obb", "yolo11-seg", "yolo11-pose", "yolo11-obb"] {
         let graph = testkit::small(name).graph;
         let coupling = Coupling::of(&graph).unwrap();
         let random = Importance { criterion: Criterion::Random { seed: 5 }, limits: LOOSE, ..Importance::default() };

@@ -71,6 +71,8 @@ fn families_are_told_apart() {
         ("yolo12", Family::Yolo12),
         ("yolo26", Family::Yolo26),
         ("yolov8-seg", Family::Yolov8),
+        ("yolov8-obb", Family::Yolov8),
+        ("yolo11-seg", Family::Yolo11),
         ("yolo11-obb", Family::Yolo11),
     ] {
         let graph = small(name).graph;
@@ -94,6 +96,8 @@ fn what_is_told_beside_a_box_is_read_from_the_file() {
         ("yolov8-seg", Some(Extra::Masks { prototypes: 6 })),
         ("yolov8-pose", Some(Extra::Keypoints { points: 4, values: 2 })),
         ("yolo11-pose", Some(Extra::Keypoints { points: 3, values: 3 })),
+        ("yolov8-obb", Some(Extra::Angle)),
+        ("yolo11-seg", Some(Extra::Masks { prototypes: 5 })),
         ("yolo11-obb", Some(Extra::Angle)),
     ] {
         assert_eq!(small(name).graph.head().unwrap().0.extra(), extra, "{name}");

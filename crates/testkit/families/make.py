@@ -6,6 +6,8 @@ Writes NAME.zip with NAME.pt (half precision, as the package saves a training ch
 (1, 3, 64, 96) and `output0`, what the package predicts for it in eval mode (`output1`: the prototypes of masks). Channels are as few as the blocks
 allow, and a weight has one of sixteen values, so that the files are small. BatchNorm statistics are random too, so that a
 layer read wrongly shows.
+
+yolo26-exported.zip holds yolo26.onnx, what `YOLO("yolo26.pt").export(format="onnx", imgsz=[64, 96])` of that package makes.
 """
 import copy, pathlib, sys, tempfile, zipfile
 import numpy as np, torch
@@ -122,6 +124,7 @@ def yolo11(*head):
 
 FAMILIES = {"yolov6": yolov6, "yolov10": yolov10, "yolo26": yolo26, "yolov9": yolov9, "yolov9e": yolov9e, "yolo12": yolo12,
             "yolov8-seg": lambda: yolov8("Segment", "nc", 6, 12), "yolov8-pose": lambda: yolov8("Pose", "nc", [4, 2]),
+            "yolov8-obb": lambda: yolov8("OBB", "nc", 1), "yolo11-seg": lambda: yolo11("Segment", "nc", 5, 8),
             "yolo11-pose": lambda: yolo11("Pose", "nc", [3, 3]), "yolo11-obb": lambda: yolo11("OBB", "nc", 1)}
 
 

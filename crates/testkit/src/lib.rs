@@ -80,7 +80,7 @@ impl Batch {
 }
 
 /// The small detectors in `families/`, one of each kind the module-tree loader knows; see `families/make.py`.
-pub const FAMILIES: [&str; 10] = [
+pub const FAMILIES: [&str; 12] = [
     "yolov6",
     "yolov9",
     "yolov9e",
@@ -89,6 +89,8 @@ pub const FAMILIES: [&str; 10] = [
     "yolo26",
     "yolov8-seg",
     "yolov8-pose",
+    "yolov8-obb",
+    "yolo11-seg",
     "yolo11-pose",
     "yolo11-obb",
 ];

@@ -57,8 +57,8 @@ impl<'a> Rows<'a> {
                 let bias = (0.6 / (new as f64 - 0.99999)).ln() as f32;
                 Some(Self { blocks: h.levels[i].anchors.len(), keep: 5, old, classes, bias })
             }
-            Head::Dfl(h) if i < h.pairs() && i % 2 == 1 => {
-                let cells = imgsz as f32 / h.strides[i / 2] as f32;
+            Head::Dfl(h) if (i < h.pairs() || h.one_to_many) && i % 2 == 1 => {
+                let cells = imgsz as f32 / head.input_stride(i) as f32;
                 Some(Self { blocks: 1, keep: 0, old, classes, bias: (5.0 / new as f32 / (cells * cells)).ln() })
             }
             Head::Yolox(_) if i % 3 == 2 => Some(Self { blocks: 1, keep: 0, old, classes, bias: prior(0.01) }),

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use data::{Augment, Dataset, Loader, LoaderConfig, Mode};
 use eval::NmsConfig;
 use eval::coco::MapResult;
-use graph::Graph;
 use graph::format::{LoadOptions, load, save};
+use graph::{Graph, Head};
 use prune::{Coupling, prunable_gammas};
 use serde::{Deserialize, Serialize};
 
+use crate::branches::grown;
 use crate::checkpoint::{Checkpoint, Progress};
 use crate::ema::{Ema, EmaConfig};
 use crate::evaluate::{evaluate, fit, raw};
@@ -133,6 +134,8 @@ pub fn train(task: &Task, config: &TrainConfig, watch: &mut dyn Watch) -> Result
 struct Run<'a> {
     task: &'a Task<'a>,
     config: &'a TrainConfig,
+    /// As it is trained, with all its branches.
+    head: Head,
     criterion: Criterion,
     loader: Loader,
     /// Without mosaics, for the last epochs.
@@ -149,7 +152,8 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn new(task: &'a Task<'a>, config: &'a TrainConfig) -> Result<Self> {
-        let (head, _) = task.start.head()?;
+        let first = grown(task.start);
+        let (head, _) = first.head()?;
         if head.classes() != task.dataset.names.len() {
             let (model, data) = (head.classes(), task.dataset.names.len());
             return Err(Error::Mismatch {
@@ -177,16 +181,16 @@ impl<'a> Run<'a> {
             file if task.resume && file.is_file() => Some(Checkpoint::load(&file)?),
             _ => None,
         };
-        let start = resumed.as_ref().map_or(task.start, |c| &c.model);
+        let start = resumed.as_ref().map_or(&*first, |c| &c.model);
         let mut optimizer = Optimizer::new(optim, start);
         let mut sparsifier = match &config.sparse {
             Some(sparse) => {
-                let sites = prunable_gammas(&Coupling::of(task.start)?);
-                Some(Sparsifier::new(sparse.clone(), task.start, sites, schedule.travel())?)
+                let sites = prunable_gammas(&Coupling::of(&first)?);
+                Some(Sparsifier::new(sparse.clone(), &first, sites, schedule.travel())?)
             }
             None => None,
         };
-        let net = TrainNet::new(start.clone(), [config.imgsz; 2])?;
+        let mut net = TrainNet::new(start.clone(), [config.imgsz; 2])?;
         let csv = task.out.join("results.csv");
         let (ema, progress, results) = match resumed {
             Some(c) => {
@@ -197,18 +201,21 @@ impl<'a> Run<'a> {
                 let results = Results::resume(csv, criterion.parts(), c.progress.epochs)?;
                 (Ema::resume(config.ema, c.ema, c.progress.updates), c.progress, results)
             }
-            None => (Ema::new(config.ema, task.start), Progress::default(), Results::new(csv, criterion.parts())),
+            None => (Ema::new(config.ema, &first), Progress::default(), Results::new(csv, criterion.parts())),
         };
         let teacher = match task.teacher.filter(|_| config.distill > 0.0) {
             Some(teacher) => {
                 let distill = Distill { weight: config.distill, gains: criterion.clone() };
-                Some((Infer::new(teacher, [config.imgsz; 2])?, distill))
+                // What a teacher tells everywhere, and so steadily, may train everything.
+                net.joint = true;
+                Some((Infer::new(&teacher.for_inference(), [config.imgsz; 2])?, distill))
             }
             None => None,
         };
         Ok(Self {
             task,
             config,
+            head: head.clone(),
             criterion,
             loader,
             closing,
@@ -239,17 +246,21 @@ impl<'a> Run<'a> {
 
         for epoch in self.progress.epochs..self.config.epochs {
             let started = Instant::now();
+            self.criterion.at(epoch, self.config.epochs);
+            if let Some((_, distill)) = &mut self.teacher {
+                distill.gains.at(epoch, self.config.epochs);
+            }
             let losses = self.epoch(epoch, watch)?;
-            let (head, _) = self.task.start.head()?;
+            let head = self.head.clone();
             let mut infer = Infer::new(self.ema.graph(), [self.config.imgsz; 2])?;
             let mut val_losses = [0.0; 3];
             let map = evaluate(self.task.dataset, &split.items, &val, &classes, watch, |batch| {
                 let maps = infer.run(&batch.images, batch.n)?;
-                let loss = self.criterion.evaluate(head, &raw(&maps), &batch.targets)?.value;
+                let loss = self.criterion.evaluate(&head, &raw(&maps), &batch.targets)?.value;
                 for (sum, (_, part)) in val_losses.iter_mut().zip(loss.parts) {
                     *sum += f64::from(part) / val.batches() as f64;
                 }
-                Ok::<_, Error>(eval::detect(head, &raw(&maps), &val_nms()))
+                Ok::<_, Error>(eval::detect(&head, &raw(&maps), &val_nms()))
             })?;
             self.finish_epoch(epoch, losses, val_losses, &map)?;
             watch.epoch(&EpochReport {
@@ -262,12 +273,12 @@ impl<'a> Run<'a> {
             });
         }
         let best = load(&weights.join(BEST), &LoadOptions::default())?;
-        Ok(Trained { last: self.ema.graph().clone(), best, gammas: self.progress.gammas })
+        Ok(Trained { last: self.ema.graph().for_inference().into_owned(), best, gammas: self.progress.gammas })
     }
 
     /// One pass over the training images; returns the mean of every part of the loss.
     fn epoch(&mut self, epoch: usize, watch: &mut dyn Watch) -> Result<[f64; 3]> {
-        let (head, _) = self.task.start.head()?;
+        let head = self.head.clone();
         let batches = self.loader.batches();
         let mut gradients = Gradients::zeros(&self.net.graph);
         let (mut sums, mut waiting, mut waited) = ([0.0; 3], 0, Duration::ZERO);
@@ -278,10 +289,10 @@ impl<'a> Run<'a> {
             let batch = batch?;
             let pace = self.schedule.at(epoch * batches + index, epoch);
             let maps = self.net.forward(&batch.images, batch.n, BnUpdate::Momentum)?;
-            let mut loss = self.criterion.evaluate(head, &raw(&maps), &batch.targets)?;
+            let mut loss = self.criterion.evaluate(&head, &raw(&maps), &batch.targets)?;
             if let Some((teacher, distill)) = &mut self.teacher {
                 let taught = teacher.run(&batch.images, batch.n)?;
-                loss.add(&distill.evaluate(head, &raw(&maps), &raw(&taught))?);
+                loss.add(&distill.evaluate(&head, &raw(&maps), &raw(&taught))?);
             }
             if !loss.value.total.is_finite() {
                 return Err(Error::Diverged { value: loss.value.total, epoch: epoch + 1, batch: index + 1 });

@@ -37,8 +37,8 @@ fn heads_without_a_loss_are_refused_in_words() {
         let graph = small(name).graph;
         let head = graph.head().unwrap().0;
         let refused = Criterion::of(head, 640).err().map(|e| e.to_string());
-        assert_eq!(refused.is_some(), head.end_to_end() || head.extra().is_some(), "{name}: {refused:?}");
-        let reason = head.extra().map_or("end-to-end", graph::Extra::name);
+        assert_eq!(refused.is_some(), head.extra().is_some(), "{name}: {refused:?}");
+        let reason = head.extra().map_or("", graph::Extra::name);
         assert!(refused.is_none_or(|e| e.contains(reason)), "{name}");
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use data::Target;
 use graph::{AnchorHead, AnchorLevel, BoxDecode, DflHead, Head, Tensor, YoloxHead};
-use train::loss::{Criterion, Distill, LossOutput, RawMap, V5Loss, V8Loss, YoloxLoss};
+use train::loss::{Criterion, Distill, E2eLoss, LossOutput, RawMap, V5Loss, V8Loss, YoloxLoss};
 
 struct Golden(HashMap<String, Tensor>);
 
@@ -96,6 +96,43 @@ fn v8_without_targets_teaches_classes_only() {
     }
 }
 
+fn e2e_head(reg_max: usize) -> DflHead {
+    DflHead { end_to_end: true, one_to_many: true, ..DflHead::new(3, reg_max, vec![8, 16, 32]) }
+}
+
+/// Random maps of both pairs of branches, objects that share points and three narrower than a cell of the second level. The
+/// reference (`data/make_e2e.py`) is the package YOLO26 comes from; of the distances some are negative.
+#[test]
+fn end_to_end_equals_its_reference() {
+    for (file, reg_max, third) in [("loss_e2e_l1.safetensors", 1, "l1"), ("loss_e2e_dfl.safetensors", 4, "dfl")] {
+        let golden = Golden::open(file);
+        let head = Head::Dfl(e2e_head(reg_max));
+        let mut criterion = Criterion::of(&head, 96).unwrap();
+        assert_eq!(criterion.parts(), ["box", "cls", third]);
+        golden.check(&criterion.evaluate(&head, &golden.maps(), &golden.targets()).unwrap());
+        // One-to-many counts less from epoch to epoch: here the last of five.
+        criterion.at(4, 5);
+        let last = criterion.evaluate(&head, &golden.maps(), &golden.targets()).unwrap().value.total;
+        let want = golden.0["last_total"].data[0];
+        assert!((last - want).abs() < 2e-6 * want, "{file}: {last}, not {want}");
+    }
+}
+
+#[test]
+fn one_to_one_alone_is_trained_where_there_is_no_more() {
+    let golden = Golden::open("loss_e2e_l1.safetensors");
+    let both = e2e_head(1);
+    let one = DflHead { one_to_many: false, ..both.clone() };
+    let loss = E2eLoss::of(&both);
+    let mixed = loss.evaluate(&both, &golden.maps(), &golden.targets()).unwrap();
+    let alone = loss.evaluate(&one, &golden.maps()[..6], &golden.targets()).unwrap();
+    assert_eq!(alone.value.parts, mixed.value.parts);
+    assert_eq!(alone.grads.len(), 6);
+    for (alone, mixed) in alone.grads.iter().flatten().zip(mixed.grads[..6].iter().flatten()) {
+        assert!((0.2 * alone - mixed).abs() <= 1e-6 * alone.abs(), "{alone} {mixed}");
+    }
+}
+
 fn yolox_head() -> YoloxHead {
     YoloxHead { classes: 3, strides: vec![8, 16, 32] }
 }
@@ -118,18 +155,25 @@ fn yolox_without_targets_teaches_objectness_only() {
     }
 }
 
+/// `value` off `from`, where an absolute difference has no slope.
+fn apart(value: f32, from: f32) -> f32 {
+    if (value - from).abs() < 0.02 { from + 0.02 } else { value }
+}
+
 /// Distillation from other maps of the same head: the gradient along a direction is the slope along it, and equal maps
 /// cost nothing.
 fn check_distillation(golden: &Golden, head: &Head, gains: Criterion) {
-    let teacher = golden.maps();
-    let student: Vec<Vec<f32>> = teacher
+    let maps = golden.maps();
+    // A teacher has the maps that predict.
+    let teacher = &maps[..if let Head::Dfl(head) = head { head.pairs() } else { maps.len() }];
+    let student: Vec<Vec<f32>> = maps
         .iter()
-        .map(|m| m.data.iter().enumerate().map(|(i, v)| 0.8 * v + 0.1 * (i % 5) as f32).collect())
+        .map(|m| m.data.iter().enumerate().map(|(i, v)| apart(0.8 * v + 0.1 * (i % 5) as f32, *v)).collect())
         .collect();
     let distill = Distill { weight: 2.0, gains };
     let at = |data: &[Vec<f32>]| {
-        let maps: Vec<_> = teacher.iter().zip(data).map(|(m, data)| RawMap { data, ..*m }).collect();
-        distill.evaluate(head, &maps, &teacher).unwrap()
+        let student: Vec<_> = maps.iter().zip(data).map(|(m, data)| RawMap { data, ..*m }).collect();
+        distill.evaluate(head, &student, teacher).unwrap()
     };
     let out = at(&student);
     assert!(out.value.total > 0.01, "{:?}", out.value);
@@ -143,7 +187,7 @@ fn check_distillation(golden: &Golden, head: &Head, gains: Criterion) {
     let along: f64 = out.grads.iter().flatten().enumerate().map(|(i, &g)| f64::from(g * direction(i))).sum();
     assert!((slope - along).abs() < 1e-3 * slope.abs(), "slope {slope}, gradient {along}");
 
-    let same: Vec<Vec<f32>> = teacher.iter().map(|m| m.data.to_vec()).collect();
+    let same: Vec<Vec<f32>> = maps.iter().map(|m| m.data.to_vec()).collect();
     let none = at(&same);
     assert!(none.value.total.abs() < 1e-5, "{:?}", none.value);
     assert!(none.grads.iter().flatten().all(|g| g.abs() < 1e-6));
@@ -161,6 +205,15 @@ fn distillation_of_anchor_maps_has_the_slope_it_says() {
 #[test]
 fn distillation_of_distributions_has_the_slope_it_says() {
     check_distillation(&Golden::open("loss_v8.safetensors"), &Head::Dfl(v8_head()), Criterion::V8(V8Loss::default()));
+}
+
+#[test]
+fn distillation_of_end_to_end_maps_has_the_slope_it_says() {
+    for (file, reg_max) in [("loss_e2e_l1.safetensors", 1), ("loss_e2e_dfl.safetensors", 4)] {
+        let head = e2e_head(reg_max);
+        let gains = Criterion::EndToEnd(E2eLoss::of(&head));
+        check_distillation(&Golden::open(file), &Head::Dfl(head), gains);
+    }
 }
 
 #[test]

@@ -99,11 +99,21 @@ impl ModelArgs {
     pub fn load(&self) -> graph::Result<Graph> {
         load_model(&self.model, self.weights.as_deref())
     }
+
+    /// The same with what only training looks at.
+    pub fn load_to_train(&self) -> graph::Result<Graph> {
+        load_to_train(&self.model, self.weights.as_deref())
+    }
 }
 
 /// Reads a detector; `weights` belongs to a Darknet `.cfg`.
 pub fn load_model(model: &Path, weights: Option<&Path>) -> graph::Result<Graph> {
     load(model, &LoadOptions { weights: weights.map(Path::to_path_buf), ..LoadOptions::default() })
+}
+
+/// The same with what only training looks at: the one-to-many branches of an end-to-end head.
+pub fn load_to_train(model: &Path, weights: Option<&Path>) -> graph::Result<Graph> {
+    load(model, &LoadOptions { weights: weights.map(Path::to_path_buf), one_to_many: true, ..LoadOptions::default() })
 }
 
 /// Arguments of `info`.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use graph::Graph;
 use train::loss::Criterion;
 
-use crate::args::{Compress, Optimizer, load_model};
+use crate::args::{Compress, Optimizer, load_to_train};
 use crate::commands::prune::show;
 use crate::commands::train::recipe as training;
 use crate::detector::image_size;
@@ -25,7 +25,7 @@ pub fn run(args: &Compress) -> miette::Result<Exit> {
         None => recipe(args)?,
     };
     budgeted(&recipe)?;
-    let model = load_model(&recipe.model, recipe.weights.as_deref())?;
+    let model = load_to_train(&recipe.model, recipe.weights.as_deref())?;
     let dataset = recipe.dataset()?;
     tell_skipped(&dataset);
     let mut recipe = fitted(recipe, &model, &dataset.names)?;
@@ -170,7 +170,7 @@ fn trainable(recipe: &Recipe, model: &Graph) -> miette::Result<()> {
 
 /// Plans both cuts on the detector as it is, with a head for the dataset's classes.
 fn dry_run(recipe: &Recipe, model: &Graph, calibration: &Calibration, json: bool) -> miette::Result<Exit> {
-    let start = fit(model, calibration.dataset, recipe.heal.imgsz, recipe.seed)?;
+    let start = fit(&model.for_inference(), calibration.dataset, recipe.heal.imgsz, recipe.seed)?;
     if recipe.max_drop.is_some() {
         let help = "leave out `--dry-run`, or dry-run a budget such as `--macs 0.5`";
         return Err(Error::usage("`--max-drop` has to cut and look, which a dry run does not", help));

@@ -16,7 +16,7 @@ use crate::ui;
 pub fn run(args: &Train) -> miette::Result<Exit> {
     let dataset = args.data.open()?;
     tell_skipped(&dataset);
-    let model = args.model.load()?;
+    let model = args.model.load_to_train()?;
     let imgsz = image_size(&model, args.imgsz)?;
     let calibration = Calibration { dataset: &dataset, imgsz, images: CALIBRATION_IMAGES, seed: args.seed };
     let start = fit(&calibration.unfold(&model)?, &dataset, imgsz, args.seed)?;

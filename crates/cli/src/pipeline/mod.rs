@@ -86,7 +86,7 @@ impl<'a> Pipeline<'a> {
         self.stage(rows, "dense", || {
             let start = fit(model, self.dataset, recipe.dense.imgsz, recipe.seed)?;
             match recipe.dense.epochs {
-                0 => Ok(start),
+                0 => Ok(start.for_inference().into_owned()),
                 _ => Ok(self.train("dense", &start, None, &recipe.dense)?.best),
             }
         })

@@ -3,16 +3,23 @@
 use super::{HeadKind, Order, Scale, Table, rows, started};
 use crate::{Family, Graph, Result};
 
-/// A published family: its table, its head and its scales by letter.
+/// A published family: its layers and its scales by letter.
 struct Entry {
     /// What a name begins with.
     prefix: &'static str,
     /// What a name ends with, after the scale.
     suffix: &'static str,
     family: Family,
-    table: &'static Table,
-    head: HeadKind,
+    layers: Layers,
     scales: &'static [(&'static str, Scale)],
+    /// Side in pixels of the images it is usually trained at.
+    imgsz: usize,
+}
+
+/// What a family is made of.
+enum Layers {
+    Table(&'static Table, HeadKind),
+    Yolox { depthwise: bool },
 }
 
 const fn scale(depth: f64, width: f64, max_channels: usize) -> Scale {
@@ -47,39 +54,73 @@ const YOLO11: &[(&str, Scale)] = &[
     ("x", deep(scale(1.00, 1.50, 512))),
 ];
 
+/// Its channels are never cut off.
+const fn yolox(depth: f64, width: f64) -> Scale {
+    scale(depth, width, usize::MAX)
+}
+
 const CATALOG: &[Entry] = &[
     Entry {
         prefix: "yolov5",
         suffix: "",
         family: Family::Yolov5,
-        table: &rows::YOLOV5,
-        head: HeadKind::Anchor,
+        layers: Layers::Table(&rows::YOLOV5, HeadKind::Anchor),
         scales: YOLOV5,
+        imgsz: 640,
     },
     // YOLOv5's layers under YOLOv8's head. The loaders, too, call it by its head.
     Entry {
         prefix: "yolov5",
         suffix: "u",
         family: Family::Yolov8,
-        table: &rows::YOLOV5,
-        head: HeadKind::Dfl,
+        layers: Layers::Table(&rows::YOLOV5, HeadKind::Dfl),
         scales: YOLOV5,
+        imgsz: 640,
     },
     Entry {
         prefix: "yolov8",
         suffix: "",
         family: Family::Yolov8,
-        table: &rows::YOLOV8,
-        head: HeadKind::Dfl,
+        layers: Layers::Table(&rows::YOLOV8, HeadKind::Dfl),
         scales: YOLOV8,
+        imgsz: 640,
     },
     Entry {
         prefix: "yolo11",
         suffix: "",
         family: Family::Yolo11,
-        table: &rows::YOLO11,
-        head: HeadKind::SeparableDfl,
+        layers: Layers::Table(&rows::YOLO11, HeadKind::SeparableDfl),
         scales: YOLO11,
+        imgsz: 640,
+    },
+    Entry {
+        prefix: "yolox-",
+        suffix: "",
+        family: Family::Yolox,
+        layers: Layers::Yolox { depthwise: true },
+        scales: &[("nano", yolox(0.33, 0.25))],
+        imgsz: 416,
+    },
+    Entry {
+        prefix: "yolox-",
+        suffix: "",
+        family: Family::Yolox,
+        layers: Layers::Yolox { depthwise: false },
+        scales: &[("tiny", yolox(0.33, 0.375))],
+        imgsz: 416,
+    },
+    Entry {
+        prefix: "yolox-",
+        suffix: "",
+        family: Family::Yolox,
+        layers: Layers::Yolox { depthwise: false },
+        scales: &[
+            ("s", yolox(0.33, 0.50)),
+            ("m", yolox(0.67, 0.75)),
+            ("l", yolox(1.00, 1.00)),
+            ("x", yolox(1.33, 1.25)),
+        ],
+        imgsz: 640,
     },
 ];
 
@@ -113,7 +154,7 @@ impl Design {
 
     /// Side in pixels of the images it is usually trained at.
     pub fn imgsz(&self) -> usize {
-        640
+        self.entry.imgsz
     }
 
     /// Largest stride of its head: what the side of an image has to be a multiple of.
@@ -132,6 +173,10 @@ impl Design {
 
     /// The graph with weights of zero.
     pub(super) fn structure(&self, names: &[String], imgsz: usize) -> Result<Graph> {
-        Order { names, imgsz, family: self.entry.family }.table(self.entry.table, self.scale, self.entry.head)
+        let order = Order { names, imgsz, family: self.entry.family };
+        match self.entry.layers {
+            Layers::Table(table, head) => order.table(table, self.scale, head),
+            Layers::Yolox { depthwise } => order.yolox(self.scale, depthwise),
+        }
     }
 }

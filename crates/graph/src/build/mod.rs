@@ -10,6 +10,7 @@ mod init;
 mod rows;
 #[cfg(test)]
 mod tests;
+mod yolox;
 
 use blocks::{Builder, Window};
 use rows::{Block, Row, Table};
@@ -87,6 +88,14 @@ impl Order<'_> {
     fn builder(&self) -> Builder {
         let meta = Meta { family: self.family, names: self.names.to_vec(), imgsz: [self.imgsz; 2] };
         Builder::new(Graph::new(meta, 3), 3)
+    }
+
+    /// The graph of a YOLOX with weights of zero.
+    fn yolox(&self, scale: Scale, depthwise: bool) -> Result<Graph> {
+        self.check()?;
+        let mut b = self.builder();
+        yolox::build(&mut b, scale, depthwise, self.names.len());
+        Ok(b.graph)
     }
 
     /// The graph of a table with weights of zero.

@@ -27,17 +27,35 @@ const PARAMETERS: [(&str, u64); 20] = [
     ("yolo11x", 56_966_160),
 ];
 
+/// The same of YOLOX, whose authors publish hundredths of a million.
+const YOLOX_PARAMETERS: [(&str, f64); 6] = [
+    ("yolox-nano", 0.91),
+    ("yolox-tiny", 5.06),
+    ("yolox-s", 8.97),
+    ("yolox-m", 25.33),
+    ("yolox-l", 54.21),
+    ("yolox-x", 99.07),
+];
+
 fn classes(n: usize) -> Vec<String> {
     (0..n).map(|i| format!("class {i}")).collect()
 }
 
 #[test]
 fn every_detector_has_its_published_size() -> Result<()> {
-    assert_eq!(names(), PARAMETERS.map(|(name, _)| name));
+    let listed: Vec<&str> =
+        PARAMETERS.map(|(name, _)| name).into_iter().chain(YOLOX_PARAMETERS.map(|(n, _)| n)).collect();
+    assert_eq!(names(), listed);
+    let count = |name: &str| -> Result<u64> {
+        let graph = Design::named(name).expect("it is listed").structure(&classes(80), 640)?;
+        Ok(cost::total(&graph, [640, 640])?.params)
+    };
     for (name, params) in PARAMETERS {
-        let design = Design::named(name).expect("it is listed");
-        let graph = design.structure(&classes(80), 640)?;
-        assert_eq!(cost::total(&graph, [640, 640])?.params, params, "{name}");
+        assert_eq!(count(name)?, params, "{name}");
+    }
+    for (name, millions) in YOLOX_PARAMETERS {
+        let params = count(name)?;
+        assert!((params as f64 / 1e6 - millions).abs() <= 0.005, "{name}: {params}");
     }
     Ok(())
 }
@@ -84,7 +102,7 @@ fn a_detector_started_anew_has_forgotten_everything() -> Result<()> {
 
 #[test]
 fn weights_start_as_pytorch_starts_them() -> Result<()> {
-    for name in ["yolov5n", "yolov8n", "yolo11n"] {
+    for name in ["yolov5n", "yolov8n", "yolo11n", "yolox-nano"] {
         let graph = Design::named(name).expect("it is listed").build(&classes(3), 64, 0)?;
         for node in &graph.nodes {
             let Op::Conv(conv) = &node.op else { continue };
@@ -104,7 +122,7 @@ fn weights_start_as_pytorch_starts_them() -> Result<()> {
 #[test]
 fn heads_start_from_their_priors() -> Result<()> {
     let near = |value: f32, wanted: f64, reach: f64| (f64::from(value) - wanted).abs() <= reach;
-    for (name, count) in [("yolov5n", 1), ("yolov5n", 4), ("yolov8n", 4), ("yolo11n", 1)] {
+    for (name, count) in [("yolov5n", 1), ("yolov5n", 4), ("yolov8n", 4), ("yolo11n", 1), ("yolox-nano", 4)] {
         let graph = Design::named(name).expect("it is listed").build(&classes(count), 64, 0)?;
         let (head, maps) = graph.head()?;
         for (i, &map) in maps.iter().enumerate() {
@@ -119,6 +137,8 @@ fn heads_start_from_their_priors() -> Result<()> {
                         4 => near(b, (8.0 / cells).ln(), reach),
                         _ => near(b, (0.6 / (classes - 0.99999)).ln(), reach),
                     },
+                    Head::Yolox(_) if i % 3 == 0 => near(b, 0.0, reach),
+                    Head::Yolox(_) => near(b, (0.01_f64 / 0.99).ln(), 1e-5),
                     _ if i % 2 == 0 => b == 1.0,
                     _ => near(b, (5.0 / classes / cells).ln(), 1e-4),
                 };

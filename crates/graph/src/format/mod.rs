@@ -21,6 +21,8 @@ pub struct LoadOptions {
     pub weights: Option<PathBuf>,
     /// Darknet only: no weights are read, the detector starts untrained from this seed (see [`darknet::untrained`]).
     pub untrained: Option<u64>,
+    /// End-to-end heads keep the branches that help their training, where the file has them (see [`Graph::for_inference`]).
+    pub one_to_many: bool,
 }
 
 /// Reads a detector, whatever its format, decided by the file's extension. The graph has passed [`Graph::validate`].
@@ -38,7 +40,7 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Graph> {
         return Err(Error::format(path, "an untrained detector was asked for, this one has weights")
             .hint("only a Darknet `.cfg` without `--weights` can start untrained"));
     }
-    let graph = match (extension.as_str(), options.untrained) {
+    let mut graph = match (extension.as_str(), options.untrained) {
         ("pt" | "pth", _) => ultralytics::load(path)?,
         ("cfg", Some(seed)) => darknet::load_untrained(path, seed)?,
         ("cfg" | "weights", _) => darknet::load(path, options.weights.as_deref())?,
@@ -51,5 +53,8 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Graph> {
         }
     };
     graph.validate()?;
+    if !options.one_to_many && graph.branches().is_some() {
+        graph = graph.for_inference().into_owned();
+    }
     Ok(graph)
 }

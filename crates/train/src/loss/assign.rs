@@ -10,6 +10,11 @@ const EPS: f32 = 1e-9;
 pub struct Assigner {
     /// Points an object chooses.
     pub topk: usize,
+    /// How many of those that are its own, once contested points are given away, learn it in the end; `None`: all.
+    pub keep: Option<usize>,
+    /// A box narrower than this many pixels is looked for points within this width about its centre, and so with its height:
+    /// else it may hold none.
+    pub min_side: f32,
     pub alpha: f32,
     pub beta: f32,
 }
@@ -57,8 +62,9 @@ impl Assigner {
         let mut boxes: Vec<Option<Corners>> = vec![None; points.len()];
         for (object, &Object { class, corners }) in objects.iter().enumerate() {
             let mut pairs = Vec::new();
+            let room = self.room(corners);
             for (point, &[x, y]) in points.iter().enumerate() {
-                let inside = (x - corners[0]).min(y - corners[1]).min((corners[2] - x).min(corners[3] - y)) > EPS;
+                let inside = (x - room[0]).min(y - room[1]).min((room[2] - x).min(room[3] - y)) > EPS;
                 if !inside {
                     continue;
                 }
@@ -80,7 +86,7 @@ impl Assigner {
             }
         }
 
-        let pairs: Vec<Pair> = chosen
+        let mut pairs: Vec<Pair> = chosen
             .iter()
             .zip(&best)
             .filter_map(|(&(count, pair), &best)| match count {
@@ -89,6 +95,15 @@ impl Assigner {
                 _ => Some(best),
             })
             .collect();
+        if let Some(keep) = self.keep {
+            pairs.sort_by(|a, b| b.metric.total_cmp(&a.metric));
+            let mut kept = vec![0; objects.len()];
+            pairs.retain(|pair| {
+                kept[pair.object] += 1;
+                kept[pair.object] <= keep
+            });
+            pairs.sort_by_key(|pair| pair.point);
+        }
         // An object's best aligned point gets its best overlap as target, the others in proportion.
         let mut peaks = vec![(0.0f32, 0.0f32); objects.len()];
         for pair in &pairs {
@@ -101,6 +116,16 @@ impl Assigner {
             Assigned { point: pair.point, object: pair.object, score: pair.metric * overlap / (metric + EPS) }
         };
         pairs.iter().map(assigned).collect()
+    }
+
+    /// Where an object looks for points: its box, with sides of at least `min_side`.
+    fn room(&self, [x1, y1, x2, y2]: [f32; 4]) -> [f32; 4] {
+        let side = |low: f32, high: f32| match high - low < self.min_side {
+            true => [0.5, -0.5].map(|half| (low + high) / 2.0 - half * self.min_side),
+            false => [low, high],
+        };
+        let ([x1, x2], [y1, y2]) = (side(x1, x2), side(y1, y2));
+        [x1, y1, x2, y2]
     }
 }
 
@@ -116,7 +141,7 @@ mod tests {
     }
 
     fn assigner(topk: usize) -> Assigner {
-        Assigner { topk, alpha: 0.5, beta: 6.0 }
+        Assigner { topk, keep: None, min_side: 0.0, alpha: 0.5, beta: 6.0 }
     }
 
     #[test]
@@ -135,6 +160,31 @@ mod tests {
         let got = assigner(10).assign(&POINTS, &objects, boxes, |_, _| 0.5);
         let owner: Vec<_> = got.iter().map(|a| (a.point, a.object)).collect();
         assert_eq!(owner, [(0, 1), (1, 1), (2, 0), (3, 0)]);
+    }
+
+    #[test]
+    fn one_point_an_object_is_the_best_of_what_is_left_to_it() {
+        let boxes = |_: usize| [0.0, 0.0, 22.0, 10.0];
+        let objects = [object(0.0, 40.0), object(0.0, 20.0)];
+        // Both want point 1 most; it goes to the second, and the first is left with its best of 2 and 3.
+        let scores = |p: usize, _| [0.3, 0.9, 0.4, 0.6][p];
+        let got = Assigner { keep: Some(1), ..assigner(10) }.assign(&POINTS, &objects, boxes, scores);
+        let owner: Vec<_> = got.iter().map(|a| (a.point, a.object)).collect();
+        assert_eq!(owner, [(1, 1), (3, 0)]);
+        // Its only point is its best one: it learns the overlap, 220 of 400 pixels, less what CIoU takes off.
+        assert!(got[0].score > 0.85 && (0.3..0.55).contains(&got[1].score), "{got:?}");
+    }
+
+    #[test]
+    fn a_small_object_finds_points_around_it() {
+        let small = Object { class: 0, corners: [8.0, 2.0, 12.0, 8.0] };
+        let boxes = |p: usize| [10.0 * p as f64, 0.0, 10.0 * p as f64 + 10.0, 10.0];
+        let find = |min_side| {
+            let got = Assigner { min_side, ..assigner(10) }.assign(&POINTS, &[small], boxes, |_, _| 0.9);
+            got.iter().map(|a| a.point).collect::<Vec<_>>()
+        };
+        assert!(find(0.0).is_empty());
+        assert_eq!(find(16.0), [0, 1]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use graph::{AnchorHead, DflHead, Error, Head, Result, YoloxHead};
 
 use super::bce::{bce, entropy, sigmoid};
 use super::v8::sides;
-use super::{Criterion, LossOutput, RawMap, V5Loss, V8Loss, YoloxLoss, dims, v5, v8, yolox};
+use super::{Criterion, E2eLoss, LossOutput, RawMap, V5Loss, V8Loss, YoloxLoss, dims, v5, yolox};
 
 /// The distillation term. Its parts have the names and gains of the detection loss it is added to.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,7 +25,9 @@ impl Distill {
     ///
     /// Anchor heads, each level: mean squared difference of the four raw box values and mean class cross-entropy, both
     /// weighted by teacher objectness; mean objectness cross-entropy over all anchors. Distribution heads: cross-entropy
-    /// of the sides' distributions ("dfl") and of the classes, weighted by the teacher's best class; "box" is 0.
+    /// of the sides' distributions ("dfl") and of the classes, weighted by the teacher's best class; "box" is 0. Where they tell
+    /// distances, the absolute difference as a share of the image ("l1"). Of end-to-end heads the branches that predict; their
+    /// teacher has no others.
     /// YOLOX's heads: what anchor heads with one anchor learn, all levels together and divided, as their loss is, by the
     /// number of objects' points, here the sum of the teacher's objectness.
     ///
@@ -35,13 +37,15 @@ impl Distill {
     /// # Panics
     /// If student and teacher maps are not those of `head` for one batch.
     pub fn evaluate(&self, head: &Head, student: &[RawMap], teacher: &[RawMap]) -> Result<LossOutput> {
-        assert!(student.len() == head.inputs() && teacher.len() == head.inputs(), "maps of student and teacher");
+        let taught = if let Head::Dfl(h) = head { h.pairs() } else { head.inputs() };
+        assert!(student.len() == head.inputs() && teacher.len() == taught, "maps of student and teacher");
         for (s, t) in student.iter().zip(teacher) {
             assert_eq!((s.n, s.h, s.w, s.c), (t.n, t.h, t.w, t.c), "maps of student and teacher differ");
         }
         match (&self.gains, head) {
             (Criterion::V5(gains), Head::Anchor(h)) => Ok(self.anchor(gains, h, student, teacher)),
             (Criterion::V8(gains), Head::Dfl(h)) => Ok(self.dfl(gains, h, student, teacher)),
+            (Criterion::EndToEnd(gains), Head::Dfl(h)) => Ok(self.end_to_end(gains, h, student, teacher)),
             (Criterion::Yolox(gains), Head::Yolox(h)) => Ok(self.yolox(gains, h, student, teacher)),
             _ => Err(Error::node("head", "the distillation is set up for another kind of head")),
         }
@@ -122,6 +126,13 @@ impl Distill {
         LossOutput::new([0, 1, 2].map(|k| (yolox::PARTS[k], parts[k])), factor, grads)
     }
 
+    fn end_to_end(&self, gains: &E2eLoss, head: &DflHead, student: &[RawMap], teacher: &[RawMap]) -> LossOutput {
+        let (predict, help) = student.split_at(head.pairs());
+        let mut out = self.dfl(&gains.one_to_one, head, predict, teacher);
+        out.grads.extend(help.iter().map(|map| vec![0.0; map.data.len()]));
+        out
+    }
+
     fn dfl(&self, gains: &V8Loss, head: &DflHead, student: &[RawMap], teacher: &[RawMap]) -> LossOutput {
         let batch = student.first().map_or(0, |m| m.n);
         let certainty = |classes: &[f32]| sigmoid(classes.iter().copied().fold(f32::NEG_INFINITY, f32::max));
@@ -148,6 +159,19 @@ impl Distill {
                     *g = (cls_scale * batch as f64) as f32 * d;
                 }
                 let at = channels(boxes, i);
+                if gains.distances {
+                    let (map, stride) = (&student[boxes], head.strides[level] as f64);
+                    let size = [map.w, map.h].map(|cells| cells as f64 * stride);
+                    let both = student[boxes].data[at.clone()].iter().zip(&teacher[boxes].data[at.clone()]);
+                    for (k, ((&s, &t), g)) in both.zip(&mut grads[0][at]).enumerate() {
+                        let share = dfl_scale * f64::from(weight) * stride / size[k % 2];
+                        let miss = f64::from(s - t);
+                        dfl += share * miss.abs();
+                        // No slope where nothing is missing.
+                        *g = if s == t { 0.0 } else { (share * batch as f64 * miss.signum()) as f32 };
+                    }
+                    continue;
+                }
                 let (s, t) = (sides(&student[boxes].data[at.clone()]), sides(&teacher[boxes].data[at.clone()]));
                 let grad = grads[0][at].chunks_exact_mut(head.reg_max);
                 for ((s, t), grad) in s.iter().zip(&t).zip(grad) {
@@ -159,7 +183,8 @@ impl Distill {
                 }
             }
         }
-        LossOutput::new([(v8::PARTS[0], 0.0), (v8::PARTS[1], cls), (v8::PARTS[2], dfl)], batch as f64, grads)
+        let [boxes, classes, third] = gains.parts();
+        LossOutput::new([(boxes, 0.0), (classes, cls), (third, dfl)], batch as f64, grads)
     }
 }
 

@@ -74,7 +74,9 @@ pub fn ciou(pred: Corners, truth: Corners) -> Ciou {
     let diagonal = hull[0] * hull[0] + hull[1] * hull[1] + EPS;
     let shift = [0, 1].map(|k| (truth[k] + truth[k + 2] - pred[k] - pred[k + 2]) / 2.0);
     let distance = shift[0] * shift[0] + shift[1] * shift[1];
-    let tilt = tw.atan2(th) - w.atan2(h);
+    // A box told by its distances may be turned inside out: its sides are negative then, and so is their ratio.
+    let angle = |w: f64, h: f64| if h == 0.0 { w.atan2(h) } else { (w / h).atan() };
+    let tilt = angle(tw, th) - angle(w, h);
     let v = 4.0 / (PI * PI) * tilt * tilt;
     let alpha = v / (v - iou + 1.0 + EPS);
 

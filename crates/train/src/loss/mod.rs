@@ -6,6 +6,7 @@
 mod assign;
 mod bce;
 pub mod distill;
+mod e2e;
 mod iou;
 mod simota;
 pub mod v5;
@@ -14,6 +15,7 @@ pub mod yolox;
 
 use data::Target;
 pub use distill::Distill;
+pub use e2e::E2eLoss;
 pub use eval::RawMap;
 use graph::{DflHead, Error, Head, Result};
 pub use v5::V5Loss;
@@ -24,7 +26,7 @@ pub use yolox::YoloxLoss;
 #[derive(Clone, Debug, PartialEq)]
 pub struct LossValue {
     /// What is minimised: the sum of the parts times the images of the batch, as the YOLO trainers define it; of YOLOX's
-    /// times the batch's share of [`yolox::NOMINAL`] images.
+    /// times the batch's share of [`yolox::NOMINAL`] images; of end-to-end heads the mixture [`E2eLoss`] says.
     pub total: f32,
     /// Name and value of each part, gains included, the factor of the batch size not.
     pub parts: [(&'static str, f32); 3],
@@ -43,6 +45,12 @@ impl LossOutput {
     fn new(parts: [(&'static str, f64); 3], factor: f64, grads: Vec<Vec<f32>>) -> Self {
         let total = parts.iter().map(|(_, v)| v).sum::<f64>() * factor;
         Self { value: LossValue { total: total as f32, parts: parts.map(|(n, v)| (n, v as f32)) }, grads }
+    }
+
+    /// Multiplies total and gradients with `factor`; the parts stay as they are.
+    fn scale(&mut self, factor: f32) {
+        self.value.total *= factor;
+        self.grads.iter_mut().flatten().for_each(|g| *g *= factor);
     }
 
     /// Adds `other` to total and gradients, such as a distillation term; the parts stay those of `self`.
@@ -64,6 +72,7 @@ impl LossOutput {
 pub enum Criterion {
     V5(V5Loss),
     V8(V8Loss),
+    EndToEnd(E2eLoss),
     Yolox(YoloxLoss),
 }
 
@@ -78,17 +87,13 @@ impl Criterion {
                 v5::check(h)?;
                 Ok(Self::V5(V5Loss::default().scaled(h.classes, imgsz, h.levels.len())))
             }
-            Head::Dfl(h) if h.end_to_end || h.reg_max == 1 => Err(Error::node(
-                "head",
-                "end-to-end heads (YOLOv10, YOLO26) cannot be trained here: the branch that helps their training is left out",
-            )
-            .hint("`prunella prune` cuts it without training; fine-tune the result with Ultralytics")),
             Head::Dfl(DflHead { extra: Some(extra), .. }) => Err(Error::node(
                 "head",
                 format!("a head that tells {} cannot be trained here: no loss is written for them", extra.name()),
             )
             .hint("`prunella prune` cuts it without training; export it as .pt and fine-tune that with Ultralytics")),
-            Head::Dfl(_) => Ok(Self::V8(V8Loss::default())),
+            Head::Dfl(h) if h.end_to_end => Ok(Self::EndToEnd(E2eLoss::of(h))),
+            Head::Dfl(h) => Ok(Self::V8(V8Loss::of(h))),
             Head::Yolox(_) => Ok(Self::Yolox(YoloxLoss::default())),
         }
     }
@@ -104,8 +109,16 @@ impl Criterion {
         match (self, head) {
             (Self::V5(loss), Head::Anchor(h)) => loss.evaluate(h, maps, targets),
             (Self::V8(loss), Head::Dfl(h)) => loss.evaluate(h, maps, targets),
+            (Self::EndToEnd(loss), Head::Dfl(h)) => loss.evaluate(h, maps, targets),
             (Self::Yolox(loss), Head::Yolox(h)) => loss.evaluate(h, maps, targets),
             _ => Err(Error::node("head", "the loss is for another kind of head")),
+        }
+    }
+
+    /// Readies it for epoch `epoch` of `epochs`, counted from 0.
+    pub fn at(&mut self, epoch: usize, epochs: usize) {
+        if let Self::EndToEnd(loss) = self {
+            loss.at(epoch, epochs);
         }
     }
 
@@ -113,7 +126,8 @@ impl Criterion {
     pub fn parts(&self) -> [&'static str; 3] {
         match self {
             Self::V5(_) => v5::PARTS,
-            Self::V8(_) => v8::PARTS,
+            Self::V8(loss) => loss.parts(),
+            Self::EndToEnd(loss) => loss.one_to_one.parts(),
             Self::Yolox(_) => yolox::PARTS,
         }
     }

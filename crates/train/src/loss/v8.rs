@@ -1,4 +1,5 @@
-//! YOLOv8's loss for distribution heads (YOLOv8, YOLO11): CIoU, class cross-entropy and distribution focal loss.
+//! YOLOv8's loss for distribution heads (YOLOv8, YOLO11): CIoU, class cross-entropy and distribution focal loss. Where the
+//! head tells the distances themselves (YOLO26), their mean absolute error as a share of the image takes the last one's place.
 //!
 //! Points are assigned by [`Assigner`]; every term is weighted by the assigned score and divided by the sum of all scores.
 //! The distribution focal loss is that of Li et al., "Generalized Focal Loss", NeurIPS 2020.
@@ -13,8 +14,11 @@ use super::bce::{bce, sigmoid};
 use super::iou::{Corners, ciou};
 use super::{LossOutput, RawMap, check_targets, dims};
 
-/// The names of the three parts.
+/// The names of the three parts where boxes are distributions.
 pub(super) const PARTS: [&str; 3] = ["box", "cls", "dfl"];
+
+/// And where they are distances.
+const DISTANCE_PARTS: [&str; 3] = ["box", "cls", "l1"];
 
 /// Gains and the assigner's constants; the defaults are YOLOv8's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,9 +26,16 @@ pub(super) const PARTS: [&str; 3] = ["box", "cls", "dfl"];
 pub struct V8Loss {
     pub box_gain: f32,
     pub cls_gain: f32,
+    /// Of the distributions or, where there are none, of the distances.
     pub dfl_gain: f32,
+    /// The head tells distances, not distributions over them.
+    pub distances: bool,
     /// Points every object chooses.
     pub topk: usize,
+    /// How many of its points learn an object in the end; `None`: all it chose and got.
+    pub keep: Option<usize>,
+    /// Whether objects smaller than a cell of the second level look for points in as much room as that, as YOLO26's do.
+    pub enlarge: bool,
     /// Exponent of the class score in the alignment.
     pub alpha: f32,
     /// Exponent of the overlap in the alignment.
@@ -33,23 +44,43 @@ pub struct V8Loss {
 
 impl Default for V8Loss {
     fn default() -> Self {
-        Self { box_gain: 7.5, cls_gain: 0.5, dfl_gain: 1.5, topk: 10, alpha: 0.5, beta: 6.0 }
+        Self {
+            box_gain: 7.5,
+            cls_gain: 0.5,
+            dfl_gain: 1.5,
+            distances: false,
+            topk: 10,
+            keep: None,
+            enlarge: false,
+            alpha: 0.5,
+            beta: 6.0,
+        }
     }
 }
 
 impl V8Loss {
+    /// The loss for `head`'s boxes.
+    pub fn of(head: &DflHead) -> Self {
+        Self { distances: head.reg_max == 1, ..Self::default() }
+    }
+
+    /// Names of the parts.
+    pub(super) fn parts(&self) -> [&'static str; 3] {
+        if self.distances { DISTANCE_PARTS } else { PARTS }
+    }
+
     /// Value and gradient for the raw maps of `head`: box and class map of every level.
     ///
     /// # Errors
-    /// A target's image or class does not exist, or the head's distributions have a single bin.
+    /// A target's image or class does not exist, or the loss is for boxes told in another way.
     ///
     /// # Panics
     /// If `maps` are not the maps the head reads.
     pub fn evaluate(&self, head: &DflHead, maps: &[RawMap], targets: &[Target]) -> Result<LossOutput> {
         let grid = Grid::new(head, maps);
         check_targets(targets, grid.images, head.classes)?;
-        if head.reg_max < 2 {
-            return Err(Error::node("head", format!("boxes with {} bins a side have no distribution", head.reg_max)));
+        if self.distances != (head.reg_max == 1) {
+            return Err(Error::node("head", format!("boxes with {} bins a side need another loss", head.reg_max)));
         }
         let mut objects = vec![Vec::new(); grid.images];
         for t in targets {
@@ -77,17 +108,21 @@ impl V8Loss {
             .collect();
         let gains = [self.box_gain, self.cls_gain, self.dfl_gain];
         let part = |k: usize| f64::from(gains[k]) * sums.iter().map(|s| s[k]).sum::<f64>() / norm;
-        Ok(LossOutput::new([0, 1, 2].map(|k| (PARTS[k], part(k))), grid.images as f64, grads))
+        let names = self.parts();
+        Ok(LossOutput::new([0, 1, 2].map(|k| (names[k], part(k))), grid.images as f64, grads))
     }
 
     fn assign(&self, grid: &Grid, image: usize, objects: &[Object]) -> Vec<Assigned> {
         if objects.is_empty() {
             return Vec::new();
         }
-        let assigner = Assigner { topk: self.topk, alpha: self.alpha, beta: self.beta };
+        let min_side = if self.enlarge { grid.second_stride } else { 0.0 };
+        let Self { topk, keep, alpha, beta, .. } = *self;
+        let assigner = Assigner { topk, keep, min_side, alpha, beta };
         let predicted = |point: usize| {
             let cell = &grid.cells[point];
-            let reach = sides(grid.raw(image, 2 * cell.level, cell.index)).map(|s| s.mean);
+            let raw = grid.raw(image, 2 * cell.level, cell.index);
+            let reach = if self.distances { distances(raw) } else { sides(raw).map(|s| s.mean) };
             let [x, y] = cell.centre.map(f64::from);
             [x - reach[0], y - reach[1], x + reach[2], y + reach[3]].map(|v| v * f64::from(cell.stride))
         };
@@ -130,14 +165,28 @@ impl V8Loss {
 
             // The box in cells, seen from the point: left, top, right, bottom are then its corners but for the sign.
             let raw = grid.raw(image, 2 * cell.level, cell.index);
-            let sides = sides(raw);
             let truth: Corners = [0, 1, 2, 3].map(|k| f64::from(object.corners[k] / cell.stride - cell.centre[k % 2]));
+            let grad = &mut grad[2 * cell.level][cell.index * raw.len()..][..raw.len()];
+            if self.distances {
+                let reach = distances(raw);
+                let fit = ciou([-reach[0], -reach[1], reach[2], reach[3]], truth);
+                box_sum += (1.0 - fit.value) * weight;
+                for (k, g) in grad.iter_mut().enumerate() {
+                    let sign = if k < 2 { -1.0 } else { 1.0 };
+                    let share = f64::from(cell.stride / grid.size[k % 2]);
+                    let miss = reach[k] - sign * truth[k];
+                    dfl_sum += weight / 4.0 * miss.abs() * share;
+                    let l1 = f64::from(self.dfl_gain) / 4.0 * miss.signum() * share;
+                    *g += (scale * weight * (f64::from(self.box_gain) * -sign * fit.grad[k] + l1)) as f32;
+                }
+                continue;
+            }
+            let sides = sides(raw);
             let pred = [-sides[0].mean, -sides[1].mean, sides[2].mean, sides[3].mean];
             let fit = ciou(pred, truth);
             box_sum += (1.0 - fit.value) * weight;
 
             let bins = raw.len() / 4;
-            let grad = &mut grad[2 * cell.level][cell.index * raw.len()..][..raw.len()];
             for (k, (side, grad)) in sides.iter().zip(grad.chunks_exact_mut(bins)).enumerate() {
                 let sign = if k < 2 { -1.0 } else { 1.0 };
                 let want = (sign * truth[k]).clamp(0.0, bins as f64 - 1.0 - 0.01);
@@ -159,6 +208,11 @@ impl V8Loss {
         }
         [box_sum, cls_sum, dfl_sum]
     }
+}
+
+/// Left, top, right, bottom in cells, where the map holds them as they are.
+fn distances(raw: &[f32]) -> [f64; 4] {
+    [0, 1, 2, 3].map(|k| f64::from(raw[k]))
 }
 
 /// The distribution of one side of a box over distances in cells.
@@ -204,6 +258,8 @@ struct Grid<'a> {
     images: usize,
     /// Width and height of the image in pixels.
     size: [f32; 2],
+    /// Pixels a cell of the second level, or of the only one.
+    second_stride: f32,
 }
 
 struct Cell {
@@ -230,7 +286,8 @@ impl<'a> Grid<'a> {
             }));
         }
         let size = maps.first().map_or([0.0; 2], |m| [m.w, m.h].map(|len| (len * head.strides[0]) as f32));
-        Self { maps, cells, images: maps.first().map_or(0, |m| m.n), size }
+        let second = head.strides.get(1).or(head.strides.first()).map_or(0.0, |&s| s as f32);
+        Self { maps, cells, images: maps.first().map_or(0, |m| m.n), size, second_stride: second }
     }
 
     /// All values of an image in one map.
@@ -247,5 +304,50 @@ impl<'a> Grid<'a> {
         let [x, y, w, h] = target.bbox;
         let [x, y, w, h] = [x * self.size[0], y * self.size[1], w * self.size[0], h * self.size[1]];
         Object { class: target.class, corners: [x - w / 2.0, y - h / 2.0, x + w / 2.0, y + h / 2.0] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Along any direction the loss changes as its gradient says, points and scores held fast. CIoU, part of whose slope its
+    /// authors leave out, has tests of its own.
+    #[test]
+    fn gradients_are_slopes() {
+        for bins in [1, 4] {
+            let head = DflHead::new(2, bins, vec![8]);
+            let loss = V8Loss { box_gain: 0.0, ..V8Loss::of(&head) };
+            let noise = |i: usize| ((i * 2_654_435_761) % 1000) as f32 / 1000.0;
+            let data =
+                [2 * 12 * 4 * bins, 2 * 12 * 2].map(|len| (0..len).map(|i| 0.3 + 2.0 * noise(i)).collect::<Vec<_>>());
+            let object = Object { class: 1, corners: [4.0, 3.0, 23.0, 20.0] };
+            let assigned = [(1, 0.7), (6, 0.2)].map(|(point, score)| Assigned { point, object: 0, score });
+            let at = |data: &[Vec<f32>; 2]| {
+                let map = |k: usize, c| RawMap { n: 2, h: 3, w: 4, c, data: &data[k] };
+                let maps = [map(0, 4 * bins), map(1, 2)];
+                let mut grads = data.clone().map(|d| vec![0.0; d.len() / 2]);
+                let [boxes, classes] = &mut grads;
+                let mut views = [boxes.as_mut_slice(), classes.as_mut_slice()];
+                let sums = loss.image(&Grid::new(&head, &maps), 1, &[object], &assigned, 1.0, &mut views);
+                let gains = [loss.box_gain, loss.cls_gain, loss.dfl_gain];
+                (sums.iter().zip(gains).map(|(s, g)| s * f64::from(g)).sum::<f64>(), grads)
+            };
+            let direction = |i: usize| noise(i + 17) - 0.5;
+            let moved = |by: f32| {
+                let mut data = data.clone();
+                data.iter_mut().flatten().enumerate().for_each(|(i, v)| *v += by * direction(i));
+                at(&data).0
+            };
+            let (_, grads) = at(&data);
+            // Of each map the gradient is the second image's.
+            let halves = [0, data[0].len()].into_iter().zip(&data).map(|(start, d)| start + d.len() / 2);
+            let along: f64 = halves
+                .zip(&grads)
+                .flat_map(|(start, g)| g.iter().enumerate().map(move |(i, &g)| f64::from(g * direction(start + i))))
+                .sum();
+            let slope = (moved(5e-3) - moved(-5e-3)) / 1e-2;
+            assert!((slope - along).abs() < 5e-4 * slope.abs(), "{bins} bins: slope {slope}, gradient {along}");
+        }
     }
 }

@@ -29,6 +29,8 @@ pub(crate) struct Step {
     pub output: Place,
     /// The node whose value `output` is; for a copy, the concat it fills a part of.
     pub node: NodeId,
+    /// It begins a branch that is not to train what it reads: see [`super::TrainNet::joint`].
+    pub stops: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -109,6 +111,11 @@ impl Plan {
             }
         };
 
+        // The branches of end-to-end heads begin with convolutions.
+        let reach = graph.branches().map(|branches| branches.map(|maps| graph.behind(maps)));
+        let begins_branch =
+            |id: NodeId, input: NodeId| reach.as_ref().is_some_and(|[_, many]| !many[id] && many[input]);
+
         let mut steps = Vec::new();
         for (id, node) in graph.nodes.iter().enumerate() {
             if fused.hidden[id] {
@@ -123,7 +130,8 @@ impl Plan {
                         start += shapes[input].c;
                         if !in_place.contains(&(id, k)) {
                             let output = Place { buffer: output.buffer, layout: part };
-                            steps.push(Step { kind: Kind::Copy, inputs: vec![input], output, node: id });
+                            let (kind, inputs) = (Kind::Copy, vec![input]);
+                            steps.push(Step { kind, inputs, output, node: id, stops: false });
                         }
                     }
                     continue;
@@ -131,7 +139,9 @@ impl Plan {
                 Op::Input { .. } | Op::Slice { .. } | Op::Head(_) => continue,
                 _ => fused.kind(graph, id),
             };
-            steps.push(Step { kind, inputs: fused.inputs(graph, id), output, node: id });
+            let inputs = fused.inputs(graph, id);
+            let stops = matches!(kind, Kind::Conv { .. }) && inputs.iter().any(|&input| begins_branch(id, input));
+            steps.push(Step { kind, inputs, output, node: id, stops });
         }
         Ok(Self { steps, places, buffers, outputs })
     }

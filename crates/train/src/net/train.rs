@@ -24,6 +24,9 @@ pub enum BnUpdate {
 /// The weights are those of [`TrainNet::graph`]; an optimiser changes them there between two steps.
 pub struct TrainNet {
     pub graph: Graph,
+    /// Whether the branches of an end-to-end head that predict train what they read, too. Where there are others to do that
+    /// they do not: one point an object would pull on everything (Wang et al., "YOLOv10", 2024).
+    pub joint: bool,
     imgsz: [usize; 2],
     plan: Plan,
     forget: Forget,
@@ -44,6 +47,7 @@ impl TrainNet {
         let plan = Plan::new(&graph, Mode::Train, 1, imgsz)?;
         Ok(Self {
             graph,
+            joint: false,
             imgsz,
             forget: Forget::new(&plan),
             plan,
@@ -153,8 +157,13 @@ impl TrainNet {
                 self.remember(at);
                 let step = &self.plan.steps[at];
                 let dy = std::mem::take(&mut flow.buffers[step.output.buffer]);
-                let saved =
-                    Saved { graph: &self.graph, plan: &self.plan, maps: &self.maps, batch_norm: &self.batch_norm };
+                let saved = Saved {
+                    graph: &self.graph,
+                    plan: &self.plan,
+                    maps: &self.maps,
+                    batch_norm: &self.batch_norm,
+                    joint: self.joint,
+                };
                 let dy_view = View::new(dy.as_slice(), step.output.layout);
                 if let Kind::Conv { conv, .. } = step.kind {
                     observe(conv, dy_view);
@@ -207,6 +216,7 @@ struct Saved<'a> {
     plan: &'a Plan,
     maps: &'a [Buffer],
     batch_norm: &'a [Option<(Vec<f32>, Vec<f32>)>],
+    joint: bool,
 }
 
 fn step_backward(
@@ -232,7 +242,7 @@ fn step_backward(
                 }
             });
             // Nobody wants the gradient of the image.
-            if step.inputs[0] != 0 {
+            if step.inputs[0] != 0 && (saved.joint || !step.stops) {
                 clock.time(Work::ConvInput, macs, || {
                     flow.write(pool, from(0), |dx, accumulate| {
                         kernels::conv_backward_input(shape, dy, &c.weight.data, dx, accumulate);

@@ -84,7 +84,7 @@ struct Timed {
 
 /// Runs the command.
 pub fn run(args: &BenchTrain) -> miette::Result<Exit> {
-    let graph = args.model.load()?;
+    let graph = args.model.load_to_train()?;
     let imgsz = image_size(&graph, Some(args.imgsz))?;
     let step = |graph: &Graph| Step::new(graph, imgsz, args);
     let timed = match &args.data {

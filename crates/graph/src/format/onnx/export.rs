@@ -39,7 +39,7 @@ pub struct ExportOptions {
 /// # Errors
 /// The graph is no detector, does not fit `imgsz`, or the batch is 0.
 pub fn export(graph: &Graph, options: &ExportOptions) -> Result<Vec<u8>> {
-    write(graph, None, options)
+    write(&graph.for_inference(), None, options)
 }
 
 /// The same in eight bits, as `QuantizeLinear` and `DequantizeLinear` around f32 operators; runtimes that can merge them into

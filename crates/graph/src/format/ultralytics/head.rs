@@ -74,8 +74,9 @@ impl<'a> Build<'a> {
     }
 
     /// YOLOv8 and later: a box branch (cv2) and a class branch (cv3) a level. YOLOv10 and YOLO26 have each twice. One pair is
-    /// trained with one box an object, and is the one that predicts; the other helps training and is left out. What `extra`
-    /// tells comes from a third branch (cv4), and the prototypes of masks from the finest level.
+    /// trained with one box an object, and is the one that predicts; the other helps training, and is missing in a checkpoint
+    /// that was readied for inference. What `extra` tells comes from a third branch (cv4), and the prototypes of masks from
+    /// the finest level.
     fn dfl_head(&mut self, module: Ref<'a>, path: &str, inputs: &[NodeId], extra: Option<Extra>) -> Result<()> {
         let strides = self.strides(module, path, inputs.len())?;
         let classes = self.attr(module, path, "nc", Ref::index)?;
@@ -87,17 +88,23 @@ impl<'a> Build<'a> {
             }
         }
         let end_to_end = self.optional(module, "one2one_cv2").is_some();
-        let [boxes, logits] = if end_to_end { ["one2one_cv2", "one2one_cv3"] } else { ["cv2", "cv3"] };
-        let boxes = self.branches(module, path, boxes, inputs)?;
-        let logits = self.branches(module, path, logits, inputs)?;
-        let mut maps: Vec<NodeId> = boxes.into_iter().zip(logits).flat_map(|(b, c)| [b, c]).collect();
+        let one_to_many = end_to_end && self.optional(module, "cv2").is_some();
+        let names = if end_to_end { ["one2one_cv2", "one2one_cv3"] } else { ["cv2", "cv3"] };
+        let mut maps = self.pairs(module, path, names, inputs)?;
+        if one_to_many {
+            maps.extend(self.pairs(module, path, ["cv2", "cv3"], inputs)?);
+        }
         if extra.is_some() {
             maps.extend(self.branches(module, path, "cv4", inputs)?);
         }
         if let (Some(Extra::Masks { .. }), Some(&finest)) = (extra, inputs.first()) {
             maps.push(self.sub(module, path, "proto", finest)?);
         }
-        self.graph.push(path, Op::Head(Head::Dfl(DflHead { classes, reg_max, strides, end_to_end, extra })), maps);
+        self.graph.push(
+            path,
+            Op::Head(Head::Dfl(DflHead { classes, reg_max, strides, end_to_end, one_to_many, extra })),
+            maps,
+        );
         self.graph.meta.family = match self.tells {
             // YOLO26 is built from YOLO11's blocks.
             Some(Family::Yolo11) if end_to_end => Family::Yolo26,
@@ -105,6 +112,13 @@ impl<'a> Build<'a> {
             None => Family::Yolov8,
         };
         Ok(())
+    }
+
+    /// Runs a list of box branches and one of class branches on every input: box and class map of each level.
+    fn pairs(&mut self, module: Ref<'a>, path: &str, names: [&str; 2], inputs: &[NodeId]) -> Result<Vec<NodeId>> {
+        let boxes = self.branches(module, path, names[0], inputs)?;
+        let logits = self.branches(module, path, names[1], inputs)?;
+        Ok(boxes.into_iter().zip(logits).flat_map(|(b, c)| [b, c]).collect())
     }
 
     /// Runs branch i of list `name` on input i.

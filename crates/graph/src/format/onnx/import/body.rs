@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use super::array::Array;
+use super::attention::Turned;
 use super::eval::{self, Budget, Call};
 use super::problem::{Problem, title};
 use super::source::Source;
@@ -31,6 +32,8 @@ pub enum Value {
     Phase { of: NodeId, row: Option<usize>, column: Option<usize> },
     /// The four phases (row, column) of a map joined along the channels.
     Phases { of: NodeId, order: [[usize; 2]; 4] },
+    /// A map on its way through attention.
+    Attention(Turned),
     /// Something only the decoding knows.
     Deferred,
 }
@@ -197,7 +200,7 @@ fn unknown(node: &NodeProto) -> Problem {
             "of quantised detectors those with QuantizeLinear and DequantizeLinear can be read; export it so, or in f32"
         }
         _ => {
-            "known are convolutions, BatchNorm, ReLU, leaky ReLU, SiLU, Mish, Concat, Add, nearest Resize, ConvTranspose, DepthToSpace, MaxPool, Slice, Split"
+            "known are convolutions, BatchNorm, ReLU, leaky ReLU, SiLU, Mish, Concat, Add, nearest Resize, ConvTranspose, DepthToSpace, MaxPool, Slice, Split, attention of YOLOv10, YOLO11 and YOLO26"
         }
     };
     Problem::new("is an operator no detector here has").hint(help)

@@ -26,6 +26,9 @@ impl<'a> Body<'a> {
             Some(Some(Value::Map(id))) => Some(*id),
             _ => None,
         };
+        if let Some(values) = self.attention(node, inputs)? {
+            return Ok(Some(values));
+        }
         let one = match (node.op_type.as_str(), first) {
             // The detector before it was quantised: weights are read as what their bytes stand for, maps are not rounded.
             ("QuantizeLinear" | "DequantizeLinear", Some(x)) => Some(x),

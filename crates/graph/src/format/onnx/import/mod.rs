@@ -3,6 +3,7 @@
 
 mod activation;
 mod array;
+mod attention;
 mod attributes;
 mod body;
 mod cut;
