@@ -29,7 +29,7 @@ struct Settings {
 
 /// Runs the command.
 pub fn run(args: &Compare) -> miette::Result<Exit> {
-    let model = args.model.load()?;
+    let model = args.model.load_to_train()?;
     let dataset = args.data.open()?;
     tell_skipped(&dataset);
     let imgsz = image_size(&model, args.imgsz)?;
