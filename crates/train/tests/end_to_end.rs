@@ -133,7 +133,7 @@ fn a_few_epochs_lower_the_loss_and_leave_what_predicts() {
         imgsz: 64,
         distill,
         schedule: ScheduleConfig { warmup_epochs: 0.0, lr0: 0.003, ..ScheduleConfig::default() },
-        ..TrainConfig::default()
+        ..TrainConfig::yolov5()
     };
     let square = |mut graph: Graph| {
         graph.meta.imgsz = [64; 2];

@@ -3,8 +3,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use data::OpenOptions;
 use data::synth::{SynthConfig, write};
+use data::{Dataset, OpenOptions};
+use graph::Graph;
 use graph::build::Yolov5;
 use train::schedule::ScheduleConfig;
 use train::sparse::SparseConfig;
@@ -27,29 +28,35 @@ fn a_killed_run_resumes_to_the_same_weights() {
     let dataset = data::open(&yaml, &OpenOptions::default()).unwrap();
     let spec = Yolov5 { names: dataset.names.clone(), imgsz: 64, width: 0.125, depth: 0.33, seed: 2 };
     let start = spec.build().unwrap();
-    let config = TrainConfig {
+    let of = |base: TrainConfig, sparse| TrainConfig {
         epochs: 3,
         batch: 4,
         nominal_batch: 8,
         imgsz: 64,
-        schedule: ScheduleConfig { warmup_epochs: 0.0, ..TrainConfig::default().schedule },
-        sparse: Some(SparseConfig { target: 0.2, lambda: [1e-5, 100.0], ..SparseConfig::default() }),
-        ..TrainConfig::default()
+        schedule: ScheduleConfig { warmup_epochs: 0.0, ..base.schedule.clone() },
+        sparse,
+        ..base
     };
+    let sparse = SparseConfig { target: 0.2, lambda: [1e-5, 100.0], ..SparseConfig::default() };
+    resumes(&of(TrainConfig::yolov5(), Some(sparse)), &start, &dataset, &folder.path().join("sparse"));
+    resumes(&of(TrainConfig::default(), None), &start, &dataset, &folder.path().join("plain"));
+}
+
+fn resumes(config: &TrainConfig, start: &Graph, dataset: &Dataset, folder: &Path) {
     let run = |out: &Path, resume: bool, watch: &mut dyn Watch| -> Trained {
         std::fs::create_dir_all(out).unwrap();
-        let task = Task { start: &start, dataset: &dataset, teacher: None, out, resume };
-        train(&task, &config, watch).unwrap()
+        let task = Task { start, dataset, teacher: None, out, resume };
+        train(&task, config, watch).unwrap()
     };
-    let whole = run(&folder.path().join("whole"), false, &mut Quiet);
-    let killed = folder.path().join("killed");
+    let whole = run(&folder.join("whole"), false, &mut Quiet);
+    let killed = folder.join("killed");
     assert!(catch_unwind(AssertUnwindSafe(|| run(&killed, false, &mut Kill))).is_err());
     let resumed = run(&killed, true, &mut Quiet);
 
     assert!(whole.last == resumed.last, "the weights differ");
     assert!(whole.best == resumed.best && whole.gammas == resumed.gammas);
-    assert_eq!(resumed.gammas.len(), 3);
-    let csv = |run: &str| std::fs::read_to_string(folder.path().join(run).join("results.csv")).unwrap();
+    assert_eq!(resumed.gammas.len(), if config.sparse.is_some() { 3 } else { 0 });
+    let csv = |run: &str| std::fs::read_to_string(folder.join(run).join("results.csv")).unwrap();
     assert_eq!(csv("whole"), csv("killed"));
     assert_eq!(csv("whole").lines().count(), 4);
 }
