@@ -128,7 +128,7 @@ impl Moments {
             kernels::BnAct { mean: &self.shift, inv_std: &ones, gamma: &ones, beta: &zeros, act: graph::Act::Identity };
         kernels::bn_act_forward(map, &affine, ViewMut::new(&mut centred, layout));
         // X'X is the weight gradient of a 1x1 convolution whose input and output gradient are both X.
-        let one = ConvShape { ci: c, co: c, kernel: [1, 1], stride: [1, 1], pad: [0, 0], groups: 1 };
+        let one = ConvShape::pointwise(c, c);
         let mut products = vec![0.0f32; c * c];
         let mut sum = vec![0.0f32; c];
         let x = View::new(&centred, layout);

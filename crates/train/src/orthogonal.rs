@@ -21,7 +21,6 @@ pub(crate) fn orthogonalised(matrix: &[f32], rows: usize) -> Vec<f32> {
         return matrix.to_vec();
     }
     let x: Vec<f32> = matrix.iter().map(|&v| (f64::from(v) / norm) as f32).collect();
-    let shape = |ci, co| ConvShape { ci, co, kernel: [1, 1], stride: [1, 1], pad: [0, 0], groups: 1 };
     let layout = |pixels, channels| Layout::dense(1, 1, pixels, channels);
     let mut result = vec![0.0; x.len()];
     if rows <= columns {
@@ -29,12 +28,12 @@ pub(crate) fn orthogonalised(matrix: &[f32], rows: usize) -> Vec<f32> {
         // `factor X` is the input gradient of a 1x1 convolution with weights `X` where the output's is `factor`.
         let dy = View::new(&factor, layout(rows, rows));
         let dx = ViewMut::new(&mut result, layout(rows, columns));
-        kernels::conv_backward_input(&shape(columns, rows), dy, &x, dx, false);
+        kernels::conv_backward_input(&ConvShape::pointwise(columns, rows), dy, &x, dx, false);
     } else {
         // `X' X` is the weight gradient of a 1x1 convolution whose input and output gradient are both `X`.
         let mut gram = vec![0.0; columns * columns];
         let view = View::new(&x, layout(rows, columns));
-        kernels::conv_backward_weight(&shape(columns, columns), view, view, &mut gram);
+        kernels::conv_backward_weight(&ConvShape::pointwise(columns, columns), view, view, &mut gram);
         result = times(&x, &factor(&gram, columns), columns);
     }
     result
@@ -62,7 +61,7 @@ fn factor(gram: &[f32], side: usize) -> Vec<f32> {
 /// `left * right'`, both row by row with rows of `depth`: a 1x1 convolution that sees rows as pixels.
 fn times(left: &[f32], right: &[f32], depth: usize) -> Vec<f32> {
     let (rows, columns) = (left.len() / depth, right.len() / depth);
-    let shape = ConvShape { ci: depth, co: columns, kernel: [1, 1], stride: [1, 1], pad: [0, 0], groups: 1 };
+    let shape = ConvShape::pointwise(depth, columns);
     let mut product = vec![0.0; rows * columns];
     let from = View::new(left, Layout::dense(1, 1, rows, depth));
     let to = ViewMut::new(&mut product, Layout::dense(1, 1, rows, columns));

@@ -195,7 +195,7 @@ fn sums(conv: &graph::Conv, x: View, missing: View, positions: &[usize]) -> Norm
     let (a, r) = (View::new(&a, layout(features)), View::new(&r, layout(outputs)));
     // A'B is the weight gradient of a 1x1 convolution that reads A where the gradient is B.
     let product = |b: View| {
-        let one = ConvShape { ci: features, co: b.layout.c, kernel: [1, 1], stride: [1, 1], pad: [0, 0], groups: 1 };
+        let one = ConvShape::pointwise(features, b.layout.c);
         let mut sums = vec![0.0f32; features * b.layout.c];
         kernels::conv_backward_weight(&one, a, b, &mut sums);
         sums.into_iter().map(f64::from).collect::<Vec<f64>>()

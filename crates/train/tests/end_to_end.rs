@@ -1,6 +1,9 @@
 //! End-to-end detectors with the branches that help their training: a first step against their reference, training on a few
 //! images with branches read and with branches grown, and what is left of them after it.
 
+mod common;
+
+use common::Losses;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -16,7 +19,6 @@ use train::evaluate::raw;
 use train::loss::Criterion;
 use train::net::{BnUpdate, TrainNet};
 use train::schedule::ScheduleConfig;
-use train::watch::{EpochReport, Watch};
 use train::{Gradients, Task, TrainConfig, fit_classes, train};
 
 /// The small detector of family `name` with all its branches.
@@ -107,16 +109,6 @@ fn what_is_loaded_to_predict_has_no_other_branches() {
         assert!(*all.for_inference() == predicts, "{name}");
         assert!(predicts.nodes.len() < all.nodes.len(), "{name}");
         all.validate().unwrap();
-    }
-}
-
-/// Notes the loss of every epoch.
-#[derive(Default)]
-struct Losses(Vec<f64>);
-
-impl Watch for Losses {
-    fn epoch(&mut self, report: &EpochReport) {
-        self.0.push(report.losses.iter().map(|(_, value)| value).sum());
     }
 }
 

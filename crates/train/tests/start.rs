@@ -1,21 +1,13 @@
 //! Untrained detectors of every family take their first steps: every layer is reached, and what comes out is sound.
 
+mod common;
+
+use common::Losses;
 use data::OpenOptions;
 use data::synth::{SynthConfig, write};
 use graph::build::Design;
 use train::schedule::ScheduleConfig;
-use train::watch::{EpochReport, Watch};
 use train::{Task, TrainConfig, train};
-
-/// Notes the loss of every epoch.
-#[derive(Default)]
-struct Losses(Vec<f64>);
-
-impl Watch for Losses {
-    fn epoch(&mut self, report: &EpochReport) {
-        self.0.push(report.losses.iter().map(|(_, value)| value).sum());
-    }
-}
 
 #[test]
 fn untrained_detectors_can_be_trained() {

@@ -39,6 +39,11 @@ pub struct ConvShape {
 }
 
 impl ConvShape {
+    /// A 1x1 convolution of stride 1, which is a product of matrices: pixels are rows.
+    pub fn pointwise(ci: usize, co: usize) -> Self {
+        Self { ci, co, kernel: [1, 1], stride: [1, 1], pad: [0, 0], groups: 1 }
+    }
+
     /// Height and width of the output for an input of this layout, which must be at least the kernel with padding.
     pub fn output(&self, x: Layout) -> (usize, usize) {
         let [h, w] = [0, 1].map(|i| ([x.h, x.w][i] + 2 * self.pad[i] - self.kernel[i]) / self.stride[i] + 1);
