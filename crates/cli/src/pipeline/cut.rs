@@ -68,12 +68,20 @@ impl Calibration<'_> {
         Ok(measured)
     }
 
-    /// Channel statistics of the tensors stage 2 looks at, over whole images: what the detector meets in use.
+    /// Channel statistics of the tensors stage 2 looks at, over whole images: what the detector meets in use. Where its loss is
+    /// known, positions count by how much that minds them.
     pub fn statistics(&self, graph: &Graph, coupling: &Coupling) -> miette::Result<Statistics> {
         let nodes = prune::observed(graph, coupling);
-        let mut statistics = self.over_whole_images(graph, "Calibrating", |images| {
-            calibrate::statistics(graph, &nodes, [self.imgsz; 2], images)
-        })?;
+        if !has_loss(graph, self.imgsz) {
+            return self.over_whole_images(graph, "Calibrating", |images| {
+                calibrate::statistics(graph, &nodes, [self.imgsz; 2], images)
+            });
+        }
+        let loader = self.loader(Mode::Val(fit(graph.meta.family)))?;
+        let bar = ui::bar("Calibrating", loader.batches(), "batches");
+        let batches = loader.epoch(0).inspect(|_| bar.inc(1));
+        let mut statistics = calibrate::focused_statistics(graph, &nodes, [self.imgsz; 2], batches)?;
+        bar.finish_and_clear();
         statistics.sensitivity = self.sensitivity(graph)?;
         Ok(statistics)
     }
