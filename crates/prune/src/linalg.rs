@@ -8,14 +8,14 @@ use rayon::prelude::*;
 const BLOCK: usize = 32;
 
 /// Lower triangular factor L of a symmetric positive definite matrix: `A = L L^T`. Row-major, size n x n.
-pub(crate) struct Cholesky {
+pub struct Cholesky {
     n: usize,
     l: Vec<f64>,
 }
 
 impl Cholesky {
     /// Factors `a`, of which only the lower triangle is read; `None` where it is not positive definite.
-    pub(crate) fn new(n: usize, mut a: Vec<f64>) -> Option<Self> {
+    pub fn new(n: usize, mut a: Vec<f64>) -> Option<Self> {
         let mut from = 0;
         while from < n {
             let to = (from + BLOCK).min(n);
@@ -39,7 +39,7 @@ impl Cholesky {
     }
 
     /// Solves `A x = b` in place.
-    pub(crate) fn solve(&self, b: &mut [f64]) {
+    pub fn solve(&self, b: &mut [f64]) {
         let row = |i: usize| &self.l[i * self.n..][..=i];
         for i in 0..self.n {
             let r = row(i);

@@ -13,7 +13,7 @@ use crate::linalg::{Cholesky, dot};
 const RIDGES: [f64; 4] = [1e-4, 1e-3, 1e-2, 1e-1];
 
 /// Share of the held-out error a change has to take away to be made at all: below, it fits noise.
-const LEAST_GAIN: f64 = 1e-3;
+pub const LEAST_GAIN: f64 = 1e-3;
 
 /// Sums over samples of a linear problem `residual ~ change * features`: everything least squares needs.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -27,6 +27,18 @@ pub struct Normal {
 }
 
 impl Normal {
+    /// The factor of the products of features with `ridge` times each feature's own on the diagonal; `None` where that is not
+    /// positive definite.
+    pub fn factor(&self, ridge: f64) -> Option<Cholesky> {
+        let features = self.cross.len() / self.missing.len().max(1);
+        let mut a = self.gram.clone();
+        let largest = (0..features).map(|i| a[i * features + i]).fold(f64::MIN_POSITIVE, f64::max);
+        for i in 0..features {
+            a[i * features + i] += ridge * a[i * features + i] + 1e-9 * largest;
+        }
+        Cholesky::new(features, a)
+    }
+
     /// Sum over outputs of `weight * |missing - change * features|^2`.
     fn error(&self, change: &[f64], weights: &[f64]) -> f64 {
         let outputs = self.missing.len();
@@ -62,12 +74,7 @@ pub fn refit(fit: &Normal, check: &Normal, weights: &[f64]) -> Option<Refit> {
         return None;
     }
     let solve = |ridge: f64| {
-        let mut a = fit.gram.clone();
-        let largest = (0..features).map(|i| a[i * features + i]).fold(f64::MIN_POSITIVE, f64::max);
-        for i in 0..features {
-            a[i * features + i] += ridge * a[i * features + i] + 1e-9 * largest;
-        }
-        let factor = Cholesky::new(features, a)?;
+        let factor = fit.factor(ridge)?;
         let mut change = fit.cross.clone();
         change.par_chunks_mut(features).for_each(|row| factor.solve(row));
         let left = check.error(&change, weights) / before;

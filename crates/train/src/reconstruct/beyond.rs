@@ -1,0 +1,329 @@
+//! Least squares beyond the activation: the change that brings `act(u)` closest to what it was, not `u`.
+//!
+//! Half of what a convolution puts out ends in the flat part of its activation, where errors are not heard; fitting them all
+//! alike (`prune::refit`) spends weights on them. (Zhang, Zou, He and Sun 2015, "Accelerating very deep convolutional networks",
+//! fit nonlinear responses too, by splitting variables.) From the linear solution on, Gauss and Newton's steps go down: each is
+//! a least-squares problem of its own for every output, weighted by the squared slopes, and all are solved together by
+//! conjugate gradients, preconditioned with the factor of the unweighted problem.
+
+use graph::Act;
+use kernels::{View, ViewMut};
+use prune::{Cholesky, LEAST_GAIN, Normal, Refit};
+use rayon::prelude::*;
+
+use super::samples::Samples;
+
+/// Steps of Gauss and Newton, and of conjugate gradients in each.
+const STEPS: usize = 3;
+const GRADIENTS: usize = 6;
+
+/// The ridge to begin with where the linear problem found nothing to change.
+const RIDGE: f64 = 1e-2;
+
+/// How far to go along a step, tried in turn: slopes hold nearby only.
+const LENGTHS: [f64; 4] = [1.0, 0.5, 0.25, 0.1];
+
+/// Samples whose errors are added up at a time.
+const CHUNK: usize = 1024;
+
+/// The best change of each output on held-out samples: none, the linear one, or one that goes further down from there. `linear` is
+/// in units of the weights, `normal` its problem on the samples of `fit`, `scale` (O) what one unit of output is of u.
+pub(super) fn refit(
+    fit: &Beyond,
+    check: &Beyond,
+    normal: &Normal,
+    linear: Option<Refit>,
+    scale: &[f32],
+) -> Option<Refit> {
+    let features = fit.samples.features;
+    let mut best = vec![0.0; normal.cross.len()];
+    let mut left = check.errors(&best);
+    let before: f64 = left.iter().sum();
+    if before <= 0.0 {
+        return None;
+    }
+    let mut try_out = |change: &[f64]| {
+        for (o, error) in check.errors(change).into_iter().enumerate() {
+            if error < left[o] {
+                left[o] = error;
+                best[o * features..][..features].copy_from_slice(&change[o * features..][..features]);
+            }
+        }
+    };
+    let ridge = linear.as_ref().map_or(RIDGE, |linear| linear.ridge);
+    let mut start = linear.map_or_else(|| vec![0.0; normal.cross.len()], |linear| linear.change);
+    let scaled = |rows: &mut [f64], by: &dyn Fn(f64) -> f64| {
+        rows.chunks_mut(features).zip(scale).for_each(|(row, &scale)| {
+            let by = by(f64::from(scale));
+            row.iter_mut().for_each(|v| *v *= by);
+        });
+    };
+    scaled(&mut start, &|scale| scale);
+    try_out(&start);
+    try_out(&fit.descend(start, normal, ridge));
+    // An output that BatchNorm silences is heard by nobody.
+    scaled(&mut best, &|scale| if scale == 0.0 { 0.0 } else { 1.0 / scale });
+    let left = left.iter().sum::<f64>() / before;
+    (left < 1.0 - LEAST_GAIN).then_some(Refit { change: best, left, ridge })
+}
+
+/// A convolution's samples as its activation sees them. Everything is in units of the activation's input u: a change (O, F) here is
+/// the weights' change times the scale of the BatchNorm between.
+pub(super) struct Beyond<'a> {
+    samples: &'a Samples,
+    act: Act,
+    /// (S, O): u before any change.
+    now: Vec<f32>,
+    /// (S, O): what the activation should give.
+    aim: Vec<f32>,
+}
+
+impl<'a> Beyond<'a> {
+    /// `wanted` (S, O) is the u to come back to; `scale` (O) what one unit of the convolution's output is of u.
+    pub(super) fn new(samples: &'a Samples, act: Act, wanted: Vec<f32>, scale: &[f32]) -> Self {
+        let mut aim = vec![0.0; wanted.len()];
+        kernels::act_forward(act, samples.as_map(&wanted), ViewMut::new(&mut aim, samples.layout(samples.outputs)));
+        let lacks = samples.missing.chunks(samples.outputs).flat_map(|row| row.iter().zip(scale));
+        let now = wanted.iter().zip(lacks).map(|(u, (missing, scale))| u - scale * missing).collect();
+        Self { samples, act, now, aim }
+    }
+
+    /// (O): sums over samples of the squared errors that `change` leaves.
+    fn errors(&self, change: &[f64]) -> Vec<f64> {
+        self.squares(&self.errors_at(&self.reached(change)))
+    }
+
+    /// `change` taken further down. `normal` is the unweighted problem of these samples; `ridge` as in `prune::refit`.
+    fn descend(&self, mut change: Vec<f64>, normal: &Normal, ridge: f64) -> Vec<f64> {
+        let Some(factor) = normal.factor(ridge) else { return change };
+        let problem = Problem { gram: &normal.gram, factor, ridge };
+        for _ in 0..STEPS {
+            let u = self.reached(&change);
+            let error = self.errors_at(&u);
+            let step = self.step(&u, &error, &change, &problem);
+            let moved = self.samples.times(&step);
+            let mut left = self.squares(&error);
+            let mut length = vec![0.0; left.len()];
+            for try_length in LENGTHS {
+                let u: Vec<f32> = u.iter().zip(&moved).map(|(u, m)| u + try_length as f32 * m).collect();
+                for (o, now) in self.squares(&self.errors_at(&u)).into_iter().enumerate() {
+                    if now < left[o] {
+                        (left[o], length[o]) = (now, try_length);
+                    }
+                }
+            }
+            let rows = change.chunks_mut(self.samples.features).zip(step.chunks(self.samples.features));
+            rows.zip(&length).for_each(|((row, step), &length)| add(row, length, step));
+        }
+        change
+    }
+
+    /// (S, O): u after `change`.
+    fn reached(&self, change: &[f64]) -> Vec<f32> {
+        let mut u = self.samples.times(change);
+        u.iter_mut().zip(&self.now).for_each(|(u, now)| *u += now);
+        u
+    }
+
+    /// (S, O): what the activation of `u` lacks.
+    fn errors_at(&self, u: &[f32]) -> Vec<f32> {
+        let mut error = vec![0.0; u.len()];
+        kernels::act_forward(self.act, self.map(u), ViewMut::new(&mut error, self.map(u).layout));
+        error.iter_mut().zip(&self.aim).for_each(|(e, aim)| *e = aim - *e);
+        error
+    }
+
+    /// (S, O): `by` times the slopes at `u`.
+    fn sloped(&self, u: &[f32], by: &[f32]) -> Vec<f32> {
+        let mut out = vec![0.0; u.len()];
+        let y = ViewMut::new(&mut out, self.map(u).layout);
+        kernels::act_backward(self.act, self.map(u), self.map(by), y, false);
+        out
+    }
+
+    fn map<'b>(&self, values: &'b [f32]) -> View<'b> {
+        self.samples.as_map(values)
+    }
+
+    /// (O): sums of squares over samples, in an order that threads do not change.
+    fn squares(&self, values: &[f32]) -> Vec<f64> {
+        let outputs = self.samples.outputs;
+        let of = |chunk: &[f32]| {
+            let mut sums = vec![0.0; outputs];
+            for row in chunk.chunks(outputs) {
+                sums.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v).powi(2));
+            }
+            sums
+        };
+        let parts: Vec<Vec<f64>> = values.par_chunks(CHUNK * outputs).map(of).collect();
+        let mut sums = vec![0.0; outputs];
+        parts.iter().for_each(|part| sums.iter_mut().zip(part).for_each(|(sum, v)| *sum += v));
+        sums
+    }
+
+    /// The step (O, F) that would undo `error` if the slopes at `u` held everywhere, with the ridge on the change as a whole.
+    fn step(&self, u: &[f32], error: &[f32], change: &[f64], problem: &Problem) -> Vec<f64> {
+        let features = self.samples.features;
+        let ones = vec![1.0; u.len()];
+        let slopes = self.sloped(u, &ones);
+        let count = (u.len() / self.samples.outputs) as f64;
+        // A flat output has nothing to gain; the least weight keeps its division finite.
+        let weight: Vec<f64> = self.squares(&slopes).iter().map(|w| (w / count).max(f64::MIN_POSITIVE)).collect();
+        let ridged = |o: usize, i: usize| problem.ridge * weight[o] * problem.gram[i * features + i];
+        let times = |x: &[f64]| {
+            let sloped: Vec<f32> = self.samples.times(x).iter().zip(&slopes).map(|(v, s)| v * s * s).collect();
+            let mut y = self.samples.sums(&sloped);
+            let rows = y.par_chunks_mut(features).zip(x.par_chunks(features)).enumerate();
+            rows.for_each(|(o, (y, x))| y.iter_mut().zip(x).enumerate().for_each(|(i, (y, x))| *y += ridged(o, i) * x));
+            y
+        };
+        let precondition = |x: &[f64]| {
+            let mut y = x.to_vec();
+            y.par_chunks_mut(features).zip(&weight).for_each(|(row, weight)| {
+                problem.factor.solve(row);
+                row.iter_mut().for_each(|v| *v /= weight);
+            });
+            y
+        };
+
+        let mut residual = self.samples.sums(&self.sloped(u, error));
+        for (o, (row, change)) in residual.chunks_mut(features).zip(change.chunks(features)).enumerate() {
+            row.iter_mut().zip(change).enumerate().for_each(|(i, (r, c))| *r -= ridged(o, i) * c);
+        }
+        let mut step = vec![0.0; change.len()];
+        let mut ahead = precondition(&residual);
+        let mut direction = ahead.clone();
+        let mut size = products(&residual, &ahead, features);
+        for _ in 0..GRADIENTS {
+            let image = times(&direction);
+            let curved = products(&direction, &image, features);
+            for o in 0..weight.len() {
+                let row = o * features..(o + 1) * features;
+                let by = if curved[o] > 0.0 { size[o] / curved[o] } else { 0.0 };
+                add(&mut step[row.clone()], by, &direction[row.clone()]);
+                add(&mut residual[row.clone()], -by, &image[row]);
+            }
+            ahead = precondition(&residual);
+            let next = products(&residual, &ahead, features);
+            for o in 0..weight.len() {
+                let row = o * features..(o + 1) * features;
+                let by = if size[o] > 0.0 { next[o] / size[o] } else { 0.0 };
+                direction[row.clone()].iter_mut().zip(&ahead[row]).for_each(|(d, a)| *d = a + by * *d);
+            }
+            size = next;
+        }
+        step
+    }
+}
+
+/// The unweighted problem.
+struct Problem<'a> {
+    /// (F, F): products of features.
+    gram: &'a [f64],
+    /// The factor of that with the ridge on its diagonal.
+    factor: Cholesky,
+    ridge: f64,
+}
+
+/// The product of each row of `a` with that of `b`.
+fn products(a: &[f64], b: &[f64], width: usize) -> Vec<f64> {
+    a.chunks(width).zip(b.chunks(width)).map(|(a, b)| a.iter().zip(b).map(|(a, b)| a * b).sum()).collect()
+}
+
+fn add(to: &mut [f64], by: f64, what: &[f64]) {
+    to.iter_mut().zip(what).for_each(|(to, what)| *to += by * what);
+}
+
+#[cfg(test)]
+mod tests {
+    use graph::{Conv, Tensor};
+    use kernels::Layout;
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    const COUNT: usize = 2048;
+
+    /// A 1x1 convolution of `inputs` channels to two, random samples of it, and u that they should come back to: half of the
+    /// time far below zero, where only the fact counts, and else what a linear map of the samples gives, and a little noise.
+    fn samples(seed: u64, inputs: usize) -> (Samples, Vec<f32>) {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let layout = |c| Layout::dense(1, COUNT / 64, 64, c);
+        let x: Vec<f32> = (0..COUNT * inputs).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let wanted: Vec<f32> = x
+            .chunks(inputs)
+            .flat_map(|x| {
+                let sum: f32 = x.iter().enumerate().map(|(i, x)| x * (1.0 + i as f32)).sum();
+                let noise = rng.random_range(-0.1..0.1);
+                let below = if sum < 0.0 { -6.0 * rng.random::<f32>() } else { 0.0 };
+                [sum + noise + below, 2.0 - sum + noise]
+            })
+            .collect();
+        let weight = Tensor::new([2, inputs, 1, 1], vec![0.0; 2 * inputs]);
+        let conv = Conv { weight, bias: None, stride: [1, 1], pad: [0, 0], groups: 1 };
+        let positions: Vec<usize> = (0..COUNT).collect();
+        let lacks = View::new(&wanted, layout(2));
+        (Samples::take(&conv, View::new(&x, layout(inputs)), lacks, &positions), wanted)
+    }
+
+    #[test]
+    fn flat_outputs_cost_the_linear_fit_dear() {
+        for act in [Act::Silu, Act::Relu, Act::Mish, Act::Leaky] {
+            let ((fit, wanted), (check, other)) = (samples(1, 5), samples(2, 5));
+            let normal = fit.normal();
+            let linear = prune::refit(&normal, &check.normal(), &[1.0; 2]).expect("a fit");
+            let (fit, check) = (Beyond::new(&fit, act, wanted, &[1.0; 2]), Beyond::new(&check, act, other, &[1.0; 2]));
+            let before: f64 = check.errors(&linear.change).iter().sum();
+            let found = refit(&fit, &check, &normal, Some(linear), &[1.0; 2]).expect("a better fit");
+            let after: f64 = check.errors(&found.change).iter().sum();
+            let nothing: f64 = check.errors(&[0.0; 12]).iter().sum();
+            assert!(after < 0.7 * before, "{act:?}: {before} before, {after} after");
+            assert!((found.left - after / nothing).abs() < 1e-9, "{act:?}");
+        }
+    }
+
+    #[test]
+    fn one_weight_and_a_bias_end_where_a_search_ends() {
+        let (fit, wanted) = samples(3, 1);
+        let normal = fit.normal();
+        let fit = Beyond::new(&fit, Act::Silu, wanted, &[1.0; 2]);
+        let found = fit.errors(&fit.descend(vec![0.0; 4], &normal, 1e-6));
+        for o in 0..2 {
+            let mut at = [0.0f64; 2];
+            let error = |at: [f64; 2]| fit.errors(&[at[0], at[1], at[0], at[1]])[o];
+            let mut stride = 1.0;
+            while stride > 1e-3 {
+                let around = [
+                    [1.0, 0.0],
+                    [-1.0, 0.0],
+                    [0.0, 1.0],
+                    [0.0, -1.0],
+                    [1.0, 1.0],
+                    [-1.0, -1.0],
+                    [1.0, -1.0],
+                    [-1.0, 1.0],
+                ];
+                let next = around.map(|d| [at[0] + stride * d[0], at[1] + stride * d[1]]);
+                match next.into_iter().find(|&next| error(next) < error(at)) {
+                    Some(next) => at = next,
+                    None => stride /= 2.0,
+                }
+            }
+            assert!(found[o] < 1.02 * error(at), "output {o}: {} here, {} by search", found[o], error(at));
+        }
+    }
+
+    #[test]
+    fn silenced_outputs_stay_as_they_are() {
+        let (fit, wanted) = samples(4, 3);
+        let normal = fit.normal();
+        let scale = [0.0, 1.0];
+        let beyond = Beyond::new(&fit, Act::Silu, wanted, &scale);
+        let change = refit(&beyond, &beyond, &normal, None, &scale).expect("the other output has much to gain").change;
+        assert!(
+            change[..4].iter().all(|&v| v == 0.0) && change[4..].iter().all(|v| v.is_finite() && *v != 0.0),
+            "{change:?}"
+        );
+    }
+}

@@ -1,0 +1,208 @@
+//! Reconstruction: convolution by convolution, from the image to the head, the pruned detector's weights are refitted so that
+//! its maps come closest to the dense detector's, on unlabelled images: first by linear least squares (see `prune::refit`), then
+//! as the activation behind it hears the difference (`beyond`).
+//!
+//! Both detectors run side by side, node by node, over all images at once. A refitted convolution's output is computed anew
+//! before anything reads it, so each layer makes up for what the layers before it could not.
+
+mod beyond;
+mod maps;
+mod samples;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use graph::{Act, Graph, NodeId, Op};
+use kernels::{Layout, View};
+use prune::{Refit, refit};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+
+use crate::Result;
+use crate::calibrate::Images;
+use beyond::Beyond;
+use maps::{Map, Maps};
+use samples::Samples;
+
+/// One image in this many only judges what the others fit.
+const HELD_OUT: usize = 4;
+
+/// A convolution that was refitted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refitted {
+    pub node: String,
+    /// Share of the held-out error that is left.
+    pub left: f64,
+    pub ridge: f64,
+}
+
+/// What is to be made alike, on which images.
+pub struct Reconstruction<'a> {
+    /// The detector `slim` was cut from.
+    pub dense: &'a Graph,
+    pub slim: &'a Graph,
+    /// For every node the channels of `dense` that `slim` still has, in its order.
+    pub kept: &'a [Vec<usize>],
+    pub images: &'a Images,
+    /// (H, W) of the images.
+    pub imgsz: [usize; 2],
+    pub seed: u64,
+    /// How much the loss minds an error at each position (N, H, W) of each convolution's output, in any unit. Where a
+    /// convolution is missing all positions count alike.
+    pub focus: &'a BTreeMap<NodeId, Vec<f32>>,
+}
+
+impl Reconstruction<'_> {
+    /// `slim` with refitted weights, and what was done to it. `done` is called after every node.
+    ///
+    /// # Errors
+    /// A graph does not fit the images' size.
+    pub fn run(&self, mut done: impl FnMut(usize)) -> Result<(Graph, Vec<Refitted>)> {
+        let mut slim = self.slim.clone();
+        let mut refitted = vec![];
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        let mut theirs = Maps::new(self.dense, self.images, self.imgsz)?;
+        let mut ours = Maps::new(&slim, self.images, self.imgsz)?;
+        for id in 0..slim.nodes.len() {
+            theirs.compute(self.dense, id);
+            ours.compute(&slim, id);
+            if matches!(&slim.nodes[id].op, Op::Conv(conv) if conv.groups == 1)
+                && let Some(change) = self.change(&slim, id, &theirs, &ours, &mut rng)
+            {
+                refitted.push(Refitted { node: slim.nodes[id].name.clone(), left: change.left, ridge: change.ridge });
+                apply(&mut slim, id, &change.change);
+                ours.compute(&slim, id);
+            }
+            theirs.drop_read(id);
+            ours.drop_read(id);
+            done(id + 1);
+        }
+        Ok((slim, refitted))
+    }
+
+    fn change(&self, slim: &Graph, id: NodeId, theirs: &Maps, ours: &Maps, rng: &mut ChaCha8Rng) -> Option<Refit> {
+        let missing = missing(self.dense, slim, id, &self.kept[id], theirs, ours);
+        if missing.data.iter().all(|&v| v == 0.0) {
+            return None;
+        }
+        let n = self.images.n;
+        let held_out = n / HELD_OUT;
+        // Too few images to spare one: nothing would tell a good change from a bad one.
+        if held_out == 0 {
+            return None;
+        }
+        let Op::Conv(conv) = &slim.nodes[id].op else { return None };
+        let features = conv.weight.shape[1..].iter().product::<usize>() + 1;
+        let x = ours.of(slim.nodes[id].inputs[0]);
+        let focus = self.focus.get(&id).map(Vec::as_slice);
+        let plane = missing.layout.h * missing.layout.w;
+        let mut taken = |images: Range<usize>| {
+            let at = samples::draw(images.start * plane..images.end * plane, features, focus, rng);
+            (Samples::take(conv, x, missing.view(), &at), at)
+        };
+        let (fit, fit_at) = taken(0..n - held_out);
+        let (check, check_at) = taken(n - held_out..n);
+        let heard = Heard::behind(self.dense, id, &self.kept[id]);
+        let weights: Vec<f64> = heard.scale.iter().map(|&s| f64::from(s).powi(2)).collect();
+        let normal = fit.normal();
+        let linear = refit(&normal, &check.normal(), &weights);
+        if heard.act == Act::Identity {
+            return linear;
+        }
+        let beyond = |samples, at: &[usize]| Beyond::new(samples, heard.act, heard.of(theirs.of(id), at), &heard.scale);
+        beyond::refit(&beyond(&fit, &fit_at), &beyond(&check, &check_at), &normal, linear, &heard.scale)
+    }
+}
+
+/// What is done to the outputs of a convolution before anything else reads them.
+struct Heard<'a> {
+    /// Which outputs of the dense detector's convolution are left.
+    kept: &'a [usize],
+    /// Scale and shift of the BatchNorm behind those; 1 and 0 where there is none.
+    scale: Vec<f32>,
+    shift: Vec<f32>,
+    act: Act,
+}
+
+impl<'a> Heard<'a> {
+    fn behind(dense: &Graph, id: NodeId, kept: &'a [usize]) -> Self {
+        let norm = norm_after(dense, id);
+        let (scale, shift) = match norm.map(|norm| &dense.nodes[norm].op) {
+            Some(Op::BatchNorm(bn)) => {
+                let (scale, shift) = bn.scale_shift();
+                (kept.iter().map(|&k| scale[k]).collect(), kept.iter().map(|&k| shift[k]).collect())
+            }
+            _ => (vec![1.0; kept.len()], vec![0.0; kept.len()]),
+        };
+        let act = match only_reader(dense, norm.unwrap_or(id)).map(|reader| &dense.nodes[reader].op) {
+            Some(Op::Act(act)) => *act,
+            _ => Act::Identity,
+        };
+        Self { kept, scale, shift, act }
+    }
+
+    /// (S, O): what goes into the activation at positions `at` of `outputs`, the dense detector's.
+    fn of(&self, outputs: View, at: &[usize]) -> Vec<f32> {
+        let mut heard = vec![0.0; at.len() * self.kept.len()];
+        heard.par_chunks_mut(self.kept.len()).zip(at).for_each(|(to, &p)| {
+            let from = outputs.pixel(p);
+            for (c, to) in to.iter_mut().enumerate() {
+                *to = self.scale[c] * from[self.kept[c]] + self.shift[c];
+            }
+        });
+        heard
+    }
+}
+
+/// What the outputs of convolution `id` of `slim` lack of those of `dense`, both less the mean their BatchNorm subtracts.
+fn missing(dense: &Graph, slim: &Graph, id: NodeId, kept: &[usize], theirs: &Maps, ours: &Maps) -> Map {
+    let mean = |graph: &Graph| match norm_after(graph, id).map(|norm| &graph.nodes[norm].op) {
+        Some(Op::BatchNorm(bn)) => Some(bn.mean.clone()),
+        _ => None,
+    };
+    let (y, z) = (ours.of(id), theirs.of(id));
+    let shift: Vec<f32> = match (mean(slim), mean(dense)) {
+        (Some(own), Some(other)) => own.iter().zip(kept).map(|(own, &k)| own - other[k]).collect(),
+        _ => vec![0.0; kept.len()],
+    };
+    let mut map = Map::new(Layout::dense(y.layout.n, y.layout.h, y.layout.w, kept.len()));
+    map.data.par_chunks_mut(kept.len()).enumerate().for_each(|(p, to)| {
+        let (y, z) = (y.pixel(p), z.pixel(p));
+        for (c, to) in to.iter_mut().enumerate() {
+            *to = z[kept[c]] - y[c] + shift[c];
+        }
+    });
+    map
+}
+
+/// Adds `change` (O, features, the last of which is 1) to the weights and whatever bias the convolution has.
+fn apply(graph: &mut Graph, id: NodeId, change: &[f64]) {
+    let norm = norm_after(graph, id);
+    let Op::Conv(conv) = &mut graph.nodes[id].op else { return };
+    let taps = conv.weight.len() / conv.out_channels();
+    for (filter, change) in conv.weight.data.chunks_mut(taps).zip(change.chunks(taps + 1)) {
+        filter.iter_mut().zip(change).for_each(|(w, c)| *w = (f64::from(*w) + c) as f32);
+    }
+    let shifts = change.chunks(taps + 1).map(|change| change[taps]);
+    match (norm, &mut conv.bias) {
+        (Some(norm), None) => {
+            let Op::BatchNorm(bn) = &mut graph.nodes[norm].op else { return };
+            bn.mean.iter_mut().zip(shifts).for_each(|(m, s)| *m = (f64::from(*m) - s) as f32);
+        }
+        (_, bias) => {
+            let bias = bias.get_or_insert_with(|| vec![0.0; change.len() / (taps + 1)]);
+            bias.iter_mut().zip(shifts).for_each(|(b, s)| *b = (f64::from(*b) + s) as f32);
+        }
+    }
+}
+
+/// The BatchNorm that alone reads `id`.
+fn norm_after(graph: &Graph, id: NodeId) -> Option<NodeId> {
+    only_reader(graph, id).filter(|&reader| matches!(graph.nodes[reader].op, Op::BatchNorm(_)))
+}
+
+fn only_reader(graph: &Graph, id: NodeId) -> Option<NodeId> {
+    let mut readers = (0..graph.nodes.len()).filter(|&r| graph.nodes[r].inputs.contains(&id));
+    readers.next().filter(|_| readers.next().is_none())
+}
