@@ -178,7 +178,7 @@ pub struct Compress {
     /// Images a batch, at most: where that leaves few steps, batches are smaller [default: 16]
     #[arg(long, short, value_name = "N", value_parser = positive)]
     pub batch: Option<usize>,
-    /// How weights follow gradients [default: muon]
+    /// How weights follow gradients; sparse training keeps to sgd [default: muon]
     #[arg(long, value_enum)]
     pub optimizer: Option<Optimizer>,
     /// Learning rate at the start [default: 0.01 with sgd, 0.001 with the others]
