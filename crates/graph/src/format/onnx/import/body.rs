@@ -200,7 +200,7 @@ fn unknown(node: &NodeProto) -> Problem {
             "of quantised detectors those with QuantizeLinear and DequantizeLinear can be read; export it so, or in f32"
         }
         _ => {
-            "known are convolutions, BatchNorm, ReLU, leaky ReLU, SiLU, Mish, Concat, Add, nearest Resize, ConvTranspose, DepthToSpace, MaxPool, Slice, Split, attention of YOLOv10, YOLO11 and YOLO26"
+            "known are convolutions, BatchNorm, ReLU, leaky ReLU, SiLU, Mish, Concat, Add, nearest Resize, ConvTranspose, DepthToSpace, MaxPool, AveragePool, Slice, Split, attention of YOLOv10 to YOLO26"
         }
     };
     Problem::new("is an operator no detector here has").hint(help)
