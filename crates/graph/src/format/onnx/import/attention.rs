@@ -206,7 +206,7 @@ impl Body<'_> {
 
     /// `Slice` of every head's channels.
     fn part(&mut self, node: &NodeProto, x: &Turned, inputs: &[Option<Value>]) -> Result<Option<Turned>, Problem> {
-        let shape: Vec<usize> = x.axes.iter().map(|a| size(a)).collect();
+        let shape: Vec<usize> = x.axes.iter().map(size).collect();
         let mut numbers = [const { None }; 4];
         for (i, (slot, name)) in numbers.iter_mut().zip(["starts", "ends", "axes", "steps"]).enumerate() {
             *slot = match node.ints(name) {
