@@ -46,4 +46,41 @@ impl Graph {
         }
         Cow::Owned(graph)
     }
+
+    /// The detector with one-to-many branches, where its head is end-to-end and has none (an export, a pruned one): copies of
+    /// the branches that predict, as their authors start them, with whatever pruning has left of those.
+    pub fn for_training(&self) -> Cow<'_, Self> {
+        let Ok((Head::Dfl(head), maps)) = self.head() else { return Cow::Borrowed(self) };
+        if !head.end_to_end || head.one_to_many || head.extra.is_some() {
+            return Cow::Borrowed(self);
+        }
+        // A branch is what leads to one map alone.
+        let mut leads = vec![0; self.nodes.len()];
+        for &map in maps {
+            self.behind(&[map]).into_iter().zip(&mut leads).for_each(|(behind, leads)| *leads += usize::from(behind));
+        }
+        let mut out = self.clone();
+        let Some(mut last) = out.nodes.pop() else { return Cow::Borrowed(self) };
+        let mut copy: Vec<NodeId> = (0..self.nodes.len()).collect();
+        for (id, node) in self.nodes.iter().enumerate().filter(|&(id, node)| leads[id] == 1 && !node.inputs.is_empty())
+        {
+            let inputs = node.inputs.iter().map(|&input| copy[input]).collect();
+            copy[id] = out.push(self.copied(&node.name), node.op.clone(), inputs);
+        }
+        last.inputs.extend(maps.iter().map(|&map| copy[map]));
+        if let Op::Head(Head::Dfl(head)) = &mut last.op {
+            head.one_to_many = true;
+        }
+        out.nodes.push(last);
+        Cow::Owned(out)
+    }
+
+    /// What a copy of the node `name` is called: as in the checkpoints of both families where the name comes from one.
+    fn copied(&self, name: &str) -> String {
+        let plain = name.replace("one2one_", "");
+        match self.nodes.iter().any(|n| n.name == plain) {
+            true => format!("one2many.{name}"),
+            false => plain,
+        }
+    }
 }

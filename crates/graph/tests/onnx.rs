@@ -172,12 +172,15 @@ fn attentions(graph: &Graph) -> Vec<&Op> {
     graph.nodes.iter().map(|n| &n.op).filter(|op| matches!(op, Op::Attention(_))).collect()
 }
 
-/// YOLO11 has two heads of attention where it is widest; the small YOLOv10 and YOLO26 one.
+/// YOLO11 has two heads of attention where it is widest, YOLO12 attends within areas; the small YOLOv10 and YOLO26 have one
+/// head.
 #[test]
 fn attention_is_read_back_from_our_own_exports() {
     let names = ["red".to_owned(), "blue".to_owned()];
     let yolo11 = graph::build::Design::named("yolo11n").unwrap().build(&names, 64, 4).unwrap();
-    for graph in [yolo11, testkit::small("yolov10").graph, testkit::small("yolo26").graph] {
+    for graph in
+        [yolo11, testkit::small("yolov10").graph, testkit::small("yolo12").graph, testkit::small("yolo26").graph]
+    {
         for dynamic_batch in [false, true] {
             let options = ExportOptions { imgsz: graph.meta.imgsz, batch: 1, dynamic_batch };
             let back = load_bytes(&export(&graph, &options).unwrap()).unwrap();
@@ -207,6 +210,24 @@ fn ultralytics_own_export_of_a_yolo26_is_read() {
     // Ours holds the others, whatever the graph has.
     let options = ExportOptions { imgsz: graph.meta.imgsz, batch: 1, dynamic_batch: false };
     assert!(export(&graph, &options).unwrap() == export(&graph.for_inference(), &options).unwrap());
+}
+
+/// YOLO12's attention within areas and YOLOv9's pools of means, as the package itself writes them out.
+#[test]
+fn ultralytics_own_exports_are_read() {
+    for name in ["yolo12", "yolov9"] {
+        let exported = testkit::unpacked(&format!("{name}-exported"));
+        let back = load(&exported.path().join(format!("{name}.onnx")), &LoadOptions::default());
+        let back = back.unwrap_or_else(|e| panic!("{name}: {e}"));
+        let graph = testkit::small(name).graph;
+        assert_eq!((back.meta.imgsz, &back.meta.names), (graph.meta.imgsz, &graph.meta.names), "{name}");
+        assert_eq!(back.head().unwrap().0, graph.head().unwrap().0, "{name}");
+        assert_eq!(attentions(&back), attentions(&graph), "{name}");
+        let far = apart(&graph, graph.head().unwrap().1, &back, back.head().unwrap().1);
+        assert!(far < 1e-5, "{name}: {far}");
+    }
+    let areas = |op: &Op| matches!(op, Op::Attention(a) if a.areas == 4);
+    assert!(testkit::small("yolo12").graph.nodes.iter().any(|n| areas(&n.op)), "no areas, so nothing is tested");
 }
 
 /// Attention that no detector here has is told from what it has.

@@ -181,7 +181,8 @@ fn structure(bytes: &[u8]) -> Vec<usize> {
 fn mutated_files_never_panic() {
     let small = Yolov5 { names: vec!["a".into()], imgsz: 32, width: 0.125, depth: 0.33, seed: 1 }.build().unwrap();
     let own = export(&small, &ExportOptions { imgsz: [32, 32], batch: 1, dynamic_batch: false }).unwrap();
-    let mut files = vec![own];
+    let areas = testkit::unpacked("yolo12-exported");
+    let mut files = vec![own, std::fs::read(areas.path().join("yolo12.onnx")).unwrap()];
     if let Some(shared) = testkit::shared() {
         files.push(std::fs::read(shared.join("weights/yolox-nano/yolox_nano.onnx")).unwrap());
     }

@@ -7,7 +7,8 @@ Writes NAME.zip with NAME.pt (half precision, as the package saves a training ch
 allow, and a weight has one of sixteen values, so that the files are small. BatchNorm statistics are random too, so that a
 layer read wrongly shows.
 
-yolo26-exported.zip holds yolo26.onnx, what `YOLO("yolo26.pt").export(format="onnx", imgsz=[64, 96])` of that package makes.
+yolo26-exported.zip holds yolo26.onnx, what `YOLO("yolo26.pt").export(format="onnx", imgsz=[64, 96])` of that package makes;
+yolo12-exported.zip and yolov9-exported.zip likewise.
 """
 import copy, pathlib, sys, tempfile, zipfile
 import numpy as np, torch

@@ -3,7 +3,6 @@
 //! [`train`] is the loop; [`net`] runs a graph forward and backward, [`loss`] says how wrong its maps are, [`optim`] moves
 //! the weights, [`sparse`] presses BatchNorm scales to zero, [`calibrate`] measures what stage 2 needs.
 
-mod branches;
 pub mod calibrate;
 mod checkpoint;
 pub mod ema;

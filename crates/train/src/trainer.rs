@@ -11,7 +11,6 @@ use graph::{Graph, Head};
 use prune::{Coupling, prunable_gammas};
 use serde::{Deserialize, Serialize};
 
-use crate::branches::grown;
 use crate::checkpoint::{Checkpoint, Progress};
 use crate::ema::{Ema, EmaConfig};
 use crate::evaluate::{evaluate, fit, raw};
@@ -152,7 +151,7 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn new(task: &'a Task<'a>, config: &'a TrainConfig) -> Result<Self> {
-        let first = grown(task.start);
+        let first = task.start.for_training();
         let (head, _) = first.head()?;
         if head.classes() != task.dataset.names.len() {
             let (model, data) = (head.classes(), task.dataset.names.len());

@@ -145,7 +145,7 @@ pub struct Prune {
 /// Arguments of `compress`. What is not given here comes from the recipe, and what is not there has a default.
 #[derive(Debug, Args)]
 pub struct Compress {
-    /// Detector: .pt (YOLOv5, YOLOv8, YOLO11), .cfg (Darknet), .onnx or .safetensors (Prunella)
+    /// Detector: .pt (YOLOv5 to YOLO26), .cfg (Darknet), .onnx or .safetensors (Prunella)
     #[arg(long, short, value_name = "FILE")]
     pub model: Option<PathBuf>,
     /// Weights of a Darknet .cfg [default: the .weights beside it]

@@ -86,7 +86,7 @@ pub enum Command {
 /// Which detector.
 #[derive(Clone, Debug, Args)]
 pub struct ModelArgs {
-    /// Detector: .pt (YOLOv5, YOLOv8, YOLO11), .cfg (Darknet), .onnx (of these, and YOLOX) or .safetensors (Prunella)
+    /// Detector: .pt (YOLOv5 to YOLO26), .cfg (Darknet), .onnx (of these, and YOLOX) or .safetensors (Prunella)
     #[arg(long, short, value_name = "FILE")]
     pub model: PathBuf,
     /// Weights of a Darknet .cfg [default: the .weights beside it]

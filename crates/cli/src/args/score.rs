@@ -10,7 +10,7 @@ use super::{DataArgs, DataForm, ModelArgs};
 /// Arguments of `val`.
 #[derive(Debug, Args)]
 pub struct Val {
-    /// Detector: .pt (YOLOv5, YOLOv8, YOLO11), .cfg (Darknet), .onnx or .safetensors (Prunella)
+    /// Detector: .pt (YOLOv5 to YOLO26), .cfg (Darknet), .onnx or .safetensors (Prunella)
     #[arg(long, short, value_name = "FILE", required_unless_present = "detections", conflicts_with = "detections")]
     pub model: Option<PathBuf>,
     /// Weights of a Darknet .cfg [default: the .weights beside it]

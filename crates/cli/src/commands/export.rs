@@ -19,7 +19,11 @@ pub fn run(args: &Export) -> miette::Result<Exit> {
     if args.int8 && args.format != ExportFormat::Onnx {
         return Err(Error::usage("`--int8` is for ONNX files", "leave `--format` out"));
     }
-    let mut graph = args.model.load()?;
+    // What helps training alone is of use to a family's own package only.
+    let mut graph = match args.format {
+        ExportFormat::Pt => args.model.load_to_train()?,
+        _ => args.model.load()?,
+    };
     let imgsz = image_size(&graph, args.imgsz)?;
     let out = target(args)?;
     match args.format {

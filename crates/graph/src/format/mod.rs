@@ -48,7 +48,7 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Graph> {
         ("onnx", _) => onnx::load(path)?,
         _ => {
             return Err(Error::format(path, "no detector format has this extension").hint(
-                "known are .pt (YOLOv5, YOLOv8, YOLO11), .onnx, .cfg with .weights (Darknet) and .safetensors (Prunella)",
+                "known are .pt (YOLOv5 to YOLO26), .onnx, .cfg with .weights (Darknet) and .safetensors (Prunella)",
             ));
         }
     };

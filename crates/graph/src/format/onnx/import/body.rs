@@ -193,14 +193,14 @@ fn unknown(node: &NodeProto) -> Problem {
         "HardSwish" | "HardSigmoid" => {
             "hard swish has no counterpart here; export a detector with SiLU, ReLU or leaky ReLU"
         }
-        "NonMaxSuppression" | "TopK" => {
-            "export it again without non-maximum suppression (Ultralytics: nms=False, end2end=False)"
+        "NonMaxSuppression" | "TopK" | "ReduceMax" => {
+            "export it again without non-maximum suppression and without end-to-end selection (Ultralytics: leave `nms` out; end2end=False where it has that option)"
         }
         "DynamicQuantizeLinear" | "QLinearConv" | "ConvInteger" => {
             "of quantised detectors those with QuantizeLinear and DequantizeLinear can be read; export it so, or in f32"
         }
         _ => {
-            "known are convolutions, BatchNorm, ReLU, leaky ReLU, SiLU, Mish, Concat, Add, nearest Resize, ConvTranspose, DepthToSpace, MaxPool, Slice, Split, attention of YOLOv10, YOLO11 and YOLO26"
+            "known are convolutions, BatchNorm, ReLU, leaky ReLU, SiLU, Mish, Concat, Add, nearest Resize, ConvTranspose, DepthToSpace, MaxPool, AveragePool, Slice, Split, attention of YOLOv10 to YOLO26"
         }
     };
     Problem::new("is an operator no detector here has").hint(help)

@@ -10,6 +10,9 @@ use crate::format::focus::interleave;
 use crate::format::onnx::proto::NodeProto;
 use crate::{Act, BatchNorm, Conv, MaxPool, NodeId, Op, Tensor};
 
+/// Most weights of a pool of means, which a file needs no bytes for.
+const MOST_MEANS: usize = 1 << 22;
+
 impl<'a> Body<'a> {
     /// What a node with a map among its inputs writes; `None` if its result is no map of a detector.
     ///
@@ -37,6 +40,7 @@ impl<'a> Body<'a> {
             ("DepthToSpace", Some(x)) => Some(self.pixel_shuffle(node, x)?),
             ("BatchNormalization", Some(x)) => Some(self.norm(node, x, inputs)?),
             ("MaxPool", Some(x)) => Some(self.pool(node, x)?),
+            ("AveragePool", Some(x)) => Some(self.means(node, x)?),
             ("Resize" | "Upsample", Some(x)) => Some(self.upsample(node, x, inputs)?),
             ("Slice", _) => return Ok(self.slice(node, inputs)?.map(|v| vec![v])),
             ("Split", Some(x)) => return self.split(node, x, inputs),
@@ -50,7 +54,11 @@ impl<'a> Body<'a> {
                 }
                 _ => None,
             },
-            _ => return Ok(self.activation(node, inputs, first)?.map(|v| vec![v])),
+            _ => match self.activation(node, inputs, first)? {
+                Some(value) => return Ok(Some(vec![value])),
+                None if node.op_type == "Mul" => self.scale(node, inputs)?,
+                None => None,
+            },
         };
         Ok(one.map(|id| vec![Value::Map(id)]))
     }
@@ -138,6 +146,42 @@ impl<'a> Body<'a> {
         }
         let pool = MaxPool { kernel: kernel[0], stride: stride[0], pad: [top, bottom] };
         self.push(node, "", Op::MaxPool(pool), vec![x])
+    }
+
+    /// A map times one number a channel, as larger YOLO12s have it: a depthwise convolution of one pixel.
+    fn scale(&mut self, node: &NodeProto, inputs: &[Option<Value>]) -> Result<Option<NodeId>, Problem> {
+        let (x, i) = match inputs {
+            [Some(Value::Map(x)), Some(Value::Const(_) | Value::Weights(_))] => (*x, 1),
+            [Some(Value::Const(_) | Value::Weights(_)), Some(Value::Map(x))] => (*x, 0),
+            _ => return Ok(None),
+        };
+        let Some(numbers) = self.constant(inputs, i)? else { return Ok(None) };
+        let c = self.shapes[x].c;
+        if c < 2 || !matches!(numbers.shape[..], [1, n, 1, 1] | [n, 1, 1] if n == c) {
+            return Ok(None);
+        }
+        let weight = Tensor::new([c, 1, 1, 1], floats(numbers)?);
+        let conv = Conv { weight, bias: None, stride: [1, 1], pad: [0, 0], groups: c };
+        self.push(node, "", Op::Conv(conv), vec![x]).map(Some)
+    }
+
+    /// Means of windows, as YOLOv9 takes them, as a depthwise convolution of equal weights.
+    fn means(&mut self, node: &NodeProto, x: NodeId) -> Result<NodeId, Problem> {
+        let (kernel, stride) = (node.pair("kernel_shape", 0)?, node.pair("strides", 1)?);
+        let map = self.shapes[x];
+        let [top, left, bottom, right] = pads(node, [map.h, map.w], kernel, stride)?;
+        let counted = node.int("count_include_pad").unwrap_or(0) != 0 || [top, left, bottom, right] == [0; 4];
+        let ceil = node.int("ceil_mode").unwrap_or(0) != 0;
+        if !counted || ceil || (top, left) != (bottom, right) || node.pair("dilations", 1)? != [1, 1] {
+            return Err("takes means that count no padding, are dilated or round up; the graph has no such pool".into());
+        }
+        let size = kernel[0].saturating_mul(kernel[1]);
+        if size == 0 || map.c.saturating_mul(size) > MOST_MEANS {
+            return Err(format!("takes means of {kernel:?} pixels of {} channels", map.c).into());
+        }
+        let weight = Tensor::new([map.c, 1, kernel[0], kernel[1]], vec![1.0 / size as f32; map.c * size]);
+        let conv = Conv { weight, bias: None, stride, pad: [top, left], groups: map.c };
+        self.push(node, "", Op::Conv(conv), vec![x])
     }
 
     /// Sets up `Value::Map` of an activation.

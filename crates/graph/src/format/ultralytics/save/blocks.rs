@@ -3,7 +3,7 @@
 use super::modules::{Module, identity, leaf, list, max_pool};
 use super::parts::{Part, foreign};
 use crate::format::pickle::encode::{Class, Py};
-use crate::{Family, Graph, NodeId, Op, Result};
+use crate::{Attention, Conv, Family, Graph, Node, NodeId, Op, Result};
 
 /// Which Python package is to load the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,14 +18,38 @@ impl Package {
     fn class(self, name: &str) -> Option<Class> {
         const COMMON: [&str; 6] = ["Conv", "Concat", "Bottleneck", "C3", "SPP", "SPPF"];
         const CONV: [&str; 2] = ["Conv", "Concat"];
-        const BLOCK: [&str; 9] = ["Bottleneck", "C3", "C3k", "C2f", "C3k2", "SPP", "SPPF", "C2PSA", "PSABlock"];
-        const REST: [&str; 3] = ["Attention", "DFL", "Proto"];
+        const BLOCK: [&str; 24] = [
+            "A2C2f",
+            "AAttn",
+            "ABlock",
+            "AConv",
+            "ADown",
+            "Attention",
+            "Bottleneck",
+            "C2PSA",
+            "C2f",
+            "C2fCIB",
+            "C3",
+            "C3k",
+            "C3k2",
+            "CIB",
+            "DFL",
+            "ELAN1",
+            "PSA",
+            "PSABlock",
+            "Proto",
+            "RepNCSPELAN4",
+            "SCDown",
+            "SPP",
+            "SPPELAN",
+            "SPPF",
+        ];
         let find = |names: &[&'static str]| names.iter().copied().find(|&n| n == name);
         match self {
             Self::Yolov5 => find(&COMMON).map(|n| ("models.common", n)),
             Self::Ultralytics => find(&CONV)
                 .map(|n| ("ultralytics.nn.modules.conv", n))
-                .or_else(|| find(&BLOCK).or_else(|| find(&REST)).map(|n| ("ultralytics.nn.modules.block", n))),
+                .or_else(|| find(&BLOCK).map(|n| ("ultralytics.nn.modules.block", n))),
         }
     }
 }
@@ -71,53 +95,141 @@ impl<'g> Blocks<'g> {
             let [conv, bn, act] = parts;
             return self.make("Conv", Module::default().holding([("conv", conv?), ("bn", bn?), ("act", act?)]), path);
         }
-        if part.is_made_of(&["split0", "split1", "cv1", "m", "cat", "cv2"], &[]) {
-            return self.halves(part, path);
-        }
-        if part.is_made_of(&["cv1", "cv2", "cv3", "m", "cat"], &[]) {
-            let inside = path.rsplit_once(".m.").is_some_and(|_| self.package == Package::Ultralytics);
-            return self.block(if inside { "C3k" } else { "C3" }, part, path, &["cv1", "cv2", "cv3", "m"], vec![]);
-        }
-        if part.is_made_of(&["cv1", "m", "cat", "cv2"], &["add"]) {
-            return self.pools(part, path);
-        }
-        if part.is_made_of(&["cv1", "cv2"], &["add"]) {
-            let add = Py::Bool(part.child("add").is_some());
-            return self.block("Bottleneck", part, path, &["cv1", "cv2"], vec![("add", add)]);
-        }
-        if part.is_made_of(&["attn", "ffn"], &["add0", "add1"]) {
-            let add = Py::Bool(part.child("add0").is_some());
-            return self.block("PSABlock", part, path, &["attn", "ffn"], vec![("add", add)]);
-        }
-        if part.child("attention").is_some() {
-            return self.attention(part, path);
+        if let Some(block) = self.block_of(part, path) {
+            return block;
         }
         // Anything else can only be modules one after another; whether it is, reading the file back tells.
         let modules = children.into_iter().map(|(name, child)| Ok((name, self.any(child, &inner(path, name))?)));
         Ok(list("Sequential", modules.collect::<Result<_>>()?))
     }
 
+    /// The block whose submodules have the names of `part`'s; `None` where no block's do.
+    fn block_of(&self, part: &Part<'g>, path: &str) -> Option<Result<Py<'g>>> {
+        let made_of = |needed: &[&str], optional: &[&str]| part.is_made_of(needed, optional);
+        let has = |name: &str| Py::Bool(part.child(name).is_some());
+        let half = || vec![("c", Py::size(self.half(part)))];
+        Some(if made_of(&["split0", "split1", "cv1", "m", "cat", "cv2"], &[]) {
+            self.halves(part, path)
+        } else if made_of(&["split0", "split1", "cv1", "attn", "add0", "ffn", "add1", "cat", "cv2"], &[]) {
+            self.block("PSA", part, path, &["cv1", "cv2", "attn", "ffn"], half())
+        } else if made_of(&["split0", "split1", "cv1", "cv2", "cv3", "cat", "cv4"], &[]) {
+            let plain = part.child("cv2").is_some_and(|p| p.child("conv").is_some());
+            let name = if plain { "ELAN1" } else { "RepNCSPELAN4" };
+            self.block(name, part, path, &["cv1", "cv2", "cv3", "cv4"], half())
+        } else if made_of(&["mean", "split0", "split1", "cv1", "pool", "cv2", "cat"], &[]) {
+            self.a_down(part, path)
+        } else if made_of(&["mean", "cv1"], &[]) && self.takes_means(part) {
+            self.block("AConv", part, path, &["cv1"], vec![])
+        } else if made_of(&["cv1", "cv2", "cv3", "cv4", "cv5", "cat"], &[]) {
+            let c = vec![("c", Py::size(self.conv(part, &["cv1", "conv"]).map_or(0, Conv::out_channels)))];
+            self.block("SPPELAN", part, path, &["cv1", "cv2", "cv3", "cv4", "cv5"], c)
+        } else if made_of(&["cv1", "cv2", "cv3", "m", "cat"], &[]) {
+            let inside = path.contains(".m.") && self.package == Package::Ultralytics;
+            self.block(if inside { "C3k" } else { "C3" }, part, path, &["cv1", "cv2", "cv3", "m"], vec![])
+        } else if made_of(&["cv1", "m", "cat", "cv2"], &["gamma", "add"]) {
+            match part.child("m").is_some_and(|m| m.children().iter().any(|(_, block)| block.node.is_none())) {
+                true => self.a2c2f(part, path),
+                false => self.pools(part, path),
+            }
+        } else if made_of(&["cv1", "cv2"], &["add"]) {
+            // A bottleneck never goes down.
+            match self.conv(part, &["cv2", "conv"]).is_some_and(|conv| conv.stride != [1, 1]) {
+                true => self.block("SCDown", part, path, &["cv1", "cv2"], vec![]),
+                false => self.block("Bottleneck", part, path, &["cv1", "cv2"], vec![("add", has("add"))]),
+            }
+        } else if made_of(&["cv1"], &["add"]) {
+            self.block("CIB", part, path, &["cv1"], vec![("add", has("add"))])
+        } else if made_of(&["attn", "ffn"], &["add0", "add1"]) {
+            self.block("PSABlock", part, path, &["attn", "ffn"], vec![("add", has("add0"))])
+        } else if made_of(&["attn", "mlp", "add0", "add1"], &[]) {
+            self.block("ABlock", part, path, &["attn", "mlp"], vec![])
+        } else if part.child("attention").is_some() {
+            self.attention(part, path)
+        } else if part.child("part0").is_some() {
+            Err(foreign(path, "links two backbones (`CBFuse`), for which no module is written")
+                .hint("write .onnx or .safetensors instead"))
+        } else {
+            return None;
+        })
+    }
+
+    /// The node of a submodule that is one operator.
+    fn node(&self, part: &Part<'g>, name: &str) -> Option<(NodeId, &'g Node)> {
+        part.child(name).and_then(|p| p.node).map(|id| (id, &self.graph.nodes[id]))
+    }
+
+    /// The convolution that lies within `part` under these names.
+    pub fn conv(&self, part: &Part<'g>, names: &[&str]) -> Option<&'g Conv> {
+        let found = names.iter().try_fold(part, |p, name| p.child(name))?;
+        match &self.graph.nodes[found.node?].op {
+            Op::Conv(conv) => Some(conv),
+            _ => None,
+        }
+    }
+
+    /// Channels of the second half of the map a block cuts; 0 where it cuts none.
+    pub fn half(&self, part: &Part<'g>) -> usize {
+        match self.node(part, "split1").map(|(_, node)| &node.op) {
+            Some(Op::Slice { len, .. }) => *len,
+            _ => 0,
+        }
+    }
+
+    /// Whether convolution `mean` still takes the mean of 2x2 neighbours, as the families' code does without weights.
+    fn takes_means(&self, part: &Part<'g>) -> bool {
+        let mean = self.conv(part, &["mean"]);
+        mean.is_some_and(|conv| conv.bias.is_none() && conv.weight.data.iter().all(|&w| w == 0.25))
+    }
+
     /// `C2f`, `C3k2`, `C2PSA`: told apart by what is joined.
     fn halves(&self, part: &Part<'g>, path: &str) -> Result<Py<'g>> {
-        let node = |name: &str| part.child(name).and_then(|p| p.node).map(|id| (id, &self.graph.nodes[id]));
-        let (Some((_, cat)), Some((first, _)), Some((second, second_node))) =
-            (node("cat"), node("split0"), node("split1"))
+        let (Some((_, cat)), Some((first, _)), Some((second, _))) =
+            (self.node(part, "cat"), self.node(part, "split0"), self.node(part, "split1"))
         else {
             return Err(foreign(path, "cuts and joins in a way no block does"));
         };
-        let Op::Slice { len, .. } = second_node.op else {
-            return Err(foreign(path, "does not cut its map into halves"));
-        };
-        let parts = ["cv1", "cv2"];
-        let c = vec![("c", Py::size(len))];
+        let c = vec![("c", Py::size(self.half(part)))];
         if !cat.inputs.starts_with(&[first, second]) {
             return self.block("C2PSA", part, path, &["cv1", "cv2", "m"], c);
         }
-        let name = if self.graph.meta.family == Family::Yolo11 { "C3k2" } else { "C2f" };
+        let inverted = |m: &Part<'g>| m.children().iter().any(|(_, block)| block.is_made_of(&["cv1"], &["add"]));
+        let name = match self.graph.meta.family {
+            _ if part.child("m").is_some_and(inverted) => "C2fCIB",
+            Family::Yolo11 | Family::Yolo12 | Family::Yolo26 => "C3k2",
+            _ => "C2f",
+        };
+        self.with_list(name, part, path, Module::with(c))
+    }
+
+    /// A block `name` of `cv1`, a list `m` of blocks and `cv2`.
+    fn with_list(&self, name: &str, part: &Part<'g>, path: &str, module: Module<'g>) -> Result<Py<'g>> {
         let list_path = inner(path, "m");
         let blocks = part.child("m").map(|m| self.list("ModuleList", m, &list_path)).transpose()?;
-        let module = Module::with(c).holding(self.children(part, path, &parts)?).holding(blocks.map(|m| ("m", m)));
-        self.make(name, module, path)
+        let convs = self.children(part, path, &["cv1", "cv2"])?;
+        self.make(name, module.holding(convs).holding(blocks.map(|m| ("m", m))), path)
+    }
+
+    fn a_down(&self, part: &Part<'g>, path: &str) -> Result<Py<'g>> {
+        if !self.takes_means(part) {
+            return Err(foreign(path, "takes other than the plain mean that the family's own `ADown` takes")
+                .hint("training has changed it; write .onnx or .safetensors instead"));
+        }
+        let c = vec![("c", Py::size(self.conv(part, &["cv1", "conv"]).map_or(0, Conv::out_channels)))];
+        self.block("ADown", part, path, &["cv1", "cv2"], c)
+    }
+
+    fn a2c2f(&self, part: &Part<'g>, path: &str) -> Result<Py<'g>> {
+        let mut module = Module::default();
+        match self.conv(part, &["gamma"]) {
+            Some(Conv { bias: Some(_), .. }) => {
+                return Err(foreign(&inner(path, "gamma"), "adds a number too, the family's own only multiplies"));
+            }
+            Some(gamma) => {
+                module.parameters.push(("gamma", Py::parameter([gamma.out_channels()], &gamma.weight.data[..])))
+            }
+            None => module.attributes.push(("gamma", Py::None)),
+        }
+        self.with_list("A2C2f", part, path, module)
     }
 
     /// `SPPF` and `SPP`: the same pool again and again, or pools side by side.
@@ -159,16 +271,20 @@ impl<'g> Blocks<'g> {
         Ok((self.block("Proto", part, path, &["cv1", "upsample", "cv2", "cv3"], vec![])?, width))
     }
 
+    /// `AAttn` where keys are as wide as values, as YOLO12 has it, else `Attention`.
     fn attention(&self, part: &Part<'g>, path: &str) -> Result<Py<'g>> {
-        let op = part.child("attention").and_then(|p| p.node).map(|id| &self.graph.nodes[id].op);
-        let Some(Op::Attention(op)) = op else { return Err(foreign(path, "holds no attention")) };
-        let attributes = vec![
-            ("num_heads", Py::size(op.heads)),
-            ("head_dim", Py::size(op.value)),
-            ("key_dim", Py::size(op.key)),
-            ("scale", Py::Float(op.scale())),
-        ];
-        self.block("Attention", part, path, &["qkv", "proj", "pe"], attributes)
+        let Some((_, Node { op: Op::Attention(op), .. })) = self.node(part, "attention") else {
+            return Err(foreign(path, "holds no attention"));
+        };
+        let &Attention { heads, key, value, areas } = op;
+        let mut attributes = vec![("num_heads", Py::size(heads)), ("head_dim", Py::size(value))];
+        let name = if key == value { "AAttn" } else { "Attention" };
+        if key == value {
+            attributes.extend([("area", Py::size(areas)), ("all_head_dim", Py::size(heads * value))]);
+        } else {
+            attributes.extend([("key_dim", Py::size(key)), ("scale", Py::Float(op.scale()))]);
+        }
+        self.block(name, part, path, &["qkv", "proj", "pe"], attributes)
     }
 
     /// A block of class `name` with these submodules.

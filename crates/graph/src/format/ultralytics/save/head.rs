@@ -1,10 +1,10 @@
 //! The `Detect` heads as modules.
 
 use super::blocks::{Blocks, Made, Package};
-use super::modules::Module;
+use super::modules::{Module, identity};
 use super::parts::{Part, foreign};
 use crate::format::pickle::encode::{Class, Py};
-use crate::{AnchorHead, BoxDecode, DflHead, Extra, Graph, Head, Result};
+use crate::{AnchorHead, BoxDecode, DflHead, Extra, Family, Graph, Head, Result};
 
 /// The package that has the graph's head.
 ///
@@ -22,7 +22,7 @@ pub(super) fn package(graph: &Graph) -> Result<Package> {
             Ok(Package::Yolov5)
         }
         Head::Dfl(_) => Ok(Package::Ultralytics),
-        _ => Err(foreign(name, "is no head of YOLOv5, YOLOv8 or YOLO11")),
+        _ => Err(foreign(name, "is no head of a family that has a .pt")),
     }
 }
 
@@ -35,7 +35,7 @@ impl<'g> Blocks<'g> {
         match self.graph.head()?.0 {
             Head::Anchor(head) => self.anchor_head(head, part, path),
             Head::Dfl(head) => self.dfl_head(head, part, path),
-            Head::Yolox(_) => Err(foreign(path, "is no head of YOLOv5, YOLOv8 or YOLO11")),
+            Head::Yolox(_) => Err(foreign(path, "is no head of a family that has a .pt")),
         }
     }
 
@@ -61,11 +61,13 @@ impl<'g> Blocks<'g> {
     }
 
     fn dfl_head(&self, head: &DflHead, part: &Part<'g>, path: &str) -> Result<Made<'g>> {
-        let name = head.extra.map_or("Detect", |extra| match extra {
-            Extra::Masks { .. } => "Segment",
-            Extra::Keypoints { .. } => "Pose",
-            Extra::Angle => "OBB",
-        });
+        let name = match head.extra {
+            None if head.end_to_end && self.graph.meta.family == Family::Yolov10 => "v10Detect",
+            None => "Detect",
+            Some(Extra::Masks { .. }) => "Segment",
+            Some(Extra::Keypoints { .. }) => "Pose",
+            Some(Extra::Angle) => "OBB",
+        };
         let class: Class = ("ultralytics.nn.modules.head", name);
         let mut attributes = vec![
             ("nc", Py::size(head.classes)),
@@ -76,6 +78,11 @@ impl<'g> Blocks<'g> {
             ("stride", strides(&Head::Dfl(head.clone()))),
         ];
         let mut beside = vec![];
+        if head.end_to_end {
+            for name in ["one2one_cv2", "one2one_cv3"] {
+                beside.push((name, self.branches(part, path, name)?));
+            }
+        }
         if head.extra.is_some() {
             beside.push(("cv4", self.branches(part, path, "cv4")?));
         }
@@ -95,7 +102,7 @@ impl<'g> Blocks<'g> {
         }
         let module = Module::with(attributes)
             .holding([("cv2", self.branches(part, path, "cv2")?), ("cv3", self.branches(part, path, "cv3")?)])
-            .holding([("dfl", self.dfl(head.reg_max))])
+            .holding([("dfl", if head.reg_max > 1 { self.dfl(head.reg_max) } else { identity() })])
             .holding(beside);
         Ok(Made { class, module: module.build(class) })
     }

@@ -4,7 +4,7 @@ use super::blocks::{Blocks, Made};
 use super::modules::identity;
 use super::parts::{Part, foreign};
 use crate::format::pickle::encode::Py;
-use crate::{Graph, Head, NodeId, Op, Result};
+use crate::{Conv, Graph, Head, NodeId, Op, Result};
 
 /// One layer.
 pub(super) struct Layer<'g> {
@@ -63,7 +63,7 @@ pub(super) fn layers<'g>(blocks: &Blocks<'g>, tree: &Part<'g>) -> Result<Vec<Lay
         if !many && from.len() != 1 {
             return Err(foreign(&path, format!("reads {} layers, one is what such a module can take", from.len())));
         }
-        let row = row(graph, part, made.class.1, head);
+        let row = row(blocks, part, made.class.1, head);
         layers.push(Layer { name, made, from, params, row, many });
     }
     Ok(layers)
@@ -121,6 +121,8 @@ fn sources(graph: &Graph, homes: &[Option<usize>], part: &Part<'_>, index: usize
     };
     let number = |id: NodeId| match homes[id] {
         None if index == 0 => Ok(-1),
+        // A first layer that does nothing has left no node.
+        None if !homes.contains(&Some(0)) => Ok(if index == 1 { -1 } else { 0 }),
         None => Err(foreign(&format!("model.{index}"), "reads the image, only the first layer can")),
         Some(home) if home + 1 == index => Ok(-1),
         Some(home) => Ok(home as i64),
@@ -130,44 +132,90 @@ fn sources(graph: &Graph, homes: &[Option<usize>], part: &Part<'_>, index: usize
 
 /// Repeats, name and arguments from which the package would build such a layer anew. For a pruned one they give its outer
 /// channels only.
-fn row<'g>(graph: &'g Graph, part: &Part<'g>, class: &str, head: bool) -> (usize, String, Vec<Py<'g>>) {
-    let op = |part: Option<&Part<'g>>| part.and_then(|p| p.node).map(|id| &graph.nodes[id].op);
-    let conv = |names: &[&str]| {
-        let found = names.iter().try_fold(part, |p, name| p.child(name));
-        if let Some(Op::Conv(conv)) = op(found) { Some(conv) } else { None }
-    };
-    let out = |last: &str| conv(&[last, "conv"]).map_or(0, |c| c.out_channels());
+fn row<'g>(blocks: &Blocks<'g>, part: &Part<'g>, class: &str, head: bool) -> (usize, String, Vec<Py<'g>>) {
+    let graph = blocks.graph;
+    let out = |names: &[&str]| Py::size(blocks.conv(part, names).map_or(0, Conv::out_channels));
     let list = part.child("m");
     let repeats = list.map_or(1, |m| m.children().len());
     let block = list.and_then(|m| Some(m.children().first()?.1));
     let shortcut = Py::Bool(block.is_some_and(|b| b.child("add").is_some()));
+    let first = |name: &str| block.and_then(|b| b.child(name));
+    let share = |of: usize, all: &[&str]| {
+        Py::Float(of as f64 / blocks.conv(part, all).map_or(1, Conv::out_channels).max(1) as f64)
+    };
     let (repeats, args) = match class {
         _ if head => {
             let anchors = matches!(graph.nodes[graph.nodes.len() - 1].op, Op::Head(Head::Anchor(_)));
             (1, if anchors { vec![Py::str("nc"), Py::str("anchors")] } else { vec![Py::str("nc")] })
         }
-        "Conv" => (1, conv(&["conv"]).map_or(vec![], conv_args)),
-        "C3" => (repeats, vec![Py::size(out("cv3")), shortcut]),
-        "C2f" => (repeats, vec![Py::size(out("cv2")), shortcut]),
-        "C3k2" => {
-            let deep = block.is_some_and(|b| b.child("cv3").is_some());
-            let half = if let Some(Op::Slice { len, .. }) = op(part.child("split0")) { *len } else { 0 };
-            let share = half as f64 / out("cv2").max(1) as f64;
-            (repeats, vec![Py::size(out("cv2")), Py::Bool(deep), Py::Float(share)])
+        "Conv" => (1, blocks.conv(part, &["conv"]).map_or(vec![], conv_args)),
+        "C3" => (repeats, vec![out(&["cv3", "conv"]), shortcut]),
+        "C2f" => (repeats, vec![out(&["cv2", "conv"]), shortcut]),
+        "C2fCIB" => {
+            // Its large kernel is one convolution here, which the package makes of two.
+            let large = block.and_then(|b| blocks.conv(b, &["cv1", "2", "conv"])).is_some_and(|c| c.kernel() == [7, 7]);
+            (repeats, vec![out(&["cv2", "conv"]), shortcut, Py::Bool(large)])
         }
-        "C2PSA" => (repeats, vec![Py::size(out("cv2"))]),
+        "C3k2" => {
+            let attends = first("1").is_some_and(|b| b.child("attn").is_some());
+            let deep = attends || first("cv3").is_some();
+            let half = share(blocks.half(part), &["cv2", "conv"]);
+            let mut args = vec![out(&["cv2", "conv"]), Py::Bool(deep), half];
+            args.extend(attends.then_some(Py::Bool(true)));
+            (repeats, args)
+        }
+        "A2C2f" => {
+            let attention = first("0").and_then(|b| b.child("attn")?.child("attention")?.node);
+            let areas = match attention.map(|id| &graph.nodes[id].op) {
+                Some(Op::Attention(attention)) => Py::size(attention.areas),
+                _ => Py::Int(-1),
+            };
+            let inner = blocks.conv(part, &["cv1", "conv"]).map_or(0, Conv::out_channels);
+            let wide = block.and_then(|b| blocks.conv(b, &["0", "mlp", "0", "conv"])).map_or(0, Conv::out_channels);
+            let wide = if attention.is_some() { wide as f64 / inner.max(1) as f64 } else { 2.0 };
+            let residual = Py::Bool(part.child("gamma").is_some());
+            let whole = out(&["cv2", "conv"]);
+            let half = share(inner, &["cv2", "conv"]);
+            (repeats, vec![whole, Py::Bool(attention.is_some()), areas, residual, Py::Float(wide), half])
+        }
+        "C2PSA" => (repeats, vec![out(&["cv2", "conv"])]),
+        "PSA" => (1, vec![out(&["cv2", "conv"])]),
+        "SCDown" => {
+            let down = blocks.conv(part, &["cv2", "conv"]).map_or(vec![], conv_args);
+            (1, down)
+        }
+        "ELAN1" => (1, vec![out(&["cv4", "conv"]), out(&["cv1", "conv"]), out(&["cv2", "conv"])]),
+        "RepNCSPELAN4" => {
+            let deep = part.child("cv2").and_then(|p| p.child("0")?.child("m")).map_or(1, |m| m.children().len());
+            let widths = [out(&["cv4", "conv"]), out(&["cv1", "conv"]), out(&["cv2", "1", "conv"])];
+            (1, widths.into_iter().chain([Py::size(deep)]).collect())
+        }
+        "AConv" => (1, vec![out(&["cv1", "conv"])]),
+        "ADown" => {
+            let both = ["cv1", "cv2"].map(|name| blocks.conv(part, &[name, "conv"]).map_or(0, Conv::out_channels));
+            (1, vec![Py::size(both[0] + both[1])])
+        }
+        "SPPELAN" => (1, vec![out(&["cv5", "conv"]), out(&["cv1", "conv"])]),
         "SPPF" | "SPP" => {
             let pools = list.map(Part::children).unwrap_or_default();
-            let kernels = pools.iter().filter_map(|&(_, p)| match op(Some(p)) {
+            let kernels = pools.iter().filter_map(|&(_, p)| match p.node.map(|id| &graph.nodes[id].op) {
                 Some(Op::MaxPool(pool)) => Some(Py::size(pool.kernel)),
                 _ => None,
             });
-            let kernels: Vec<_> =
-                if class == "SPPF" { kernels.take(1).collect() } else { vec![Py::List(kernels.collect())] };
-            (1, std::iter::once(Py::size(out("cv2"))).chain(kernels).collect())
+            let mut args = vec![out(&["cv2", "conv"])];
+            if class == "SPPF" {
+                args.extend(kernels.take(1));
+                // YOLOv5's own takes no more than these two.
+                if part.child("add").is_some() || repeats != 3 {
+                    args.extend([Py::size(repeats), Py::Bool(part.child("add").is_some())]);
+                }
+            } else {
+                args.push(Py::List(kernels.collect()));
+            }
+            (1, args)
         }
         "Concat" => (1, vec![Py::Int(1)]),
-        "Upsample" => match op(Some(part)) {
+        "Upsample" => match part.node.map(|id| &graph.nodes[id].op) {
             Some(Op::Upsample { factor }) => (1, vec![Py::str("None"), Py::size(*factor), Py::str("nearest")]),
             _ => (1, vec![]),
         },
@@ -181,7 +229,7 @@ fn row<'g>(graph: &'g Graph, part: &Part<'g>, class: &str, head: bool) -> (usize
 }
 
 /// Arguments of a `Conv`: channels, kernel, stride, and the padding where it is not half the kernel.
-fn conv_args<'g>(conv: &crate::Conv) -> Vec<Py<'g>> {
+fn conv_args<'g>(conv: &Conv) -> Vec<Py<'g>> {
     let ([kernel, _], [stride, _], [pad, _]) = (conv.kernel(), conv.stride, conv.pad);
     let mut args = vec![conv.out_channels(), kernel, stride];
     args.extend((pad != kernel / 2).then_some(pad));

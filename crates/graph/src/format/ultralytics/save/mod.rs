@@ -8,6 +8,7 @@ mod blocks;
 mod head;
 mod layers;
 mod modules;
+mod norms;
 mod pad;
 mod parts;
 
@@ -22,7 +23,7 @@ use parts::{Part, foreign};
 use crate::format::pickle::encode::{Class, Py};
 use crate::format::torch::{Checkpoint, write::archive};
 use crate::format::write_whole;
-use crate::{AnchorHead, Extra, Graph, Head, Node, Result};
+use crate::{AnchorHead, Extra, Graph, Head, Node, Op, Result};
 
 /// A checkpoint that was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +50,10 @@ pub fn save(graph: &Graph, path: &Path) -> Result<Written> {
 pub fn to_bytes(graph: &Graph, path: &Path) -> Result<(Vec<u8>, Written)> {
     graph.validate()?;
     let package = head::package(graph)?;
-    let pad::Padded { graph, added } = pad::pad(graph)?;
+    let pad::Padded { graph, added } = pad::pad(&norms::placed(graph))?;
+    // The package has no end-to-end head without one-to-many branches. Where training has kept none they are what its
+    // authors begin with, copies of those that predict, and then both of its ways to validate see the same boxes.
+    let graph = graph.for_training();
     let tree = Part::tree(&graph)?;
     let layers = layers::layers(&Blocks { graph: &graph, package }, &tree)?;
     let bytes = archive(&checkpoint(&graph, package, layers)?, path)?;
@@ -154,8 +158,8 @@ fn model<'g>(graph: &'g Graph, package: Package, layers: Vec<Layer<'g>>, args: P
 
 /// The description the package keeps of a model. It could build the same one from it where nothing was pruned.
 fn yaml<'g>(graph: &'g Graph, package: Package, layers: &[Layer<'g>]) -> Py<'g> {
-    let channels = if let crate::Op::Input { channels } = graph.nodes[0].op { channels } else { 3 };
-    let (head, _) = graph.nodes.last().map(|n| (&n.op, ())).expect("the graph is valid");
+    let channels = if let Op::Input { channels } = graph.nodes[0].op { channels } else { 3 };
+    let head = &graph.nodes[graph.nodes.len() - 1].op;
     let classes = graph.meta.names.len();
     let mut yaml = vec![
         ("nc", Py::size(classes)),
@@ -164,9 +168,16 @@ fn yaml<'g>(graph: &'g Graph, package: Package, layers: &[Layer<'g>]) -> Py<'g> 
         ("depth_multiple", Py::Float(1.0)),
         ("width_multiple", Py::Float(1.0)),
     ];
-    if let (Package::Yolov5, crate::Op::Head(Head::Anchor(AnchorHead { levels, .. }))) = (package, head) {
-        let level = |anchors: &Vec<[f32; 2]>| Py::List(anchors.iter().flatten().map(|&a| Py::short(a)).collect());
-        yaml.push(("anchors", Py::List(levels.iter().map(|l| level(&l.anchors)).collect())));
+    match head {
+        Op::Head(Head::Anchor(AnchorHead { levels, .. })) if package == Package::Yolov5 => {
+            let level = |anchors: &Vec<[f32; 2]>| Py::List(anchors.iter().flatten().map(|&a| Py::short(a)).collect());
+            yaml.push(("anchors", Py::List(levels.iter().map(|l| level(&l.anchors)).collect())));
+        }
+        Op::Head(Head::Dfl(head)) => {
+            yaml.push(("reg_max", Py::size(head.reg_max)));
+            yaml.extend((head.end_to_end).then_some(("end2end", Py::Bool(true))));
+        }
+        _ => {}
     }
     let last = layers.len() - 1;
     yaml.push(("backbone", Py::List(layers[..last].iter().map(Layer::row).collect())));

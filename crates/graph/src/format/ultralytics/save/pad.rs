@@ -119,10 +119,14 @@ fn widen(graph: &Graph, lack: Lack) -> Result<Graph> {
             Op::Conv(conv) if conv.groups == 1 || conv.is_depthwise() => {
                 if conv.is_depthwise() {
                     conv.groups += out.iter().sum::<usize>();
+                    // What they read is zero, so any filter will do: with their neighbour's, means stay means.
+                    let from = |(o, &zeros): (usize, &usize)| std::iter::repeat_n(o, 1 + zeros);
+                    let filters: Vec<usize> = out.iter().enumerate().flat_map(from).collect();
+                    conv.weight = conv.weight.select(0, &filters);
                 } else {
                     conv.weight = spread_axis(&conv.weight, 1, &first);
+                    conv.weight = spread_axis(&conv.weight, 0, &out);
                 }
-                conv.weight = spread_axis(&conv.weight, 0, &out);
                 conv.bias = conv.bias.as_ref().map(|b| spread(b, &out, 0.0));
             }
             Op::BatchNorm(bn) => {

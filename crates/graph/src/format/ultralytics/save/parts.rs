@@ -28,10 +28,7 @@ impl<'g> Part<'g> {
             }
             let names: Vec<&str> = node.name.split('.').collect();
             if names[0] != "model" || names.len() < 2 || names.len() > MAX_DEPTH || names.contains(&"") {
-                return Err(foreign(
-                    &node.name,
-                    "is not named after a module of a YOLOv5, YOLOv8 or YOLO11 checkpoint",
-                ));
+                return Err(foreign(&node.name, "is not named after a module of a checkpoint"));
             }
             let mut part = &mut root;
             for name in &names[1..] {
