@@ -281,7 +281,7 @@ mod tests {
         };
         let read = graph.push("read", conv(2, 3, 1, 1, 0), vec![0]);
         let readers = [(3, 2, 1), (1, 1, 0), (5, 1, 2)].map(|(kernel, stride, pad)| {
-            let id = graph.push(&format!("k{kernel}"), conv(1, 2, kernel, stride, pad), vec![read]);
+            let id = graph.push(format!("k{kernel}"), conv(1, 2, kernel, stride, pad), vec![read]);
             (id, kernel, stride, pad)
         });
         let (n, h, w) = (2, 8, 6);

@@ -289,7 +289,7 @@ mod tests {
         let normal = fit.normal();
         let fit = Beyond::new(&fit, Act::Silu, wanted, &[1.0; 2]);
         let found = fit.errors(&fit.descend(vec![0.0; 4], &normal, 1e-6));
-        for o in 0..2 {
+        for (o, found) in found.into_iter().enumerate() {
             let mut at = [0.0f64; 2];
             let error = |at: [f64; 2]| fit.errors(&[at[0], at[1], at[0], at[1]])[o];
             let mut stride = 1.0;
@@ -310,7 +310,7 @@ mod tests {
                     None => stride /= 2.0,
                 }
             }
-            assert!(found[o] < 1.02 * error(at), "output {o}: {} here, {} by search", found[o], error(at));
+            assert!(found < 1.02 * error(at), "output {o}: {found} here, {} by search", error(at));
         }
     }
 
