@@ -89,8 +89,8 @@ fn files_that_are_no_detector_are_named_with_a_hint() {
         Case {
             args: "info model.xyz",
             code: 1,
-            stderr: "error: `model.xyz`: no detector format has this extension\nhint: known are .pt (YOLOv5, YOLOv8, \
-                     YOLO11), .onnx, .cfg with .weights (Darknet) and .safetensors (Prunella)\n",
+            stderr: "error: `model.xyz`: no detector format has this extension\nhint: known are .pt (YOLOv5 to YOLO26), \
+                     .onnx, .cfg with .weights (Darknet) and .safetensors (Prunella)\n",
         },
         Case {
             args: "info text.onnx",

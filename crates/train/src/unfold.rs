@@ -11,12 +11,13 @@ use crate::calibrate::{Images, statistics};
 const EPS: f32 = 1e-3;
 const MOMENTUM: f32 = 0.03;
 
-/// The convolutions a BatchNorm could follow and none does. Those that enter the head never have one.
+/// The convolutions a BatchNorm could follow and none does. Those that enter the head never have one; nor do those of one
+/// filter a channel without a bias, which are means, scales and borders of zeros: folding leaves a bias.
 pub fn bare_convolutions(graph: &Graph) -> Vec<NodeId> {
     let readers = graph.consumers();
     let free = |id: &NodeId| {
         let reads = |id: NodeId| &graph.nodes[id].op;
-        matches!(graph.nodes[*id].op, Op::Conv(_))
+        matches!(&graph.nodes[*id].op, Op::Conv(conv) if !conv.is_depthwise() || conv.bias.is_some())
             && readers[*id].iter().all(|&r| !matches!(reads(r), Op::BatchNorm(_) | Op::Head(_)))
     };
     (0..graph.nodes.len()).filter(free).collect()
