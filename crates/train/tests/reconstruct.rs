@@ -159,7 +159,7 @@ fn maps_come_back_on_images_it_has_not_seen() {
 
 #[test]
 fn focus_fits_the_places_it_names() {
-    let Some((dense, on)) = material(0, 32) else { return };
+    let Some((dense, on)) = material(0, 64) else { return };
     let plan = plan(&dense, 0.3);
     let slim = surgery::apply(&dense, &plan).expect("cut");
     let kept = surgery::kept(&dense, &plan).expect("channels");

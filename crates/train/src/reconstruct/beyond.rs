@@ -26,8 +26,9 @@ const LENGTHS: [f64; 4] = [1.0, 0.5, 0.25, 0.1];
 /// Samples whose errors are added up at a time.
 const CHUNK: usize = 1024;
 
-/// The best change of each output on held-out samples: none, the linear one, or one that goes further down from there. `linear` is
-/// in units of the weights, `normal` its problem on the samples of `fit`, `scale` (O) what one unit of output is of u.
+/// The best change on held-out samples: none, the linear one, or one that goes further down from there. (Each output on its own
+/// would choose by luck: held-out places that count are few.) `linear` is in units of the weights, `normal` its problem on the
+/// samples of `fit`, `scale` (O) what one unit of output is of u.
 pub(super) fn refit(
     fit: &Beyond,
     check: &Beyond,
@@ -36,18 +37,18 @@ pub(super) fn refit(
     scale: &[f32],
 ) -> Option<Refit> {
     let features = fit.samples.features;
+    let total = |change: &[f64]| check.errors(change).iter().sum::<f64>();
     let mut best = vec![0.0; normal.cross.len()];
-    let mut left = check.errors(&best);
-    let before: f64 = left.iter().sum();
+    let before = total(&best);
     if before <= 0.0 {
         return None;
     }
+    let mut least = before;
     let mut try_out = |change: &[f64]| {
-        for (o, error) in check.errors(change).into_iter().enumerate() {
-            if error < left[o] {
-                left[o] = error;
-                best[o * features..][..features].copy_from_slice(&change[o * features..][..features]);
-            }
+        let left = total(change);
+        if left < least {
+            least = left;
+            best.copy_from_slice(change);
         }
     };
     let ridge = linear.as_ref().map_or(RIDGE, |linear| linear.ridge);
@@ -63,7 +64,7 @@ pub(super) fn refit(
     try_out(&fit.descend(start, normal, ridge));
     // An output that BatchNorm silences is heard by nobody.
     scaled(&mut best, &|scale| if scale == 0.0 { 0.0 } else { 1.0 / scale });
-    let left = left.iter().sum::<f64>() / before;
+    let left = least / before;
     (left < 1.0 - LEAST_GAIN).then_some(Refit { change: best, left, ridge })
 }
 

@@ -28,6 +28,10 @@ use samples::Samples;
 /// One image in this many only judges what the others fit.
 const HELD_OUT: usize = 4;
 
+/// Places to fit at, for each feature, below which fitting stops at the linear solution: what goes beyond follows the few samples
+/// that count too closely, and held-out places are too few to tell.
+const PLACES: usize = 10;
+
 /// A convolution that was refitted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Refitted {
@@ -107,7 +111,7 @@ impl Reconstruction<'_> {
         let weights: Vec<f64> = heard.scale.iter().map(|&s| f64::from(s).powi(2)).collect();
         let normal = fit.normal();
         let linear = refit(&normal, &check.normal(), &weights);
-        if heard.act == Act::Identity {
+        if heard.act == Act::Identity || (n - held_out) * plane < PLACES * features {
             return linear;
         }
         let beyond = |samples, at: &[usize]| Beyond::new(samples, heard.act, heard.of(theirs.of(id), at), &heard.scale);
