@@ -1,5 +1,7 @@
 //! The command line from outside: exit codes, what goes to stdout, what goes to stderr, and no file where it failed.
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -388,6 +390,27 @@ fn a_detector_is_pruned_to_its_budget_without_data() {
     assert_eq!((&info["params"], &info["macs"]), (&planned["params"], &planned["macs"]));
     let before = plan[0]["before"]["macs"].as_f64().expect("a number");
     assert!(info["macs"].as_f64().expect("a number") <= 0.6 * before);
+}
+
+#[test]
+fn a_cut_looks_at_images_alone() {
+    if testkit::shared().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a folder");
+    common::squares(dir.path(), [6, 1], &["a", "b"]);
+    let prune = "prune --model {shared}/weights/yolov5n/yolov5n.pt --macs 0.6 --imgsz 64";
+    for (data, out) in [("ds", "labelled"), ("ds/images/train", "bare")] {
+        let ran = prunella(dir.path(), &format!("{prune} --data {data} --out {out}.safetensors"));
+        assert_eq!(ran.code, 0, "{ran:?}");
+    }
+    let file = |name: &str| fs::read(dir.path().join(name).with_extension("safetensors")).expect("written");
+    assert!(file("labelled") == file("bare"), "what is cut depends on labels");
+    let ran = prunella(dir.path(), &format!("{prune} --data empty --out no.safetensors"));
+    assert!(ran.code == 1 && ran.stderr.contains("no such file or folder"), "{ran:?}");
+    fs::create_dir(dir.path().join("empty")).expect("writable");
+    let ran = prunella(dir.path(), &format!("{prune} --data empty --out no.safetensors"));
+    assert!(ran.code == 1 && ran.stderr.contains("`empty`") && ran.stderr.contains("holds no images"), "{ran:?}");
 }
 
 #[test]

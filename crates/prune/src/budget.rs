@@ -264,15 +264,6 @@ impl Limits {
     }
 }
 
-/// How much dearer the next removal is than predicted, in a set of `size` classes of which `kept` are left.
-///
-/// Predicted losses are those of small steps away from the network as it is. Taken alone they empty whatever layer is cheap
-/// now, where what has gone already has made the rest indispensable, and healing finds no room there. The sixth power was
-/// chosen on a trained YOLOv5n (docs/results/bccd-yolov5n.md); four and eight do nearly as well, none at all far worse.
-pub(crate) fn strain(size: usize, kept: usize) -> f64 {
-    (size as f64 / kept.max(1) as f64).powi(6)
-}
-
 /// The size of a graph as classes are removed from it, kept up to date layer by layer.
 pub(crate) struct Tracker<'a> {
     graph: &'a Graph,

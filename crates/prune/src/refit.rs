@@ -39,6 +39,15 @@ impl Normal {
         Cholesky::new(features, a)
     }
 
+    /// The least-squares change with that ridge, (O, F); `None` as for [`Normal::factor`].
+    pub fn solve(&self, ridge: f64) -> Option<Vec<f64>> {
+        let features = self.cross.len() / self.missing.len().max(1);
+        let factor = self.factor(ridge)?;
+        let mut change = self.cross.clone();
+        change.par_chunks_mut(features).for_each(|row| factor.solve(row));
+        Some(change)
+    }
+
     /// Sum over outputs of `weight * |missing - change * features|^2`.
     fn error(&self, change: &[f64], weights: &[f64]) -> f64 {
         let outputs = self.missing.len();
@@ -74,9 +83,7 @@ pub fn refit(fit: &Normal, check: &Normal, weights: &[f64]) -> Option<Refit> {
         return None;
     }
     let solve = |ridge: f64| {
-        let factor = fit.factor(ridge)?;
-        let mut change = fit.cross.clone();
-        change.par_chunks_mut(features).for_each(|row| factor.solve(row));
+        let change = fit.solve(ridge)?;
         let left = check.error(&change, weights) / before;
         left.is_finite().then_some(Refit { change, left, ridge })
     };

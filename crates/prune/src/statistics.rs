@@ -11,7 +11,7 @@ use crate::{Coupling, Error, Result, Sensitivity};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Statistics {
     pub by_node: BTreeMap<NodeId, ChannelStats>,
-    /// What the loss minds. Where nothing was measured, every reader of a tensor counts alike.
+    /// What the detector minds. Where nothing was measured, every reader of a tensor counts alike.
     pub sensitivity: Sensitivity,
 }
 

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use graph::{Graph, Head, NodeId, Op};
 use kernels::{ConvShape, Layout, View, ViewMut};
 use prune::{ChannelStats, Sensitivity, Statistics};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 
 use crate::evaluate::raw;
-use crate::loss::Criterion;
+use crate::loss::{Criterion, probe};
 use crate::net::{BnUpdate, Infer, TrainNet, conv_shape};
 use crate::{Gradients, Result};
 
@@ -41,31 +43,31 @@ pub fn statistics<E: From<graph::Error>>(
     Ok(Statistics { by_node, sensitivity: Sensitivity::default() })
 }
 
-/// Share of the weight that all positions have alike in [`focused_statistics`]: what the loss does not mind today it may
-/// mind once something else is wrong. A tenth and a half do less well (docs/results/bccd-yolov5n.md).
-const EVEN: f64 = 0.3;
+/// Share of the weight that all positions have alike in [`focused_statistics`]: what is not minded today may be once something
+/// else is wrong.
+const EVEN: f64 = 0.1;
 
-/// The same with every position weighed by how much the detection loss minds an error in what is read there: most of an image is
-/// background, and channels that agree there need not agree on an object.
+/// The same with every position weighed by how much an error in what is read there is minded: most of an image is background, and
+/// channels that agree there need not agree on an object.
 ///
 /// # Errors
 /// As [`sensitivity`].
-pub fn focused_statistics(
+pub fn focused_statistics<E: From<graph::Error>>(
     graph: &Graph,
     nodes: &[NodeId],
     imgsz: [usize; 2],
-    batches: impl Iterator<Item = data::Result<data::Batch>>,
-) -> Result<Statistics> {
+    batches: impl Iterator<Item = std::result::Result<Images, E>>,
+) -> std::result::Result<Statistics, E> {
     let mut infer = Infer::new(graph, imgsz)?;
-    let mut net = Backward::new(graph, imgsz)?;
+    let mut probes = Probes::new(graph, imgsz)?;
     let mut sums: BTreeMap<NodeId, Moments> = BTreeMap::new();
     for batch in batches {
         let batch = batch?;
         let mut focus: BTreeMap<NodeId, Vec<f32>> = BTreeMap::new();
-        net.run(&batch, |node, dy| {
+        probes.run(&batch.data, batch.n, |node, dy| {
             focus.insert(node, squares(dy).collect());
         })?;
-        infer.run_observed(&batch.images, batch.n, |node, map| {
+        infer.run_observed(&batch.data, batch.n, |node, map| {
             if nodes.contains(&node) {
                 let weights = minded(graph, node, map.layout, &focus);
                 sums.entry(node).or_insert_with(|| Moments::around(map)).add(map, Some(&weights));
@@ -76,7 +78,7 @@ pub fn focused_statistics(
     Ok(Statistics { by_node, sensitivity: Sensitivity::default() })
 }
 
-/// (N, H, W) of what `node` writes: how much the loss minds what its readers make of each position; 1 on average.
+/// (N, H, W) of what `node` writes: how much is minded what its readers make of each position; 1 on average.
 fn minded(graph: &Graph, node: NodeId, layout: Layout, focus: &BTreeMap<NodeId, Vec<f32>>) -> Vec<f32> {
     let layout = Layout::dense(layout.n, layout.h, layout.w, 1);
     let mut weights = vec![0.0f32; layout.end()];
@@ -99,65 +101,86 @@ fn minded(graph: &Graph, node: NodeId, layout: Layout, focus: &BTreeMap<NodeId, 
     weights
 }
 
-/// What the detection loss minds, over `batches`, which should come from the training distribution: the gradients are those
-/// of training, with each batch's own BatchNorm statistics.
+/// What the answers of `graph` mind, over `batches`, which should come from the training distribution: gradients are carried back
+/// through each batch's own BatchNorm statistics, as in training. No labels are looked at.
 ///
 /// # Errors
-/// The graph is no detector or does not fit `imgsz`, or reading a batch fails.
-pub fn sensitivity(
+/// The graph is no detector that [`probe::is_probed`] or does not fit `imgsz`, or reading a batch fails.
+pub fn sensitivity<E: From<graph::Error>>(
     graph: &Graph,
     imgsz: [usize; 2],
-    batches: impl Iterator<Item = data::Result<data::Batch>>,
-) -> Result<Sensitivity> {
-    let mut found = Sensitivity::default();
-    let (mut images, mut steps) = (0, 0);
-    let mut net = Backward::new(graph, imgsz)?;
+    batches: impl Iterator<Item = std::result::Result<Images, E>>,
+) -> std::result::Result<Sensitivity, E> {
+    let mut outputs: BTreeMap<NodeId, Vec<f64>> = BTreeMap::new();
+    let mut images = 0;
+    let mut probes = Probes::new(graph, imgsz)?;
     for batch in batches {
         let batch = batch?;
-        net.run(&batch, |node, dy| {
-            let sum = found.outputs.entry(node).or_insert_with(|| vec![0.0; dy.layout.c]);
+        probes.run(&batch.data, batch.n, |node, dy| {
+            let sum = outputs.entry(node).or_insert_with(|| vec![0.0; dy.layout.c]);
             for p in 0..dy.layout.pixels() {
                 sum.iter_mut().zip(dy.pixel(p)).for_each(|(s, d)| *s += f64::from(*d) * f64::from(*d));
             }
         })?;
+        images += batch.n;
+    }
+    outputs.values_mut().flatten().for_each(|s| *s /= images.max(1) as f64);
+    Ok(Sensitivity { outputs, gates: BTreeMap::new() })
+}
+
+/// What the detection loss minds of a factor on each BatchNorm's outputs, by the labels of `batches`; see [`Sensitivity::gates`].
+///
+/// # Errors
+/// The graph is no detector with a loss or does not fit `imgsz`, or reading a batch fails.
+pub fn gates(
+    graph: &Graph,
+    imgsz: [usize; 2],
+    batches: impl Iterator<Item = data::Result<data::Batch>>,
+) -> Result<Sensitivity> {
+    let (head, _) = graph.head()?;
+    let criterion = Criterion::of(head, imgsz[0])?;
+    let mut net = TrainNet::new(graph.clone(), imgsz)?;
+    let mut gradients = Gradients::zeros(graph);
+    let mut gates: BTreeMap<NodeId, Vec<f64>> = BTreeMap::new();
+    let mut steps = 0;
+    for batch in batches {
+        let batch = batch?;
+        gradients.clear();
+        let maps = net.forward(&batch.images, batch.n, BnUpdate::Momentum)?;
+        let loss = criterion.evaluate(head, &raw(&maps), &batch.targets)?;
+        net.backward(&loss.grads, &mut gradients);
         for (id, node) in graph.nodes.iter().enumerate() {
-            let (Op::BatchNorm(bn), [dgamma, dbeta]) = (&node.op, &net.gradients.by_node[id][..]) else { continue };
-            let sum = found.gates.entry(id).or_insert_with(|| vec![0.0; bn.gamma.len()]);
+            let (Op::BatchNorm(bn), [dgamma, dbeta]) = (&node.op, &gradients.by_node[id][..]) else { continue };
+            let sum = gates.entry(id).or_insert_with(|| vec![0.0; bn.gamma.len()]);
             for (c, sum) in sum.iter_mut().enumerate() {
                 let gate = f64::from(bn.gamma[c]) * f64::from(dgamma[c]) + f64::from(bn.beta[c]) * f64::from(dbeta[c]);
                 *sum += gate * gate;
             }
         }
-        images += batch.n;
         steps += 1;
     }
-    let mean = |sums: &mut BTreeMap<NodeId, Vec<f64>>, of: usize| {
-        sums.values_mut().flatten().for_each(|s| *s /= of.max(1) as f64);
-    };
-    mean(&mut found.outputs, images);
-    mean(&mut found.gates, steps);
-    Ok(found)
+    gates.values_mut().flatten().for_each(|s| *s /= f64::from(steps.max(1)));
+    Ok(Sensitivity { outputs: BTreeMap::new(), gates })
 }
 
-/// How much the detection loss minds an error at each position of every convolution's output, (N, H, W) over all images of
-/// `batches` in order: the square of the loss's gradient there, summed over channels.
+/// How much an error at each position of every convolution's output is minded, (N, H, W) over all `images` in order: the square
+/// of the probe's gradient there, summed over channels.
 ///
 /// # Errors
 /// As [`sensitivity`].
-pub fn focus(
-    graph: &Graph,
-    imgsz: [usize; 2],
-    batches: impl Iterator<Item = data::Result<data::Batch>>,
-) -> Result<BTreeMap<NodeId, Vec<f32>>> {
+pub fn focus(graph: &Graph, imgsz: [usize; 2], images: &Images) -> Result<BTreeMap<NodeId, Vec<f32>>> {
     let mut focus: BTreeMap<NodeId, Vec<f32>> = BTreeMap::new();
-    let mut net = Backward::new(graph, imgsz)?;
-    for batch in batches {
-        net.run(&batch?, |node, dy| {
+    let mut probes = Probes::new(graph, imgsz)?;
+    for images in images.data.chunks(PROBED * 3 * imgsz[0] * imgsz[1]) {
+        probes.run(images, images.len() / (3 * imgsz[0] * imgsz[1]), |node, dy| {
             focus.entry(node).or_default().extend(squares(dy));
         })?;
     }
     Ok(focus)
 }
+
+/// Images that [`focus`] looks at together: a batch of training.
+const PROBED: usize = 16;
 
 /// The square of every pixel, summed over channels.
 fn squares(map: View) -> impl Iterator<Item = f32> {
@@ -235,32 +258,33 @@ pub fn reestimate_batch_norm<E: From<graph::Error>>(
     Ok(net.graph)
 }
 
-/// Gradients of the detection loss, batch by batch.
-struct Backward {
+/// What a detector's answers mind, batch by batch.
+struct Probes {
     net: TrainNet,
     head: Head,
-    criterion: Criterion,
-    /// Of the last batch.
+    rng: ChaCha8Rng,
     gradients: Gradients,
 }
 
-impl Backward {
-    fn new(graph: &Graph, imgsz: [usize; 2]) -> Result<Self> {
+impl Probes {
+    fn new(graph: &Graph, imgsz: [usize; 2]) -> graph::Result<Self> {
         let (head, _) = graph.head()?;
-        Ok(Self {
-            criterion: Criterion::of(head, imgsz[0])?,
-            head: head.clone(),
-            net: TrainNet::new(graph.clone(), imgsz)?,
-            gradients: Gradients::zeros(graph),
-        })
+        if !probe::is_probed(head) {
+            return Err(graph::Error::node("head", "what its answers are worth is not known"));
+        }
+        let mut net = TrainNet::new(graph.clone(), imgsz)?;
+        // What a head that trains nothing before it reads is minded all the same.
+        net.joint = true;
+        let rng = ChaCha8Rng::seed_from_u64(0);
+        Ok(Self { net, head: head.clone(), rng, gradients: Gradients::zeros(graph) })
     }
 
     /// Shows `observe` the gradient at the output of every convolution.
-    fn run(&mut self, batch: &data::Batch, observe: impl FnMut(NodeId, View)) -> Result<()> {
+    fn run(&mut self, images: &[u8], n: usize, observe: impl FnMut(NodeId, View)) -> graph::Result<()> {
         self.gradients.clear();
-        let maps = self.net.forward(&batch.images, batch.n, BnUpdate::Momentum)?;
-        let loss = self.criterion.evaluate(&self.head, &raw(&maps), &batch.targets)?;
-        self.net.backward_observed(&loss.grads, &mut self.gradients, observe);
+        let maps = self.net.forward(images, n, BnUpdate::Momentum)?;
+        let grads = probe::probe(&self.head, &raw(&maps), &mut self.rng);
+        self.net.backward_observed(&grads, &mut self.gradients, observe);
         Ok(())
     }
 }

@@ -120,7 +120,7 @@ pub struct Prune {
     /// Who stands in for a removed channel in the similarity stage
     #[arg(long, default_value = "span", value_enum)]
     pub similarity: SimilarityMode,
-    /// Dataset the similarity stage learns from: data.yaml, COCO JSON, or a folder
+    /// Images to cut by, 64 to 256 of the detector's kind: any folder of them, or a dataset; no labels are looked at
     #[arg(long, short, value_name = "PATH")]
     pub data: Option<PathBuf>,
     #[command(flatten)]

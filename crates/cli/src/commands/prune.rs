@@ -1,5 +1,6 @@
 //! `prune`: removes channels once, without training.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use data::Dataset;
@@ -34,7 +35,7 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
         return Err(Error::usage("the similarity stage needs images", "give `--data`, or `--similarity-share 0`"));
     }
     let dataset = match &args.data {
-        Some(path) => Some(data::open(path, &args.form.options())?),
+        Some(path) => Some(images(path, args, &model)?),
         None => None,
     };
     let calibration = dataset.as_ref().map(|dataset| Calibration {
@@ -76,6 +77,16 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
         goal.outcome(&model, &slim)?;
     }
     Ok(Exit::Done)
+}
+
+/// The images at `path`: a dataset, or any folder of images, for the cut looks at no labels. A drop does.
+fn images(path: &Path, args: &Prune, model: &Graph) -> miette::Result<Dataset> {
+    let options = args.form.options();
+    let bare = path.is_dir() && options.format.is_none() && data::recognise(path).is_none();
+    match bare && args.budget.max_drop.is_none() {
+        true => Ok(data::unlabelled(path, &model.meta.names)?),
+        false => Ok(data::open(path, &options)?),
+    }
 }
 
 /// How a model is cut, whatever the budget.

@@ -5,7 +5,7 @@ use graph::Graph;
 use prune::{Coupling, Importance, Plan, Sensitivity, Similarity, Statistics, Target, importance, similarity, surgery};
 use train::calibrate::{self, Images};
 use train::evaluate::fit;
-use train::loss::Criterion;
+use train::loss::{Criterion, probe};
 use train::reconstruct::Reconstruction;
 use train::unfold;
 
@@ -20,9 +20,6 @@ pub const CALIBRATION_IMAGES: usize = 256;
 const PIXELS_AT_ONCE: usize = 128 * 320 * 320;
 /// More images than this teach reconstruction nothing.
 const MOST_AT_ONCE: usize = 256;
-
-/// How much the loss minds an error at each position of each convolution's output.
-type Focus = std::collections::BTreeMap<graph::NodeId, Vec<f32>>;
 
 /// The training images of a dataset as calibration sees them.
 pub struct Calibration<'a> {
@@ -68,42 +65,75 @@ impl Calibration<'_> {
         Ok(measured)
     }
 
-    /// Channel statistics of the tensors stage 2 looks at, over whole images: what the detector meets in use. Where its loss is
-    /// known, positions count by how much that minds them.
+    /// Shows `measure` the images `epochs` times, augmented as in training, under a bar that says `task`.
+    fn over_augmented_images<T>(
+        &self,
+        augment: Augment,
+        epochs: usize,
+        task: &str,
+        measure: impl FnOnce(&mut dyn Iterator<Item = train::Result<Images>>) -> train::Result<T>,
+    ) -> miette::Result<T> {
+        let loader = self.loader(Mode::Train(augment))?;
+        let bar = ui::bar(task, epochs * loader.batches(), "batches");
+        let mut batches = (0..epochs).flat_map(|e| loader.epoch(e as u64)).map(|batch| {
+            let batch = batch?;
+            bar.inc(1);
+            Ok(Images { data: batch.images, n: batch.n })
+        });
+        let measured = measure(&mut batches)?;
+        bar.finish_and_clear();
+        Ok(measured)
+    }
+
+    /// Channel statistics of the tensors stage 2 looks at, over whole images: what the detector meets in use. Where its answers can
+    /// be probed, positions count by how much those mind them.
     pub fn statistics(&self, graph: &Graph, coupling: &Coupling) -> miette::Result<Statistics> {
         let nodes = prune::observed(graph, coupling);
-        if !has_loss(graph, self.imgsz) {
-            return self.over_whole_images(graph, "Calibrating", |images| {
-                calibrate::statistics(graph, &nodes, [self.imgsz; 2], images)
-            });
+        let size = [self.imgsz; 2];
+        if !is_probed(graph) {
+            return self
+                .over_whole_images(graph, "Calibrating", |images| calibrate::statistics(graph, &nodes, size, images));
         }
-        let loader = self.loader(Mode::Val(fit(graph.meta.family)))?;
-        let bar = ui::bar("Calibrating", loader.batches(), "batches");
-        let batches = loader.epoch(0).inspect(|_| bar.inc(1));
-        let mut statistics = calibrate::focused_statistics(graph, &nodes, [self.imgsz; 2], batches)?;
-        bar.finish_and_clear();
+        let mut statistics = self.over_whole_images(graph, "Calibrating", |images| {
+            calibrate::focused_statistics(graph, &nodes, size, images)
+        })?;
         statistics.sensitivity = self.sensitivity(graph)?;
         Ok(statistics)
     }
 
-    /// What the detection loss of `graph` minds, on images augmented as in training; nothing where no loss is known for it.
+    /// What the answers of `graph` mind, on images augmented as in training; nothing where they cannot be probed.
     pub fn sensitivity(&self, graph: &Graph) -> miette::Result<Sensitivity> {
-        if !has_loss(graph, self.imgsz) {
+        if !is_probed(graph) {
+            return Ok(Sensitivity::default());
+        }
+        self.over_augmented_images(Augment::default(), 1, "Measuring", |images| {
+            calibrate::sensitivity(graph, [self.imgsz; 2], images)
+        })
+    }
+
+    /// What the detection loss of `graph` minds by the labels of its images, augmented as in training; nothing where no loss is
+    /// known for it.
+    fn gates(&self, graph: &Graph) -> miette::Result<Sensitivity> {
+        if !graph.head().is_ok_and(|(head, _)| Criterion::of(head, self.imgsz).is_ok()) {
             return Ok(Sensitivity::default());
         }
         let loader = self.loader(Mode::Train(Augment::default()))?;
         let bar = ui::bar("Measuring", loader.batches(), "batches");
         let batches = loader.epoch(0).inspect(|_| bar.inc(1));
-        let sensitivity = calibrate::sensitivity(graph, [self.imgsz; 2], batches)?;
+        let gates = calibrate::gates(graph, [self.imgsz; 2], batches)?;
         bar.finish_and_clear();
-        Ok(sensitivity)
+        Ok(gates)
     }
 
     /// `slim`, cut from `dense` by `plans` one after the other, with its weights refitted so that its maps come closest to
     /// those of `dense`.
     pub fn reconstruct(&self, dense: &Graph, plans: &[Plan], slim: &Graph) -> miette::Result<Graph> {
         let kept = trace(dense, plans)?;
-        let (images, focus) = self.at_once(dense)?;
+        let images = self.at_once(dense)?;
+        let focus = match is_probed(dense) {
+            true => calibrate::focus(dense, [self.imgsz; 2], &images)?,
+            false => Default::default(),
+        };
         let bar = ui::bar("Reconstructing", slim.nodes.len(), "nodes");
         let job = Reconstruction {
             dense,
@@ -127,8 +157,8 @@ impl Calibration<'_> {
         Ok(graph)
     }
 
-    /// As many whole images as memory allows to run at once, spread evenly, and where in them the loss of `graph` minds errors.
-    fn at_once(&self, graph: &Graph) -> miette::Result<(Images, Focus)> {
+    /// As many whole images as memory allows to run at once, spread evenly, as `graph` is shown them.
+    fn at_once(&self, graph: &Graph) -> miette::Result<Images> {
         let items = self.items()?;
         let most = (PIXELS_AT_ONCE / (self.imgsz * self.imgsz)).clamp(8, MOST_AT_ONCE).min(items.len());
         let chosen: Vec<Item> = (0..most).map(|i| items[i * items.len() / most].clone()).collect();
@@ -143,11 +173,7 @@ impl Calibration<'_> {
             let what = format!("`{}` has no images to calibrate on", self.dataset.path.display());
             return Err(Error::failed(what, "run `prunella data check` on it to see what is there"));
         }
-        let focus = match has_loss(graph, self.imgsz) {
-            true => calibrate::focus(graph, [self.imgsz; 2], loader.epoch(0))?,
-            false => Focus::new(),
-        };
-        Ok((images, focus))
+        Ok(images)
     }
 
     /// `graph` with the BatchNorm that its export has folded away, as whole images give it; as it is where nothing is
@@ -168,22 +194,15 @@ impl Calibration<'_> {
 
     /// `graph` with BatchNorm statistics estimated anew over images augmented as in training.
     pub fn recalibrate(&self, graph: &Graph, augment: Augment, epochs: usize) -> miette::Result<Graph> {
-        let loader = self.loader(Mode::Train(augment))?;
-        let bar = ui::bar("Recalibrating", epochs * loader.batches(), "batches");
-        let batches = (0..epochs).flat_map(|e| loader.epoch(e as u64)).map(|batch| {
-            let batch = batch?;
-            bar.inc(1);
-            Ok::<_, train::Error>(Images { data: batch.images, n: batch.n })
-        });
-        let graph = calibrate::reestimate_batch_norm(graph, [self.imgsz; 2], batches)?;
-        bar.finish_and_clear();
-        Ok(graph)
+        self.over_augmented_images(augment, epochs, "Recalibrating", |images| {
+            calibrate::reestimate_batch_norm(graph, [self.imgsz; 2], images)
+        })
     }
 }
 
-/// Whether detectors such as `graph` can be trained here.
-fn has_loss(graph: &Graph, imgsz: usize) -> bool {
-    graph.head().is_ok_and(|(head, _)| Criterion::of(head, imgsz).is_ok())
+/// Whether it can be told what the answers of `graph` mind.
+fn is_probed(graph: &Graph) -> bool {
+    graph.head().is_ok_and(|(head, _)| probe::is_probed(head))
 }
 
 /// Stage 1: plans the removal of unimportant channels.
@@ -193,10 +212,10 @@ pub fn by_importance(
     target: &Target,
     calibration: Option<&Calibration>,
 ) -> miette::Result<Plan> {
-    let measured = matches!(settings.criterion, prune::Criterion::OutputError | prune::Criterion::Taylor);
-    let sensitivity = match calibration.filter(|_| measured) {
-        Some(calibration) => calibration.sensitivity(graph)?,
-        None => Sensitivity::default(),
+    let sensitivity = match (settings.criterion, calibration) {
+        (prune::Criterion::OutputError, Some(calibration)) => calibration.sensitivity(graph)?,
+        (prune::Criterion::Taylor, Some(calibration)) => calibration.gates(graph)?,
+        _ => Sensitivity::default(),
     };
     Ok(importance::plan_with(graph, &Coupling::of(graph)?, settings, &sensitivity, target)?)
 }

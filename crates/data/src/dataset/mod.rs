@@ -7,6 +7,7 @@ mod voc;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::doctor::{Kind, Problem};
@@ -156,7 +157,33 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Dataset> {
     Ok(dataset)
 }
 
-fn recognise(path: &Path) -> Option<Format> {
+/// The images in `folder` and the folders below as the split "train" of a dataset of the classes `names`, without boxes and without
+/// looking for any.
+///
+/// # Errors
+/// There are none, or one cannot be read, naming it.
+pub fn unlabelled(folder: &Path, names: &[String]) -> Result<Dataset> {
+    let files = ultralytics::images_at(folder)?;
+    if files.is_empty() {
+        return Err(
+            Error::dataset(folder, "holds no images").hint("JPEG, PNG, BMP and WebP are read, by their extension")
+        );
+    }
+    let item = |(id, image): (usize, PathBuf)| {
+        Ok(Item { size: crate::picture::size(&image)?, image, id: id as u64, boxes: vec![] })
+    };
+    let items = files.into_par_iter().enumerate().map(item).collect::<Result<Vec<_>>>()?;
+    Ok(Dataset {
+        path: folder.to_owned(),
+        format: Format::Ultralytics,
+        names: names.to_vec(),
+        category_ids: (0..names.len() as u64).collect(),
+        splits: BTreeMap::from([("train".to_owned(), Split { items, problems: vec![] })]),
+    })
+}
+
+/// The form of the dataset at `path`, as far as that shows it.
+pub fn recognise(path: &Path) -> Option<Format> {
     if path.is_file() {
         return match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
             "yaml" | "yml" => Some(Format::Ultralytics),

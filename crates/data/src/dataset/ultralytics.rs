@@ -105,7 +105,7 @@ fn find(roots: &[PathBuf], place: &str) -> Option<PathBuf> {
 }
 
 /// A folder (searched through), or a `.txt` listing images one a line, relative to the list's folder.
-fn images_at(place: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn images_at(place: &Path) -> Result<Vec<PathBuf>> {
     if place.is_dir() {
         let mut found = Vec::new();
         walk(place, &mut found)?;

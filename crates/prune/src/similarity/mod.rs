@@ -3,8 +3,8 @@
 //! The loss of a removal is measured where it is felt: at every dense convolution that reads the class, as the share of
 //! that convolution's output variance (behind its BatchNorm, kernel taps taken as uncorrelated) that can no longer be
 //! reproduced. A share, because the scale of weights and activations between two BatchNorms is arbitrary and losses of
-//! different layers must compare; or, where it has been measured, in units of the detection loss itself ([`Sensitivity`]),
-//! which also knows which layers matter. Classes go greedily across the whole graph, by loss per unit of budget saved.
+//! different layers must compare; or, where it has been measured, in units of what the detector says in the end
+//! ([`Sensitivity`]), which also knows which layers matter. Classes go greedily across the whole graph, by loss per unit of budget saved.
 //!
 //! [`Mode::Pairwise`] is the reading of the paper's abstract: one channel stands in for another. [`Mode::Span`] is ours: all
 //! that stay stand in together. Selection and compensation are separate: what is written into the plan is computed afresh
@@ -17,7 +17,7 @@ use graph::{Conv, Graph, NodeId};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::budget::{Tracker, strain};
+use crate::budget::Tracker;
 use crate::constant::dense_readers;
 use crate::importance::output_scale;
 use crate::statistics::{ChannelStats, Statistics, observed};
@@ -256,7 +256,7 @@ impl<'a> Search<'a> {
             losses.select_nth_unstable_by(step - 1, f64::total_cmp);
             let now = self.tracker.size();
             let progress = target.progress(self.tracker.saving(id, step), now);
-            let rate = losses[..step].iter().sum::<f64>() / progress * strain(set.classes.len(), kept);
+            let rate = losses[..step].iter().sum::<f64>() / progress;
             if progress > 0.0 && best.is_none_or(|(least, ..)| rate < least) {
                 best = Some((rate, id, step));
             }
@@ -343,7 +343,7 @@ fn row(stats: &ChannelStats, channel: usize, stand_ins: Vec<(usize, f32)>) -> Ro
 }
 
 /// How strongly the dense readers of a tensor listen to each pair of its channels: (C, C), row-major, the sum over readers
-/// of `sum_o,tap f_o W[o,i,tap] W[o,j,tap]`, where `f_o` is how much the loss minds an error in output o.
+/// of `sum_o,tap f_o W[o,i,tap] W[o,j,tap]`, where `f_o` is how much the detector minds an error in output o.
 ///
 /// Where no loss has been measured `f_o` is the squared scale of the BatchNorm behind output o over the reader's output
 /// variance `trace(S G)`: every reader then counts alike.

@@ -8,6 +8,7 @@ mod bce;
 pub mod distill;
 mod e2e;
 mod iou;
+pub mod probe;
 mod simota;
 pub mod v5;
 pub mod v8;

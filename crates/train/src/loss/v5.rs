@@ -18,7 +18,7 @@ use super::{LossOutput, RawMap, check_targets, dims};
 pub(super) const PARTS: [&str; 3] = ["box", "obj", "cls"];
 
 /// Channels of an anchor before its classes: x, y, w, h, objectness.
-const BOX: usize = 5;
+pub(super) const BOX: usize = 5;
 
 /// Gains and thresholds; the defaults are YOLOv5's `hyp.scratch-low` before scaling.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -166,7 +166,7 @@ fn objectness_loss(map: &RawMap, columns: usize, target: &[f32], scale: f32, gra
 
 /// The box an anchor predicts, (x, y, w, h) in cells from the corner of its own cell, and the slope of each by its raw
 /// value.
-fn decode(level: &AnchorLevel, anchor: usize, raw: &[f32]) -> ([f64; 4], [f64; 4]) {
+pub(super) fn decode(level: &AnchorLevel, anchor: usize, raw: &[f32]) -> ([f64; 4], [f64; 4]) {
     let prior = level.anchors[anchor].map(|side| f64::from(side / level.stride as f32));
     let (mut value, mut slope) = ([0.0; 4], [0.0; 4]);
     for k in 0..4 {

@@ -26,46 +26,50 @@ const LENGTHS: [f64; 4] = [1.0, 0.5, 0.25, 0.1];
 /// Samples whose errors are added up at a time.
 const CHUNK: usize = 1024;
 
-/// The best change on held-out samples: none, the linear one, or one that goes further down from there. (Each output on its own
-/// would choose by luck: held-out places that count are few.) `linear` is in units of the weights, `normal` its problem on the
-/// samples of `fit`, `scale` (O) what one unit of output is of u.
-pub(super) fn refit(
-    fit: &Beyond,
-    check: &Beyond,
-    normal: &Normal,
-    linear: Option<Refit>,
-    scale: &[f32],
-) -> Option<Refit> {
-    let features = fit.samples.features;
-    let total = |change: &[f64]| check.errors(change).iter().sum::<f64>();
-    let mut best = vec![0.0; normal.cross.len()];
-    let before = total(&best);
-    if before <= 0.0 {
-        return None;
-    }
-    let mut least = before;
-    let mut try_out = |change: &[f64]| {
-        let left = total(change);
-        if left < least {
-            least = left;
-            best.copy_from_slice(change);
-        }
-    };
-    let ridge = linear.as_ref().map_or(RIDGE, |linear| linear.ridge);
-    let mut start = linear.map_or_else(|| vec![0.0; normal.cross.len()], |linear| linear.change);
-    let scaled = |rows: &mut [f64], by: &dyn Fn(f64) -> f64| {
+/// Samples with what the linear problem makes of them.
+pub(super) struct Part<'a> {
+    pub(super) heard: Beyond<'a>,
+    pub(super) normal: &'a Normal,
+}
+
+/// The best change, over `all` samples: none, the linear one, or one that goes further down from there, as it does best on the
+/// samples of `check` where it is made by those of `fit`. (Each output on its own would choose by luck: held-out places that count
+/// are few.) `linear` is in units of the weights, `scale` (O) what one unit of output is of u.
+pub(super) fn refit(fit: &Part, check: &Beyond, all: &Part, linear: Option<Refit>, scale: &[f32]) -> Option<Refit> {
+    let features = fit.heard.samples.features;
+    let scaled = |mut rows: Vec<f64>, by: &dyn Fn(f64) -> f64| {
         rows.chunks_mut(features).zip(scale).for_each(|(row, &scale)| {
             let by = by(f64::from(scale));
             row.iter_mut().for_each(|v| *v *= by);
         });
+        rows
     };
-    scaled(&mut start, &|scale| scale);
-    try_out(&start);
-    try_out(&fit.descend(start, normal, ridge));
+    let nothing = vec![0.0; fit.normal.cross.len()];
+    let total = |change: &[f64]| check.errors(change).iter().sum::<f64>();
+    let before = total(&nothing);
+    if before <= 0.0 {
+        return None;
+    }
+    let ridge = linear.as_ref().map_or(RIDGE, |linear| linear.ridge);
+    // Where the linear problem found nothing to change the descent starts from nothing.
+    let starts_linear = linear.is_some();
+    let start = linear.map_or_else(|| nothing.clone(), |linear| scaled(linear.change, &|scale| scale));
+    let straight = total(&start);
+    let bent = total(&fit.heard.descend(start, fit.normal, ridge));
+    let left = straight.min(bent) / before;
+    if left.is_nan() || left >= 1.0 - LEAST_GAIN {
+        return None;
+    }
+    let mut change = match starts_linear {
+        true => scaled(all.normal.solve(ridge)?, &|scale| scale),
+        false => nothing,
+    };
+    if bent < straight {
+        change = all.heard.descend(change, all.normal, ridge);
+    }
     // An output that BatchNorm silences is heard by nobody.
-    scaled(&mut best, &|scale| if scale == 0.0 { 0.0 } else { 1.0 / scale });
-    let left = least / before;
-    (left < 1.0 - LEAST_GAIN).then_some(Refit { change: best, left, ridge })
+    let change = scaled(change, &|scale| if scale == 0.0 { 0.0 } else { 1.0 / scale });
+    Some(Refit { change, left, ridge })
 }
 
 /// A convolution's samples as its activation sees them. Everything is in units of the activation's input u: a change (O, F) here is
@@ -274,9 +278,10 @@ mod tests {
             let ((fit, wanted), (check, other)) = (samples(1, 5), samples(2, 5));
             let normal = fit.normal();
             let linear = prune::refit(&normal, &check.normal(), &[1.0; 2]).expect("a fit");
-            let (fit, check) = (Beyond::new(&fit, act, wanted, &[1.0; 2]), Beyond::new(&check, act, other, &[1.0; 2]));
+            let check = Beyond::new(&check, act, other, &[1.0; 2]);
+            let fit = Part { heard: Beyond::new(&fit, act, wanted, &[1.0; 2]), normal: &normal };
             let before: f64 = check.errors(&linear.change).iter().sum();
-            let found = refit(&fit, &check, &normal, Some(linear), &[1.0; 2]).expect("a better fit");
+            let found = refit(&fit, &check, &fit, Some(linear), &[1.0; 2]).expect("a better fit");
             let after: f64 = check.errors(&found.change).iter().sum();
             let nothing: f64 = check.errors(&[0.0; 12]).iter().sum();
             assert!(after < 0.7 * before, "{act:?}: {before} before, {after} after");
@@ -320,8 +325,8 @@ mod tests {
         let (fit, wanted) = samples(4, 3);
         let normal = fit.normal();
         let scale = [0.0, 1.0];
-        let beyond = Beyond::new(&fit, Act::Silu, wanted, &scale);
-        let change = refit(&beyond, &beyond, &normal, None, &scale).expect("the other output has much to gain").change;
+        let part = Part { heard: Beyond::new(&fit, Act::Silu, wanted, &scale), normal: &normal };
+        let change = refit(&part, &part.heard, &part, None, &scale).expect("the other output has much to gain").change;
         assert!(
             change[..4].iter().all(|&v| v == 0.0) && change[4..].iter().all(|v| v.is_finite() && *v != 0.0),
             "{change:?}"

@@ -12,7 +12,7 @@ mod samples;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use graph::{Act, Graph, NodeId, Op};
+use graph::{Act, BoxDecode, Graph, Head, NodeId, Op};
 use kernels::{Layout, View};
 use prune::{Refit, refit};
 use rand::SeedableRng;
@@ -21,7 +21,7 @@ use rayon::prelude::*;
 
 use crate::Result;
 use crate::calibrate::Images;
-use beyond::Beyond;
+use beyond::{Beyond, Part};
 use maps::{Map, Maps};
 use samples::Samples;
 
@@ -52,7 +52,7 @@ pub struct Reconstruction<'a> {
     /// (H, W) of the images.
     pub imgsz: [usize; 2],
     pub seed: u64,
-    /// How much the loss minds an error at each position (N, H, W) of each convolution's output, in any unit. Where a
+    /// How much the detector minds an error at each position (N, H, W) of each convolution's output, in any unit. Where a
     /// convolution is missing all positions count alike.
     pub focus: &'a BTreeMap<NodeId, Vec<f32>>,
 }
@@ -107,15 +107,20 @@ impl Reconstruction<'_> {
         };
         let (fit, fit_at) = taken(0..n - held_out);
         let (check, check_at) = taken(n - held_out..n);
+        // What is chosen by held-out images is fitted to all.
+        let (all, all_at) = taken(0..n);
+        let (normal, all_normal) = (fit.normal(), all.normal());
         let heard = Heard::behind(self.dense, id, &self.kept[id]);
         let weights: Vec<f64> = heard.scale.iter().map(|&s| f64::from(s).powi(2)).collect();
-        let normal = fit.normal();
         let linear = refit(&normal, &check.normal(), &weights);
         if heard.act == Act::Identity || (n - held_out) * plane < PLACES * features {
-            return linear;
+            let linear = linear?;
+            return Some(Refit { change: all_normal.solve(linear.ridge)?, ..linear });
         }
         let beyond = |samples, at: &[usize]| Beyond::new(samples, heard.act, heard.of(theirs.of(id), at), &heard.scale);
-        beyond::refit(&beyond(&fit, &fit_at), &beyond(&check, &check_at), &normal, linear, &heard.scale)
+        let fit = Part { heard: beyond(&fit, &fit_at), normal: &normal };
+        let all = Part { heard: beyond(&all, &all_at), normal: &all_normal };
+        beyond::refit(&fit, &beyond(&check, &check_at), &all, linear, &heard.scale)
     }
 }
 
@@ -141,6 +146,7 @@ impl<'a> Heard<'a> {
         };
         let act = match only_reader(dense, norm.unwrap_or(id)).map(|reader| &dense.nodes[reader].op) {
             Some(Op::Act(act)) => *act,
+            Some(Op::Head(head)) => said(head, dense, norm.unwrap_or(id)),
             _ => Act::Identity,
         };
         Self { kept, scale, shift, act }
@@ -157,6 +163,18 @@ impl<'a> Heard<'a> {
         });
         heard
     }
+}
+
+/// What `head` makes of the map that node `id` of `graph` gives it: the identity where that is not one function of every value.
+fn said(head: &Head, graph: &Graph, id: NodeId) -> Act {
+    let inputs = graph.nodes.iter().find(|n| matches!(n.op, Op::Head(_))).map_or(&[][..], |n| &n.inputs);
+    let input = inputs.iter().position(|&input| input == id).unwrap_or_default();
+    let probabilities = match head {
+        Head::Anchor(h) => h.levels.iter().all(|level| level.decode == BoxDecode::V5),
+        Head::Dfl(h) => input < h.pairs() && input % 2 == 1,
+        Head::Yolox(_) => input % 3 > 0,
+    };
+    if probabilities { Act::Sigmoid } else { Act::Identity }
 }
 
 /// What the outputs of convolution `id` of `slim` lack of those of `dense`, both less the mean their BatchNorm subtracts.

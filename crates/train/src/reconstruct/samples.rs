@@ -1,4 +1,4 @@
-//! What a convolution reads and what its outputs lack, at positions drawn where the loss minds.
+//! What a convolution reads and what its outputs lack, at positions drawn where the detector minds.
 
 use std::ops::Range;
 
