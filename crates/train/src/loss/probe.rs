@@ -19,6 +19,9 @@ use super::{RawMap, v5};
 /// square, so that small errors count for much. Chosen on a trained YOLOv5n (docs/results/bccd-yolov5n.md).
 const BOX: f64 = 50.0;
 
+/// Sides of a box at least, in cells: cells without an object tell boxes of any size, and what is smaller than this is not seen.
+const LEAST: f64 = 0.25;
+
 /// Whether the answers of `head` can be probed: those that tell more than boxes and classes have parts whose worth is unknown, and
 /// maps that are past their sigmoid are no logits.
 pub fn is_probed(head: &Head) -> bool {
@@ -76,7 +79,7 @@ fn anchors(head: &AnchorHead, maps: &[RawMap], grads: &mut [Vec<f32>], draw: &mu
             let certainty = sigmoid(raw[4]);
             for k in 0..4 {
                 // The centre in sides, the sides by their logarithms.
-                let share = slope[k] / value[2 + k % 2].max(f64::MIN_POSITIVE);
+                let share = slope[k] / value[2 + k % 2].max(LEAST);
                 grad[k] = (draw.root(BOX * f64::from(certainty)) * share) as f32;
             }
             grad[4] = draw.logit(raw[4], 1.0);
@@ -133,9 +136,6 @@ fn free(head: &YoloxHead, maps: &[RawMap], grads: &mut [Vec<f32>], draw: &mut Dr
     }
 }
 
-/// Sides of a box at least, in cells: what is smaller is not seen.
-const LEAST: f64 = 0.25;
-
 #[cfg(test)]
 mod tests {
     use graph::AnchorLevel;
@@ -164,8 +164,8 @@ mod tests {
     }
 
     fn random(head: &Head, channels: &[usize], rng: &mut ChaCha8Rng) -> Vec<Vec<f32>> {
-        // Distances themselves are above nought wherever there is an object.
-        let lowest = if matches!(head, Head::Dfl(h) if h.reg_max == 1) { 0.5 } else { -1.5 };
+        // Boxes of a quarter of a cell at least; distances themselves are above nought wherever there is an object.
+        let lowest = if matches!(head, Head::Dfl(h) if h.reg_max == 1) { 0.5 } else { -0.9 };
         channels.iter().map(|c| (0..6 * c).map(|_| rng.random_range(lowest..1.5)).collect()).collect()
     }
 
