@@ -12,7 +12,7 @@ mod samples;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use graph::{Act, BoxDecode, Graph, Head, NodeId, Op};
+use graph::{Act, BoxDecode, Graph, Head, Node, NodeId, Op};
 use kernels::{Layout, View};
 use prune::{Refit, refit};
 use rand::SeedableRng;
@@ -144,9 +144,12 @@ impl<'a> Heard<'a> {
             }
             _ => (vec![1.0; kept.len()], vec![0.0; kept.len()]),
         };
-        let act = match only_reader(dense, norm.unwrap_or(id)).map(|reader| &dense.nodes[reader].op) {
-            Some(Op::Act(act)) => *act,
-            Some(Op::Head(head)) => said(head, dense, norm.unwrap_or(id)),
+        let last = norm.unwrap_or(id);
+        let act = match only_reader(dense, last).map(|reader| &dense.nodes[reader]) {
+            Some(Node { op: Op::Act(act), .. }) => *act,
+            Some(Node { op: Op::Head(head), inputs, .. }) => {
+                said(head, inputs.iter().take_while(|&&i| i != last).count())
+            }
             _ => Act::Identity,
         };
         Self { kept, scale, shift, act }
@@ -165,14 +168,12 @@ impl<'a> Heard<'a> {
     }
 }
 
-/// What `head` makes of the map that node `id` of `graph` gives it: the identity where that is not one function of every value.
-fn said(head: &Head, graph: &Graph, id: NodeId) -> Act {
-    let inputs = graph.nodes.iter().find(|n| matches!(n.op, Op::Head(_))).map_or(&[][..], |n| &n.inputs);
-    let input = inputs.iter().position(|&input| input == id).unwrap_or_default();
+/// What `head` makes of its map number `input`: the identity where that is not one function of every value.
+fn said(head: &Head, input: usize) -> Act {
     let probabilities = match head {
         Head::Anchor(h) => h.levels.iter().all(|level| level.decode == BoxDecode::V5),
         Head::Dfl(h) => input < h.pairs() && input % 2 == 1,
-        Head::Yolox(_) => input % 3 > 0,
+        Head::Yolox(_) => !input.is_multiple_of(3),
     };
     if probabilities { Act::Sigmoid } else { Act::Identity }
 }
