@@ -220,23 +220,25 @@ impl Target {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Channels a set keeps at least (all, if it has fewer). Eight is one vector register of f32 on today's CPUs: going
-    /// below saves next to nothing and often cuts the path.
+    /// Channels a set keeps at least (all, if it has fewer).
     pub min_channels: usize,
-    /// Share of its channels a set keeps at least, in [0, 1]. A tenth guards against a layer that is wiped out only because
-    /// its scores are on another scale than its neighbours'.
+    /// Share of its channels a set keeps at least, in [0, 1].
     pub floor: f64,
     /// What is kept is a multiple of this wherever something is removed.
     pub multiple: usize,
 }
 
 impl Default for Limits {
+    /// Eight channels and a tenth: a guard for rankings, whose scores of one layer are on another scale than the next one's.
     fn default() -> Self {
         Self { min_channels: 8, floor: 0.1, multiple: 1 }
     }
 }
 
 impl Limits {
+    /// None but the one channel that every set keeps.
+    pub const NONE: Self = Self { min_channels: 1, floor: 0.0, multiple: 1 };
+
     /// # Errors
     /// A value is out of its range.
     pub fn check(&self) -> Result<()> {

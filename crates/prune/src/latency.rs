@@ -166,6 +166,22 @@ impl Latency {
         Ok(Self { scale, fixed, ..alone })
     }
 
+    /// The same tables, so that `slim` takes `nanos` and `dense` what it took: two detectors tell what channels cost from what
+    /// every image costs, which one cannot. As near as it gets where that would be less than nothing; none where `slim` is no
+    /// faster than `dense`, which says nothing of channels.
+    ///
+    /// # Errors
+    /// The tables are not of a graph.
+    pub fn corrected(&self, dense: &Graph, slim: &Graph, nanos: f64) -> Result<Option<Self>> {
+        let whole = self.total(dense)? as f64;
+        let [all, left] = [whole, self.total(slim)? as f64].map(|total| (total - self.fixed) / self.scale);
+        let scale = ((whole - nanos) / (all - left)).min(whole / all);
+        if !(scale.is_finite() && scale > 0.0) {
+            return Ok(None);
+        }
+        Ok(Some(Self { scale, fixed: (whole - scale * all).max(0.0), ..self.clone() }))
+    }
+
     /// The table of every node of `graph`; none for those that take no time of their own.
     ///
     /// # Errors

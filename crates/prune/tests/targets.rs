@@ -92,6 +92,37 @@ fn the_measured_network_takes_what_it_took() {
 }
 
 #[test]
+fn two_detectors_tell_what_every_image_costs_from_what_channels_cost() {
+    let mut b = Builder::new(3);
+    let first = b.block(0, 10, 3);
+    b.block(first, 20, 1);
+    b.finish(false);
+    let (coupling, latency) = (Coupling::of(&b.graph).unwrap(), times(&b.graph, [7.0, 3.0, 2.0, 0.5]));
+    let target =
+        Budget { macs: Some(0.4), ..Budget::default() }.target(Size::of(&b.graph, &coupling).unwrap()).unwrap();
+    let plan = stage(true, &mut b, &coupling, &target);
+    let slim = surgery::apply(&b.graph, &plan).unwrap();
+    let [whole, left] = [&b.graph, &slim].map(|graph| latency.total(graph).unwrap() as f64);
+    let near = |latency: &Latency, graph: &Graph, nanos: f64| {
+        let total = latency.total(graph).unwrap() as f64;
+        assert!(
+            (total - nanos).abs() <= 2.0 * graph.nodes.len() as f64,
+            "{total} ns for {nanos}, rounded node by node"
+        );
+    };
+    for nanos in [left, 1.05 * left, 0.95 * left] {
+        let corrected = latency.corrected(&b.graph, &slim, nanos).unwrap().expect("faster than the dense one");
+        near(&corrected, &slim, nanos);
+        near(&corrected, &b.graph, whole);
+    }
+    // Less than channels alone account for: nothing is left for every image, and the dense detector stays what it was.
+    let least = latency.corrected(&b.graph, &slim, 0.01 * left).unwrap().expect("faster than the dense one");
+    assert_eq!(least.fixed, 0.0);
+    near(&least, &b.graph, whole);
+    assert_eq!(latency.corrected(&b.graph, &slim, whole).unwrap(), None, "no faster than the dense one");
+}
+
+#[test]
 fn bytes_are_those_of_the_native_file() {
     let graph = small();
     let folder = tempfile::tempdir().unwrap();

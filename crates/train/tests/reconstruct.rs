@@ -64,7 +64,7 @@ fn copies_are_made_up_for_to_the_border() {
     let coupling = Coupling::of(&dense).expect("coupled");
     let target = Budget { rate: Some(0.5), ..Budget::default() }.target(Size::of(&dense, &coupling).expect("a size"));
     let target = target.expect("a target");
-    let limits = Limits { min_channels: 1, floor: 0.0, multiple: 1 };
+    let limits = Limits::NONE;
     let halved = |seed| {
         let settings = Importance { criterion: Criterion::Random { seed }, limits, ..Importance::default() };
         importance::plan(&dense, &coupling, &settings, &target).expect("a plan").uncompensated()

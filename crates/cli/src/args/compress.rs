@@ -48,7 +48,7 @@ impl BudgetArgs {
 /// What every layer keeps whatever the scores say.
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub struct LimitArgs {
-    /// Channels a layer keeps at least [default: 8]
+    /// Channels a layer keeps at least [default: 1; 8 where channels are ranked by importance]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub min_channels: Option<usize>,
     /// What a pruned layer keeps is a multiple of this; `auto`, the default with --latency, takes what is measured to be

@@ -181,9 +181,9 @@ fn dry_run(recipe: &Recipe, model: &Graph, calibration: &Calibration, json: bool
     let cut = Cut {
         importance: &recipe.importance,
         similarity: &recipe.similarity,
-        goal: &Goal::new(&recipe.budget, &start, speed.map(|s| Arc::new(s.latency)))?,
         similarity_share: recipe.similarity_share,
     };
-    show(&cut.at_once(&start, Some(calibration))?, json);
+    let mut goal = Goal::new(&recipe.budget, &start, speed.map(|s| Arc::new(s.latency)))?;
+    show(&cut.at_once(&start, &mut goal, Some(calibration))?, json);
     Ok(Exit::Done)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use data::Dataset;
 use graph::Graph;
 use graph::format::save;
-use prune::{Budget, Importance, Similarity};
+use prune::{Budget, Importance, Limits, Similarity};
 use train::unfold;
 
 use crate::args::Prune;
@@ -52,14 +52,20 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
         None => {}
     }
     let speed = args.budget.latency.map(|_| Speed::measure(&model)).transpose()?;
-    let mut limits = args.limits.over(prune::Limits::default());
-    if let Some(speed) = speed.as_ref().filter(|_| args.limits.auto(true)) {
-        limits.multiple = speed.multiple;
-    }
+    let limits = |limits: Limits| {
+        let limits = args.limits.over(limits);
+        let measured = speed.as_ref().filter(|_| args.limits.auto(true));
+        Limits { multiple: measured.map_or(limits.multiple, |speed| speed.multiple), ..limits }
+    };
+    let (importance, similarity) = (Importance::default(), Similarity::default());
     let job = Job {
         model: &model,
-        importance: Importance { criterion: prune::Criterion::OutputError, limits, ..Importance::default() },
-        similarity: Similarity { mode: args.similarity.into(), limits, ..Similarity::default() },
+        importance: Importance {
+            criterion: prune::Criterion::OutputError,
+            limits: limits(importance.limits),
+            ..importance
+        },
+        similarity: Similarity { mode: args.similarity.into(), limits: limits(similarity.limits), ..similarity },
         share,
         calibration: calibration.as_ref(),
     };
@@ -67,14 +73,14 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
     if let (Some(max_drop), Some(dataset)) = (args.budget.max_drop, &dataset) {
         budget.macs = Some(job.largest_cut(dataset, max_drop)?);
     }
-    let goal = Goal::new(&budget, &model, speed.map(|s| Arc::new(s.latency)))?;
-    let outcome = job.cut(&goal).at_once(&model, calibration.as_ref())?;
+    let mut goal = Goal::new(&budget, &model, speed.map(|s| Arc::new(s.latency)))?;
+    let outcome = job.cut().at_once(&model, &mut goal, calibration.as_ref())?;
     show(&outcome, args.json);
     if let Some(out) = args.out.as_ref().filter(|_| !args.dry_run) {
         let slim = job.reconstructed(outcome)?;
         save(&slim, out)?;
         ui::note(format_args!("Wrote `{}`", out.display()));
-        goal.outcome(&model, &slim)?;
+        goal.outcome(&slim)?;
     }
     Ok(Exit::Done)
 }
@@ -100,8 +106,8 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn cut<'b>(&'b self, goal: &'b Goal) -> Cut<'b> {
-        Cut { importance: &self.importance, similarity: &self.similarity, goal, similarity_share: self.share }
+    fn cut(&self) -> Cut<'_> {
+        Cut { importance: &self.importance, similarity: &self.similarity, similarity_share: self.share }
     }
 
     /// What was cut, refitted where there are images to refit it on.
@@ -120,8 +126,8 @@ impl Job<'_> {
         let known = Trials { dense: score(self.model)?, trials: vec![] };
         let cut = |macs: f64| {
             let budget = Budget { macs: Some(macs), ..Budget::default() };
-            let goal = Goal::new(&budget, self.model, None)?;
-            let outcome = self.cut(&goal).towards(self.model, self.calibration)?;
+            let mut goal = Goal::new(&budget, self.model, None)?;
+            let outcome = self.cut().towards(self.model, &mut goal, self.calibration)?;
             match goal.met(&outcome.slim)? {
                 true => Ok(Some(score(&self.reconstructed(outcome)?)?)),
                 false => Ok(None),

@@ -3,6 +3,9 @@
 use data::{Augment, Dataset, Item, Loader, LoaderConfig, Mode};
 use graph::Graph;
 use prune::{Coupling, Importance, Plan, Sensitivity, Similarity, Statistics, Target, importance, similarity, surgery};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
 use train::calibrate::{self, Images};
 use train::evaluate::fit;
 use train::loss::{Criterion, probe};
@@ -16,10 +19,8 @@ use crate::ui;
 /// Images statistics are taken from where no recipe says how many.
 pub const CALIBRATION_IMAGES: usize = 256;
 
-/// Pixels of all images that reconstruction runs at once: about 2 GiB of maps in a small detector.
-const PIXELS_AT_ONCE: usize = 128 * 320 * 320;
-/// More images than this teach reconstruction nothing.
-const MOST_AT_ONCE: usize = 256;
+/// Images that reconstruction looks at: more take longer and teach it little.
+const RECONSTRUCTED_ON: usize = 128;
 
 /// The training images of a dataset as calibration sees them.
 pub struct Calibration<'a> {
@@ -129,7 +130,7 @@ impl Calibration<'_> {
     /// those of `dense`.
     pub fn reconstruct(&self, dense: &Graph, plans: &[Plan], slim: &Graph) -> miette::Result<Graph> {
         let kept = trace(dense, plans)?;
-        let images = self.at_once(dense)?;
+        let images = self.for_reconstruction(dense)?;
         let focus = match is_probed(dense) {
             true => calibrate::focus(dense, [self.imgsz; 2], &images)?,
             false => Default::default(),
@@ -157,11 +158,13 @@ impl Calibration<'_> {
         Ok(graph)
     }
 
-    /// As many whole images as memory allows to run at once, spread evenly, as `graph` is shown them.
-    fn at_once(&self, graph: &Graph) -> miette::Result<Images> {
+    /// Whole images for reconstruction, as `graph` is shown them: spread evenly and shuffled, as the first of them are looked at
+    /// longest.
+    fn for_reconstruction(&self, graph: &Graph) -> miette::Result<Images> {
         let items = self.items()?;
-        let most = (PIXELS_AT_ONCE / (self.imgsz * self.imgsz)).clamp(8, MOST_AT_ONCE).min(items.len());
-        let chosen: Vec<Item> = (0..most).map(|i| items[i * items.len() / most].clone()).collect();
+        let most = RECONSTRUCTED_ON.min(items.len());
+        let mut chosen: Vec<Item> = (0..most).map(|i| items[i * items.len() / most].clone()).collect();
+        chosen.shuffle(&mut ChaCha8Rng::seed_from_u64(self.seed));
         let loader = self.loader_of(&chosen, Mode::Val(fit(graph.meta.family)))?;
         let mut images = Images { data: vec![], n: 0 };
         for batch in loader.epoch(0) {
@@ -205,38 +208,36 @@ fn is_probed(graph: &Graph) -> bool {
     graph.head().is_ok_and(|(head, _)| probe::is_probed(head))
 }
 
-/// Stage 1: plans the removal of unimportant channels.
-pub fn by_importance(
-    graph: &Graph,
-    settings: &Importance,
-    target: &Target,
+/// Stage 1: what plans the removal of unimportant channels towards any target, once what it goes by is measured.
+pub fn by_importance<'a>(
+    graph: &'a Graph,
+    settings: &'a Importance,
     calibration: Option<&Calibration>,
-) -> miette::Result<Plan> {
+) -> miette::Result<impl Fn(&Target) -> miette::Result<Plan> + use<'a>> {
     let sensitivity = match (settings.criterion, calibration) {
         (prune::Criterion::OutputError, Some(calibration)) => calibration.sensitivity(graph)?,
         (prune::Criterion::Taylor, Some(calibration)) => calibration.gates(graph)?,
         _ => Sensitivity::default(),
     };
-    Ok(importance::plan_with(graph, &Coupling::of(graph)?, settings, &sensitivity, target)?)
+    let coupling = Coupling::of(graph)?;
+    Ok(move |target: &Target| Ok(importance::plan_with(graph, &coupling, settings, &sensitivity, target)?))
 }
 
-/// Stage 2: plans the removal of channels that others can stand in for.
-pub fn by_similarity(
-    graph: &Graph,
-    settings: &Similarity,
-    target: &Target,
+/// Stage 2: what plans the removal of channels that others can stand in for.
+pub fn by_similarity<'a>(
+    graph: &'a Graph,
+    settings: &'a Similarity,
     calibration: &Calibration,
-) -> miette::Result<Plan> {
+) -> miette::Result<impl Fn(&Target) -> miette::Result<Plan> + use<'a>> {
     let coupling = Coupling::of(graph)?;
     let statistics = calibration.statistics(graph, &coupling)?;
-    Ok(similarity::plan(graph, &coupling, &statistics, settings, target)?)
+    Ok(move |target: &Target| Ok(similarity::plan(graph, &coupling, &statistics, settings, target)?))
 }
 
 /// What to cut, and how both stages share the work.
 pub struct Cut<'a> {
     pub importance: &'a Importance,
     pub similarity: &'a Similarity,
-    pub goal: &'a Goal,
     /// Share of the removal that stage 2 does, in 0..=1.
     pub similarity_share: f64,
 }
@@ -252,9 +253,14 @@ impl Cut<'_> {
     ///
     /// # Errors
     /// The budget cannot be met.
-    pub fn at_once(&self, model: &Graph, calibration: Option<&Calibration>) -> miette::Result<Outcome> {
-        let outcome = self.towards(model, calibration)?;
-        self.goal.must_meet(&outcome.slim)?;
+    pub fn at_once(
+        &self,
+        model: &Graph,
+        goal: &mut Goal,
+        calibration: Option<&Calibration>,
+    ) -> miette::Result<Outcome> {
+        let outcome = self.towards(model, goal, calibration)?;
+        goal.must_meet(&outcome.slim)?;
         Ok(outcome)
     }
 
@@ -262,24 +268,30 @@ impl Cut<'_> {
     ///
     /// # Errors
     /// The detector cannot be measured.
-    pub fn towards(&self, model: &Graph, calibration: Option<&Calibration>) -> miette::Result<Outcome> {
-        let target = &self.goal.target;
-        let reference = self.goal.size(model)?;
-        let share = if calibration.is_some() { self.similarity_share } else { 0.0 };
+    pub fn towards(
+        &self,
+        model: &Graph,
+        goal: &mut Goal,
+        calibration: Option<&Calibration>,
+    ) -> miette::Result<Outcome> {
+        let similar = calibration.filter(|_| self.similarity_share > 0.0);
         let (mut slim, mut plans) = (model.clone(), vec![]);
-        if share < 1.0 {
-            let first =
-                by_importance(model, self.importance, &target.before_similarity(reference, share), calibration)?;
+        if similar.is_none() || self.similarity_share < 1.0 {
+            let plan = by_importance(model, self.importance, calibration)?;
+            let first = match similar {
+                Some(_) => plan(&goal.target.before_similarity(goal.size(model)?, self.similarity_share))?,
+                None => goal.reach(model, plan)?,
+            };
             slim = apply(model, &first)?;
             plans.push(first);
         }
-        if let Some(calibration) = calibration.filter(|_| share > 0.0) {
-            let second = by_similarity(&slim, self.similarity, target, calibration)?;
+        if let Some(calibration) = similar {
+            let second = goal.reach(&slim, by_similarity(&slim, self.similarity, calibration)?)?;
             slim = apply(&slim, &second)?;
             plans.push(second);
         }
-        if !self.goal.met(&slim)? {
-            let rest = by_importance(&slim, self.importance, target, calibration)?;
+        if !goal.met(&slim)? {
+            let rest = goal.reach(&slim, by_importance(&slim, self.importance, calibration)?)?;
             slim = apply(&slim, &rest)?;
             plans.push(rest);
         }

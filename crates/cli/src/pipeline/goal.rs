@@ -6,7 +6,7 @@ use std::sync::Arc;
 use graph::Graph;
 use graph::format::to_bytes;
 use prune::budget::Limit;
-use prune::{Amount, Budget, Coupling, Latency, Size, Target};
+use prune::{Amount, Budget, Coupling, Latency, Plan, Size, Target, surgery};
 
 use crate::exit::Error;
 use crate::report::TargetRow;
@@ -16,9 +16,15 @@ use crate::ui;
 /// A prediction of time that is further off than this share is worth a warning.
 const CLOSE: f64 = 0.1;
 
+/// A plan that comes out further from the time it was made for than this share is made again, so often at most.
+const EXACT: f64 = 0.02;
+const AGAIN: usize = 3;
+
 /// A budget as the planners take it, and what people want to know beside it.
 pub struct Goal {
     pub target: Target,
+    /// What is cut.
+    dense: Graph,
     /// Bytes of the native file that are no values: its header.
     header: u64,
 }
@@ -52,7 +58,7 @@ impl Goal {
                 budget.bytes = Some(Amount::Absolute((asked - header as f64).floor()));
             }
         }
-        Ok(Self { target: budget.timed_target(size, latency)?, header })
+        Ok(Self { target: budget.timed_target(size, latency)?, dense: reference.clone(), header })
     }
 
     /// `graph` in the units of the goal.
@@ -63,6 +69,36 @@ impl Goal {
     /// True where `graph` is small and fast enough.
     pub fn met(&self, graph: &Graph) -> miette::Result<bool> {
         Ok(self.target.met(self.size(graph)?))
+    }
+
+    /// What `plan` makes of the target: where a time is asked for, planned again with corrected times until what is left of
+    /// `graph` takes the time it was planned to take. Operators in a network do not take what they take alone, and by how much
+    /// differs between the dense network and what a cut leaves.
+    ///
+    /// # Errors
+    /// `plan` fails, or what it leaves cannot be run.
+    pub fn reach(&mut self, graph: &Graph, plan: impl Fn(&Target) -> miette::Result<Plan>) -> miette::Result<Plan> {
+        let mut made = plan(&self.target)?;
+        let (Some(limit), Some(mut latency)) = (self.target.nanos, self.target.latency.clone()) else {
+            return Ok(made);
+        };
+        let limit = limit as f64;
+        for _ in 0..AGAIN {
+            let slim = surgery::apply(graph, &made)?;
+            let [dense_ms, slim_ms] = side_by_side(&[&self.dense, &slim])?[..] else { unreachable!("two were given") };
+            // In turns, so that a machine that has become slower since the table was measured is not held against the plan.
+            let measured = latency.total(&self.dense)? as f64 * slim_ms / dense_ms;
+            let predicted = latency.total(&slim)? as f64;
+            let free = measured <= limit && predicted < limit * (1.0 - EXACT);
+            if free || (measured / predicted - 1.0).abs() <= EXACT {
+                break;
+            }
+            let Some(corrected) = latency.corrected(&self.dense, &slim, measured)? else { break };
+            latency = Arc::new(corrected);
+            self.target.latency = Some(Arc::clone(&latency));
+            made = plan(&self.target)?;
+        }
+        Ok(made)
     }
 
     /// An error where `graph`, from which nothing more can go, is not small enough: it says what could be reached.
@@ -96,11 +132,11 @@ impl Goal {
         }
     }
 
-    /// What was asked for, what the plan says, what `slim` is; times are measured anew, in turns with `dense`.
+    /// What was asked for, what the plan says, what `slim` is; times are measured anew, in turns with the dense detector.
     ///
     /// # Errors
     /// A detector cannot be run.
-    pub fn outcome(&self, dense: &Graph, slim: &Graph) -> miette::Result<Vec<TargetRow>> {
+    pub fn outcome(&self, slim: &Graph) -> miette::Result<Vec<TargetRow>> {
         let size = self.size(slim)?;
         let row = |what: &str, unit: &str, limit: f64, predicted: f64, measured: f64, dense: f64| TargetRow {
             what: what.into(),
@@ -117,10 +153,17 @@ impl Goal {
                     let file =
                         |graph: &Graph| Ok::<_, graph::Error>(to_bytes(graph, Path::new("(slim)"))?.len() as f64);
                     let whole = |values: u64| (values + self.header) as f64;
-                    rows.push(row("file", "bytes", whole(limit.limit), whole(limit.now), file(slim)?, file(dense)?));
+                    rows.push(row(
+                        "file",
+                        "bytes",
+                        whole(limit.limit),
+                        whole(limit.now),
+                        file(slim)?,
+                        file(&self.dense)?,
+                    ));
                 }
                 "latency" => {
-                    let ms = side_by_side(&[dense, slim])?;
+                    let ms = side_by_side(&[&self.dense, slim])?;
                     let of = |nanos: u64| nanos as f64 / 1e6;
                     rows.push(row("latency", "ms", of(limit.limit), of(limit.now), ms[1], ms[0]));
                 }
@@ -128,14 +171,19 @@ impl Goal {
             }
         }
         for row in &rows {
-            tell(row);
+            let pace = match row.what.as_str() {
+                // The machine may run faster or slower than when the table was measured; the detectors took turns.
+                "latency" => row.dense * 1e6 / self.target.reference.nanos as f64,
+                _ => 1.0,
+            };
+            tell(row, pace);
         }
         Ok(rows)
     }
 }
 
-/// Says how a prediction came out.
-fn tell(row: &TargetRow) {
+/// Says how a prediction came out on a machine that takes `pace` of the time for everything that it took before.
+fn tell(row: &TargetRow, pace: f64) {
     let value = |v: f64| if row.unit == "bytes" { ui::bytes(v as u64) } else { format!("{v:.2} {}", row.unit) };
     ui::note(format_args!(
         "{}: {} asked for, {} predicted, {} measured; {} before",
@@ -145,13 +193,16 @@ fn tell(row: &TargetRow) {
         value(row.measured),
         value(row.dense)
     ));
-    let off = row.measured / row.predicted - 1.0;
-    if off.abs() > CLOSE {
-        ui::warn(format_args!(
-            "the {} measured is {:.0} % {} the one predicted; was the machine busy?",
-            row.what,
-            100.0 * off.abs(),
-            if off > 0.0 { "above" } else { "below" }
-        ));
+    let above = |share: f64, more: &'static str, less: &'static str| {
+        (format!("{:.0} %", 100.0 * (share - 1.0).abs()), if share > 1.0 { more } else { less })
+    };
+    if (pace - 1.0).abs() > CLOSE {
+        let (by, than) = above(pace, "slower", "faster");
+        ui::warn(format_args!("the machine is {by} {than} now than when its times were measured; was it busy?"));
+    }
+    let off = row.measured / (row.predicted * pace);
+    if (off - 1.0).abs() > CLOSE {
+        let (by, than) = above(off, "above", "below");
+        ui::warn(format_args!("the {} measured is {by} {than} the one predicted; was the machine busy?", row.what));
     }
 }

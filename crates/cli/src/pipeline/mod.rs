@@ -18,7 +18,7 @@ use data::Dataset;
 use eval::coco::{ClassResult, MapResult};
 use graph::format::{LoadOptions, load, save};
 use graph::{Family, Graph, cost};
-use prune::{Budget, Coupling, Plan, surgery};
+use prune::{Budget, Coupling, Latency, Plan, Target, surgery};
 use serde::{Deserialize, Serialize};
 use train::sparse::{GammaHistogram, SparseConfig};
 use train::{Task, TrainConfig, Trained};
@@ -104,12 +104,11 @@ impl<'a> Pipeline<'a> {
         let trials = recipe.max_drop.map(|drop| self.largest_cut(&dense, drop, &rows)).transpose()?;
         let mut recipe = recipe.clone();
         recipe.budget.macs = trials.as_ref().map(|(macs, _)| *macs).or(recipe.budget.macs);
-        let speed = recipe.budget.latency.map(|_| Speed::kept(&dense, self.out)).transpose()?;
+        let mut speed = recipe.budget.latency.map(|_| Speed::kept(&dense, self.out)).transpose()?;
         recipe.round_by(speed.as_ref());
         let recipe = &recipe;
-        let goal = Goal::new(&recipe.budget, &dense, speed.as_ref().map(|s| Arc::new(s.latency.clone())))?;
-        let target = goal.target.clone();
-        let first_target = target.before_similarity(goal.size(&dense)?, recipe.similarity_share);
+        let mut goal = Goal::new(&recipe.budget, &dense, speed.as_ref().map(|s| Arc::new(s.latency.clone())))?;
+        let first_target = goal.target.before_similarity(goal.size(&dense)?, recipe.similarity_share);
 
         let sparse = match recipe.sparse.epochs {
             0 => dense.clone(),
@@ -120,15 +119,21 @@ impl<'a> Pipeline<'a> {
         let mut folded = sparse.clone();
         if recipe.similarity_share < 1.0 {
             let first = self.plan("importance", || {
-                cut::by_importance(&sparse, &recipe.importance, &first_target, Some(&calibration))
+                let plan = cut::by_importance(&sparse, &recipe.importance, Some(&calibration))?;
+                match recipe.similarity_share > 0.0 {
+                    true => plan(&first_target),
+                    false => self.reach(&mut goal, &mut speed, &sparse, plan),
+                }
             })?;
             self.stage(&mut rows, "masked", || Ok(surgery::mask(&sparse, &first.uncompensated())?))?;
             folded = self.stage(&mut rows, "folded", || cut::apply(&sparse, &first))?;
             plans.push(first);
         }
         let replaced = if recipe.similarity_share > 0.0 {
-            let settings = &recipe.similarity;
-            let second = self.plan("similarity", || cut::by_similarity(&folded, settings, &target, &calibration))?;
+            let second = self.plan("similarity", || {
+                let plan = cut::by_similarity(&folded, &recipe.similarity, &calibration)?;
+                self.reach(&mut goal, &mut speed, &folded, plan)
+            })?;
             let replaced = self.stage(&mut rows, "replaced", || cut::apply(&folded, &second))?;
             plans.push(second);
             replaced
@@ -138,8 +143,10 @@ impl<'a> Pipeline<'a> {
         let cut = if goal.met(&replaced)? {
             replaced
         } else {
-            let rest =
-                self.plan("rest", || cut::by_importance(&replaced, &recipe.importance, &target, Some(&calibration)))?;
+            let rest = self.plan("rest", || {
+                let plan = cut::by_importance(&replaced, &recipe.importance, Some(&calibration))?;
+                self.reach(&mut goal, &mut speed, &replaced, plan)
+            })?;
             ui::note("Similarity alone did not reach the budget; importance removed the rest");
             let trimmed = self.stage(&mut rows, "trimmed", || cut::apply(&replaced, &rest))?;
             plans.push(rest);
@@ -178,7 +185,7 @@ impl<'a> Pipeline<'a> {
                 slim = healed;
             }
         }
-        let targets = goal.outcome(&dense, &slim)?;
+        let targets = goal.outcome(&slim)?;
         self.finish(&dense, &slim, rows, Targets { rows: targets, speed, trials: trials.map(|(_, trials)| trials) })
     }
 
@@ -196,14 +203,13 @@ impl<'a> Pipeline<'a> {
         let all = self.calibration(usize::MAX);
         let cut = |macs: f64| {
             let budget = Budget { macs: Some(macs), ..Budget::default() };
-            let goal = Goal::new(&budget, dense, None)?;
+            let mut goal = Goal::new(&budget, dense, None)?;
             let cut = Cut {
                 importance: &recipe.importance,
                 similarity: &recipe.similarity,
-                goal: &goal,
                 similarity_share: recipe.similarity_share,
             };
-            let outcome = cut.towards(dense, Some(&calibration))?;
+            let outcome = cut.towards(dense, &mut goal, Some(&calibration))?;
             if !goal.met(&outcome.slim)? {
                 return Ok(None);
             }
@@ -226,7 +232,7 @@ impl<'a> Pipeline<'a> {
         let recipe = self.recipe;
         let coupling = Coupling::of(dense)?;
         let prunable = coupling.classes.iter().filter(|c| c.pinned.is_none()).count();
-        let removed = cut::by_importance(dense, &recipe.importance, target, None)?.removals.len();
+        let removed = cut::by_importance(dense, &recipe.importance, None)?(target)?.removals.len();
         let share = (removed as f32 / prunable.max(1) as f32).clamp(0.01, 0.95);
         let mut config = recipe.sparse.clone();
         config.sparse = Some(SparseConfig { target: share, ..config.sparse.unwrap_or_default() });
@@ -291,6 +297,26 @@ impl<'a> Pipeline<'a> {
         let plan = make()?;
         runs::write_json(&file, &plan)?;
         Ok(plan)
+    }
+
+    /// The last plan towards `goal`, of what is cut from `graph`; times corrected on the way are kept, because a resumed run
+    /// has to plan by the times it was planned with.
+    fn reach(
+        &self,
+        goal: &mut Goal,
+        speed: &mut Option<Speed>,
+        graph: &Graph,
+        plan: impl Fn(&Target) -> miette::Result<Plan>,
+    ) -> miette::Result<Plan> {
+        if speed.as_ref().is_some_and(|speed| speed.confirmed) {
+            return plan(&goal.target);
+        }
+        let made = goal.reach(graph, plan)?;
+        if let (Some(speed), Some(latency)) = (speed, &goal.target.latency) {
+            (speed.latency, speed.confirmed) = (Latency::clone(latency), true);
+            speed.keep(self.out)?;
+        }
+        Ok(made)
     }
 
     fn measure(&self, name: &str, graph: &Graph, file: &Path) -> miette::Result<Stage> {

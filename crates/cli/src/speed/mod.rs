@@ -24,7 +24,7 @@ use probe::Probe;
 /// Turns that each model takes, and runs a turn.
 const TURNS: (usize, usize) = (9, 3);
 /// The same for whole detectors, of which there are few and on which everything is scaled.
-const WHOLE_TURNS: (usize, usize) = (15, 3);
+const WHOLE_TURNS: (usize, usize) = (41, 3);
 
 /// The file in a run's folder that keeps the table.
 const FILE: &str = "latency.json";
@@ -35,6 +35,9 @@ pub struct Speed {
     /// Threads that ran.
     pub threads: usize,
     pub latency: Latency,
+    /// Whether a detector cut by these times has been timed, and they were corrected where it took another.
+    #[serde(default)]
+    pub confirmed: bool,
     /// What channel counts should be a multiple of.
     pub multiple: usize,
     /// What else they could have been a multiple of, and how much faster that is than counts around it.
@@ -58,8 +61,16 @@ impl Speed {
             return Ok(speed);
         }
         let speed = Self::measure(graph)?;
-        runs::write_json(&file, &speed)?;
+        speed.keep(folder)?;
         Ok(speed)
+    }
+
+    /// Writes the times into the folder of a run, from where [`Speed::kept`] reads them.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn keep(&self, folder: &Path) -> miette::Result<()> {
+        runs::write_json(&folder.join(FILE), self)
     }
 
     /// Measures `graph` on images of its own size.
@@ -82,7 +93,7 @@ impl Speed {
         let latency = Latency::fit(tables, graph, body.min(whole), (whole - body).max(0.0))?;
         let gains = multiple::gains(&mut stopwatch, &kinds, &latency.parts(graph)?, start)?;
         bar.finish_and_clear();
-        let speed = Self { threads, latency, multiple: multiple::best(&gains), gains };
+        let speed = Self { threads, latency, confirmed: false, multiple: multiple::best(&gains), gains };
         ui::note(format_args!(
             "One image takes {:.2} ms on {threads} threads; {} kinds of operators were timed over their channel counts, {}",
             whole / 1e6,

@@ -39,12 +39,14 @@ pub struct Similarity {
     /// Added to the diagonal of the covariance as a share of each channel's own variance ([`Mode::Span`] only): keeps
     /// coefficients small where channels are nearly collinear.
     pub ridge: f64,
+    /// None by default: what a removal costs is known in one unit for all layers, and a layer that is not needed may go to its last
+    /// channel.
     pub limits: Limits,
 }
 
 impl Default for Similarity {
     fn default() -> Self {
-        Self { mode: Mode::default(), threshold: 0.8, ridge: 1e-5, limits: Limits::default() }
+        Self { mode: Mode::default(), threshold: 0.8, ridge: 1e-5, limits: Limits::NONE }
     }
 }
 

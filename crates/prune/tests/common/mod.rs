@@ -15,7 +15,7 @@ use rand_chacha::ChaCha8Rng;
 pub const IMGSZ: [usize; 2] = [12, 8];
 
 /// Limits that let a layer go down to one channel.
-pub const LOOSE: Limits = Limits { min_channels: 1, floor: 0.0, multiple: 1 };
+pub const LOOSE: Limits = Limits::NONE;
 
 /// A graph under construction, with seeded weights.
 pub struct Builder {

@@ -1,10 +1,9 @@
-//! Both detectors' maps, node by node over all images at once, for as long as something still has to read them.
+//! A detector's maps, node by node over many images at once, for as long as something still has to read them.
 
 use graph::{Act, Graph, NodeId, Op, Shape};
 use kernels::{BnAct, Epilogue, Layout, Packed, View, ViewMut};
 
 use crate::Result;
-use crate::calibrate::Images;
 use crate::net::{Kind, conv_shape, load_images, run_plain};
 
 /// A map of its own.
@@ -21,7 +20,16 @@ impl Map {
     pub(super) fn view(&self) -> View<'_> {
         View::new(&self.data, self.layout)
     }
+
+    /// Puts the images of `other` behind its own.
+    fn append(&mut self, other: Self) {
+        self.layout = Layout::dense(self.layout.n + other.layout.n, self.layout.h, self.layout.w, self.layout.c);
+        self.data.extend_from_slice(&other.data);
+    }
 }
+
+/// Images that go through the nodes together when they are added late.
+const ADDED: usize = 16;
 
 /// The maps of a graph that something still has to read.
 pub(super) struct Maps {
@@ -33,17 +41,55 @@ pub(super) struct Maps {
 }
 
 impl Maps {
-    pub(super) fn new(graph: &Graph, images: &Images, imgsz: [usize; 2]) -> Result<Self> {
+    /// Those of no image yet, of (H, W) = `imgsz`.
+    ///
+    /// # Errors
+    /// The graph does not fit that size.
+    pub(super) fn new(graph: &Graph, imgsz: [usize; 2]) -> Result<Self> {
         let shapes = graph.shapes(imgsz)?;
         let mut last: Vec<NodeId> = (0..graph.nodes.len()).collect();
         for (id, node) in graph.nodes.iter().enumerate() {
             node.inputs.iter().for_each(|&i| last[i] = id);
         }
-        let mut maps: Vec<Option<Map>> = graph.nodes.iter().map(|_| None).collect();
-        let mut image = Map::new(Layout::dense(images.n, imgsz[0], imgsz[1], shapes[0].c));
-        load_images(&images.data, &mut image.data);
-        maps[0] = Some(image);
-        Ok(Self { shapes, n: images.n, maps, last })
+        let maps = graph.nodes.iter().map(|_| None).collect();
+        Ok(Self { shapes, n: 0, maps, last })
+    }
+
+    /// Adds `images`, (N, H, W, 3) as bytes 0..255, and runs them through all nodes before `id`, a few at a time.
+    pub(super) fn add(&mut self, graph: &Graph, id: NodeId, images: &[u8]) {
+        let Shape { c, h, w } = self.shapes[0];
+        for images in images.chunks(ADDED * c * h * w) {
+            let n = images.len() / (c * h * w);
+            let mut image = Map::new(Layout::dense(n, h, w, c));
+            load_images(images, &mut image.data);
+            let mut maps: Vec<Option<Map>> = graph.nodes.iter().map(|_| None).collect();
+            maps[0] = Some(image);
+            let mut more = Self { shapes: self.shapes.clone(), n, maps, last: self.last.clone() };
+            for id in 0..id {
+                more.compute(graph, id);
+                more.drop_read(id);
+            }
+            for (map, more) in self.maps.iter_mut().zip(more.maps) {
+                match (map, more) {
+                    (Some(map), Some(more)) => map.append(more),
+                    (map, more) => *map = more,
+                }
+            }
+            self.n += n;
+        }
+    }
+
+    /// How many images there are.
+    pub(super) fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Floats of one image that are held while each node is computed.
+    pub(super) fn held(&self) -> Vec<usize> {
+        let floats = |shape: &Shape| shape.c * shape.h * shape.w;
+        (0..self.shapes.len())
+            .map(|id| (0..=id).filter(|&i| i == id || self.last[i] >= id).map(|i| floats(&self.shapes[i])).sum())
+            .collect()
     }
 
     pub(super) fn of(&self, id: NodeId) -> View<'_> {
@@ -103,6 +149,54 @@ impl Maps {
             if last <= id {
                 *map = None;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use graph::{Conv, Family, MaxPool, Meta, Tensor};
+
+    use super::*;
+
+    #[test]
+    fn images_that_join_late_have_the_maps_of_those_that_were_there() {
+        let meta = Meta { family: Family::Other, names: vec![], imgsz: [8, 8] };
+        let mut graph = Graph::new(meta, 3);
+        let conv = |o: usize, i: usize, stride| {
+            let weight = (0..o * i * 9).map(|k| (k * 37 % 19) as f32 / 19.0 - 0.4).collect();
+            let weight = Tensor::new([o, i, 3, 3], weight);
+            Op::Conv(Conv { weight, bias: None, stride: [stride; 2], pad: [1; 2], groups: 1 })
+        };
+        let first = graph.push("first", conv(4, 3, 2), vec![0]);
+        let act = graph.push("act", Op::Act(Act::Silu), vec![first]);
+        let pool = graph.push("pool", Op::MaxPool(MaxPool { kernel: 3, stride: 1, pad: [1, 1] }), vec![act]);
+        let concat = graph.push("concat", Op::Concat, vec![act, pool]);
+        let second = graph.push("second", conv(5, 8, 1), vec![concat]);
+        graph.push("sum", Op::Add, vec![second, second]);
+
+        let n = ADDED + 3;
+        let images: Vec<u8> = (0..n * 8 * 8 * 3).map(|i| (i * 71 % 251) as u8).collect();
+        for late in 1..graph.nodes.len() {
+            let [mut whole, mut parts] = [0, 1].map(|_| Maps::new(&graph, [8, 8]).expect("fits"));
+            whole.add(&graph, 0, &images);
+            let early = 2 * 8 * 8 * 3;
+            parts.add(&graph, 0, &images[..early]);
+            for id in 0..graph.nodes.len() {
+                if id == late {
+                    parts.add(&graph, id, &images[early..]);
+                }
+                for maps in [&mut whole, &mut parts] {
+                    maps.compute(&graph, id);
+                }
+                if id >= late {
+                    assert_eq!(whole.of(id).data, parts.of(id).data, "{late} {id}");
+                }
+                for maps in [&mut whole, &mut parts] {
+                    maps.drop_read(id);
+                }
+            }
+            assert_eq!((whole.n(), parts.n()), (n, n));
         }
     }
 }

@@ -2,8 +2,9 @@
 //! its maps come closest to the dense detector's, on unlabelled images: first by linear least squares (see `prune::refit`), then
 //! as the activation behind it hears the difference (`beyond`).
 //!
-//! Both detectors run side by side, node by node, over all images at once. A refitted convolution's output is computed anew
-//! before anything reads it, so each layer makes up for what the layers before it could not.
+//! Both detectors run side by side, node by node, over many images at once. A refitted convolution's output is computed anew
+//! before anything reads it, so each layer makes up for what the layers before it could not. First layers have large maps, which
+//! few images fill with places enough; where maps are smaller the other images join.
 
 mod beyond;
 mod maps;
@@ -31,6 +32,9 @@ const HELD_OUT: usize = 4;
 /// Places to fit at, for each feature, below which fitting stops at the linear solution: what goes beyond follows the few samples
 /// that count too closely, and held-out places are too few to tell.
 const PLACES: usize = 10;
+
+/// Bytes of both detectors' maps at a time, about.
+const MEMORY: usize = 2 << 30;
 
 /// A convolution that was refitted.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,10 +69,21 @@ impl Reconstruction<'_> {
     pub fn run(&self, mut done: impl FnMut(usize)) -> Result<(Graph, Vec<Refitted>)> {
         let mut slim = self.slim.clone();
         let mut refitted = vec![];
+        if self.images.n == 0 {
+            return Ok((slim, refitted));
+        }
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
-        let mut theirs = Maps::new(self.dense, self.images, self.imgsz)?;
-        let mut ours = Maps::new(&slim, self.images, self.imgsz)?;
-        for id in 0..slim.nodes.len() {
+        let mut theirs = Maps::new(self.dense, self.imgsz)?;
+        let mut ours = Maps::new(&slim, self.imgsz)?;
+        for (id, room) in self.room(&theirs, &ours).into_iter().enumerate() {
+            let n = theirs.n();
+            // Images that join run from the start: not for a few more.
+            if n == 0 || (n < room && (room >= 2 * n || room == self.images.n)) {
+                let image = self.images.data.len() / self.images.n;
+                let more = &self.images.data[n * image..room * image];
+                theirs.add(self.dense, id, more);
+                ours.add(&slim, id, more);
+            }
             theirs.compute(self.dense, id);
             ours.compute(&slim, id);
             if matches!(&slim.nodes[id].op, Op::Conv(conv) if conv.groups == 1)
@@ -85,12 +100,23 @@ impl Reconstruction<'_> {
         Ok((slim, refitted))
     }
 
+    /// For every node how many images there is room for from it on.
+    fn room(&self, theirs: &Maps, ours: &Maps) -> Vec<usize> {
+        let held = theirs.held().into_iter().zip(ours.held());
+        // What is missing of an output is a map of its own.
+        let mut room: Vec<usize> = held.map(|(theirs, ours)| MEMORY / (4 * (theirs + 2 * ours))).collect();
+        for id in (0..room.len().saturating_sub(1)).rev() {
+            room[id] = room[id].min(room[id + 1]);
+        }
+        room.into_iter().map(|room| room.max(2 * HELD_OUT).min(self.images.n)).collect()
+    }
+
     fn change(&self, slim: &Graph, id: NodeId, theirs: &Maps, ours: &Maps, rng: &mut ChaCha8Rng) -> Option<Refit> {
         let missing = missing(self.dense, slim, id, &self.kept[id], theirs, ours);
         if missing.data.iter().all(|&v| v == 0.0) {
             return None;
         }
-        let n = self.images.n;
+        let n = theirs.n();
         let held_out = n / HELD_OUT;
         // Too few images to spare one: nothing would tell a good change from a bad one.
         if held_out == 0 {
