@@ -138,13 +138,8 @@ impl Goal {
     /// A detector cannot be run.
     pub fn outcome(&self, slim: &Graph) -> miette::Result<Vec<TargetRow>> {
         let size = self.size(slim)?;
-        let row = |what: &str, unit: &str, limit: f64, predicted: f64, measured: f64, dense: f64| TargetRow {
-            what: what.into(),
-            unit: unit.into(),
-            asked: limit,
-            predicted,
-            measured,
-            dense,
+        let row = |what: &str, unit: &str, [asked, predicted, measured]: [f64; 3], [dense, reference]: [f64; 2]| {
+            TargetRow { what: what.into(), unit: unit.into(), asked, predicted, measured, dense, reference }
         };
         let mut rows = vec![];
         for limit in self.target.limits(size) {
@@ -153,37 +148,25 @@ impl Goal {
                     let file =
                         |graph: &Graph| Ok::<_, graph::Error>(to_bytes(graph, Path::new("(slim)"))?.len() as f64);
                     let whole = |values: u64| (values + self.header) as f64;
-                    rows.push(row(
-                        "file",
-                        "bytes",
-                        whole(limit.limit),
-                        whole(limit.now),
-                        file(slim)?,
-                        file(&self.dense)?,
-                    ));
+                    let dense = file(&self.dense)?;
+                    rows.push(row("file", "bytes", [whole(limit.limit), whole(limit.now), file(slim)?], [dense; 2]));
                 }
                 "latency" => {
                     let ms = side_by_side(&[&self.dense, slim])?;
                     let of = |nanos: u64| nanos as f64 / 1e6;
-                    rows.push(row("latency", "ms", of(limit.limit), of(limit.now), ms[1], ms[0]));
+                    let figures = [of(limit.limit), of(limit.now), ms[1]];
+                    rows.push(row("latency", "ms", figures, [ms[0], of(limit.reference)]));
                 }
                 _ => {}
             }
         }
-        for row in &rows {
-            let pace = match row.what.as_str() {
-                // The machine may run faster or slower than when the table was measured; the detectors took turns.
-                "latency" => row.dense * 1e6 / self.target.reference.nanos as f64,
-                _ => 1.0,
-            };
-            tell(row, pace);
-        }
+        rows.iter().for_each(tell);
         Ok(rows)
     }
 }
 
-/// Says how a prediction came out on a machine that takes `pace` of the time for everything that it took before.
-fn tell(row: &TargetRow, pace: f64) {
+/// Says how a prediction came out.
+fn tell(row: &TargetRow) {
     let value = |v: f64| if row.unit == "bytes" { ui::bytes(v as u64) } else { format!("{v:.2} {}", row.unit) };
     ui::note(format_args!(
         "{}: {} asked for, {} predicted, {} measured; {} before",
@@ -193,16 +176,14 @@ fn tell(row: &TargetRow, pace: f64) {
         value(row.measured),
         value(row.dense)
     ));
-    let above = |share: f64, more: &'static str, less: &'static str| {
-        (format!("{:.0} %", 100.0 * (share - 1.0).abs()), if share > 1.0 { more } else { less })
-    };
-    if (pace - 1.0).abs() > CLOSE {
-        let (by, than) = above(pace, "slower", "faster");
+    let (pace, off) = (row.pace() - 1.0, row.off());
+    let percent = |share: f64| format!("{:.0} %", 100.0 * share.abs());
+    if pace.abs() > CLOSE {
+        let (by, than) = (percent(pace), if pace > 0.0 { "slower" } else { "faster" });
         ui::warn(format_args!("the machine is {by} {than} now than when its times were measured; was it busy?"));
     }
-    let off = row.measured / (row.predicted * pace);
-    if (off - 1.0).abs() > CLOSE {
-        let (by, than) = above(off, "above", "below");
+    if off.abs() > CLOSE {
+        let (by, than) = (percent(off), if off > 0.0 { "above" } else { "below" });
         ui::warn(format_args!("the {} measured is {by} {than} the one predicted; was the machine busy?", row.what));
     }
 }

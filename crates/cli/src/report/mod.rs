@@ -77,6 +77,20 @@ pub struct TargetRow {
     pub predicted: f64,
     pub measured: f64,
     pub dense: f64,
+    /// What the plan took the dense one for.
+    pub reference: f64,
+}
+
+impl TargetRow {
+    /// What the dense detector is now over what the plan took it for: a machine may be faster or slower than it was.
+    pub fn pace(&self) -> f64 {
+        self.dense / self.reference
+    }
+
+    /// Share by which what was measured is above what was predicted, the pace not counted.
+    pub fn off(&self) -> f64 {
+        self.measured / (self.predicted * self.pace()) - 1.0
+    }
 }
 
 /// Predicted milliseconds of one kind of operator in the dense and the slim detector.

@@ -15,7 +15,7 @@ pub fn targets(page: &mut String, data: &ReportData) {
     section(
         page,
         "Targets",
-        "Predicted by the plan, measured on the slim detector; the dense one was measured beside it.",
+        "Predicted by the plan, measured on the slim detector in turns with the dense one; what it is off by counts both alike.",
     );
     if !summary.targets.is_empty() {
         head(page, &["target", "dense", "asked", "predicted", "measured", "off by"]);
@@ -23,7 +23,7 @@ pub fn targets(page: &mut String, data: &ReportData) {
             let value = |v: f64| if row.unit == "bytes" { ui::bytes(v as u64) } else { format!("{v:.2} {}", row.unit) };
             let [dense, asked] = [row.dense, row.asked].map(value);
             let [predicted, measured] = [row.predicted, row.measured].map(value);
-            let off = format!("{:+.1} %", 100.0 * (row.measured / row.predicted - 1.0));
+            let off = format!("{:+.1} %", 100.0 * row.off());
             line(page, &[&escape(&row.what), &dense, &asked, &predicted, &measured, &off]);
         }
         page.push_str("</tbody></table></div>");
