@@ -24,6 +24,8 @@ impl Map {
     /// Puts the images of `other` behind its own.
     fn append(&mut self, other: Self) {
         self.layout = Layout::dense(self.layout.n + other.layout.n, self.layout.h, self.layout.w, self.layout.c);
+        // Maps may fill the memory they are allowed: no room for more than comes.
+        self.data.reserve_exact(other.data.len());
         self.data.extend_from_slice(&other.data);
     }
 }
