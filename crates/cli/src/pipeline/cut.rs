@@ -1,6 +1,6 @@
 //! The two cuts: stage 1 by importance, stage 2 by similarity, both towards one budget.
 
-use data::{Augment, Dataset, Item, Loader, LoaderConfig, Mode};
+use data::{Augment, Batch, Dataset, Item, Loader, LoaderConfig, Mode};
 use graph::Graph;
 use prune::{Coupling, Importance, Plan, Sensitivity, Similarity, Statistics, Target, importance, similarity, surgery};
 use rand::SeedableRng;
@@ -56,31 +56,24 @@ impl Calibration<'_> {
     ) -> miette::Result<T> {
         let loader = self.loader(Mode::Val(fit(graph.meta.family)))?;
         let bar = ui::bar(task, self.items()?.len(), "images");
-        let mut batches = loader.epoch(0).map(|batch| {
-            let batch = batch?;
-            bar.inc(batch.n as u64);
-            Ok(Images { data: batch.images, n: batch.n })
-        });
+        let mut batches =
+            loader.epoch(0).map(images).inspect(|images| bar.inc(images.as_ref().map_or(0, |i| i.n as u64)));
         let measured = measure(&mut batches)?;
         bar.finish_and_clear();
         Ok(measured)
     }
 
-    /// Shows `measure` the images `epochs` times, augmented as in training, under a bar that says `task`.
+    /// Shows `measure` the images and their labels `epochs` times, augmented as in training, under a bar that says `task`.
     fn over_augmented_images<T>(
         &self,
         augment: Augment,
         epochs: usize,
         task: &str,
-        measure: impl FnOnce(&mut dyn Iterator<Item = train::Result<Images>>) -> train::Result<T>,
+        measure: impl FnOnce(&mut dyn Iterator<Item = data::Result<Batch>>) -> train::Result<T>,
     ) -> miette::Result<T> {
         let loader = self.loader(Mode::Train(augment))?;
         let bar = ui::bar(task, epochs * loader.batches(), "batches");
-        let mut batches = (0..epochs).flat_map(|e| loader.epoch(e as u64)).map(|batch| {
-            let batch = batch?;
-            bar.inc(1);
-            Ok(Images { data: batch.images, n: batch.n })
-        });
+        let mut batches = (0..epochs).flat_map(|e| loader.epoch(e as u64)).inspect(|_| bar.inc(1));
         let measured = measure(&mut batches)?;
         bar.finish_and_clear();
         Ok(measured)
@@ -107,8 +100,8 @@ impl Calibration<'_> {
         if !is_probed(graph) {
             return Ok(Sensitivity::default());
         }
-        self.over_augmented_images(Augment::default(), 1, "Measuring", |images| {
-            calibrate::sensitivity(graph, [self.imgsz; 2], images)
+        self.over_augmented_images(Augment::default(), 1, "Measuring", |batches| {
+            calibrate::sensitivity(graph, [self.imgsz; 2], batches.map(images))
         })
     }
 
@@ -118,12 +111,9 @@ impl Calibration<'_> {
         if !graph.head().is_ok_and(|(head, _)| Criterion::of(head, self.imgsz).is_ok()) {
             return Ok(Sensitivity::default());
         }
-        let loader = self.loader(Mode::Train(Augment::default()))?;
-        let bar = ui::bar("Measuring", loader.batches(), "batches");
-        let batches = loader.epoch(0).inspect(|_| bar.inc(1));
-        let gates = calibrate::gates(graph, [self.imgsz; 2], batches)?;
-        bar.finish_and_clear();
-        Ok(gates)
+        self.over_augmented_images(Augment::default(), 1, "Measuring", |batches| {
+            calibrate::gates(graph, [self.imgsz; 2], batches)
+        })
     }
 
     /// `slim`, cut from `dense` by `plans` one after the other, with its weights refitted so that its maps come closest to
@@ -197,10 +187,16 @@ impl Calibration<'_> {
 
     /// `graph` with BatchNorm statistics estimated anew over images augmented as in training.
     pub fn recalibrate(&self, graph: &Graph, augment: Augment, epochs: usize) -> miette::Result<Graph> {
-        self.over_augmented_images(augment, epochs, "Recalibrating", |images| {
-            calibrate::reestimate_batch_norm(graph, [self.imgsz; 2], images)
+        self.over_augmented_images(augment, epochs, "Recalibrating", |batches| {
+            calibrate::reestimate_batch_norm(graph, [self.imgsz; 2], batches.map(images))
         })
     }
+}
+
+/// A batch without its labels.
+fn images(batch: data::Result<Batch>) -> train::Result<Images> {
+    let batch = batch?;
+    Ok(Images { data: batch.images, n: batch.n })
 }
 
 /// Whether it can be told what the answers of `graph` mind.
