@@ -16,9 +16,13 @@ use super::v8::sides;
 use super::{RawMap, v5};
 
 /// What a box that is off by its own size costs, in units of a probability's: overlap falls with the error itself, not with its
-/// square, so that small errors count for much. Chosen where eighty classes have to be told apart, on COCO; with three classes, on
-/// BCCD, anything from 10 to 70 does (docs/results).
+/// square, so that small errors count for much. Chosen for YOLOv5n where eighty classes have to be told apart, on COCO; with three
+/// classes, on BCCD, anything from 10 to 70 does (docs/results).
 const BOX: f64 = 10.0;
+
+/// The same where boxes are distances to their sides and classes have no objectness before them: chosen for YOLOv8n on BCCD, where
+/// 10 keeps two points less.
+const BOX_OF_SIDES: f64 = 50.0;
 
 /// Sides of a box at least, in cells: cells without an object tell boxes of any size, and what is smaller than this is not seen.
 const LEAST: f64 = 0.25;
@@ -101,7 +105,7 @@ fn distances(head: &DflHead, maps: &[RawMap], grads: &mut [Vec<f32>], draw: &mut
         for (((raw, classes), to_box), to_class) in boxes.zip(classes).zip(to_boxes).zip(to_classes) {
             let certainty = sigmoid(classes.iter().copied().fold(f32::NEG_INFINITY, f32::max));
             classes.iter().zip(to_class).for_each(|(&raw, grad)| *grad = draw.logit(raw, 1.0));
-            let mut distance = |size: f64| draw.root(BOX * f64::from(certainty)) / size;
+            let mut distance = |size: f64| draw.root(BOX_OF_SIDES * f64::from(certainty)) / size;
             if head.reg_max == 1 {
                 for k in 0..4 {
                     to_box[k] = distance(f64::from(raw[k] + raw[(k + 2) % 4]).max(LEAST)) as f32;
@@ -181,10 +185,10 @@ mod tests {
             for axis in 0..2 {
                 let [centre, size] = [axis, axis + 2].map(|k| (at(b, k) - at(a, k)) / at(a, axis + 2));
                 let off = match head {
-                    Head::Dfl(_) => (centre - size / 2.0).powi(2) + (centre + size / 2.0).powi(2),
-                    _ => centre.powi(2) + size.powi(2),
+                    Head::Dfl(_) => BOX_OF_SIDES * ((centre - size / 2.0).powi(2) + (centre + size / 2.0).powi(2)),
+                    _ => BOX * (centre.powi(2) + size.powi(2)),
                 };
-                sum += BOX * certainty * off;
+                sum += certainty * off;
             }
             for k in 4..6 + objectness {
                 let p = at(a, k);
