@@ -188,6 +188,8 @@ fn check_folder(out: &Path, settings: &Settings) -> miette::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
 
     #[test]
@@ -195,11 +197,20 @@ mod tests {
         let tasks: Vec<u64> = (0..20).collect();
         let squares = side_by_side(3, &tasks, |n| Ok(n * n)).unwrap();
         assert_eq!(squares, tasks.iter().map(|n| n * n).collect::<Vec<_>>());
-        let begun = AtomicUsize::new(0);
+
+        // The second task waits until the worker that failed is gone, so that no scheduler decides what is begun.
+        thread_local!(static FAILED: std::cell::RefCell<Option<mpsc::Sender<()>>> = const { std::cell::RefCell::new(None) });
+        let (sender, gone) = mpsc::channel();
+        let (sender, gone, begun) = (Mutex::new(Some(sender)), Mutex::new(gone), AtomicUsize::new(0));
         let failed = side_by_side(2, &tasks, |&n| {
             begun.fetch_add(1, Ordering::Relaxed);
-            if n == 3 { Err(Error::failed("no", "hint")) } else { Ok(()) }
+            if n == 0 {
+                FAILED.set(sender.lock().unwrap().take());
+                return Err(Error::failed("no", "hint"));
+            }
+            gone.lock().unwrap().recv().expect_err("nothing is sent");
+            Ok(())
         });
-        assert!(failed.is_err() && begun.load(Ordering::Relaxed) < 20);
+        assert!(failed.is_err() && begun.into_inner() <= 2);
     }
 }
