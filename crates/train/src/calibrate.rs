@@ -7,6 +7,7 @@ use kernels::{ConvShape, Layout, View, ViewMut};
 use prune::{ChannelStats, Sensitivity, Statistics};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 
 use crate::evaluate::raw;
 use crate::loss::{Criterion, probe};
@@ -65,7 +66,7 @@ pub fn focused_statistics<E: From<graph::Error>>(
         let batch = batch?;
         let mut focus: BTreeMap<NodeId, Vec<f32>> = BTreeMap::new();
         probes.run(&batch.data, batch.n, |node, dy| {
-            focus.insert(node, squares(dy).collect());
+            focus.insert(node, squares(dy));
         })?;
         infer.run_observed(&batch.data, batch.n, |node, map| {
             if nodes.contains(&node) {
@@ -183,8 +184,8 @@ pub fn focus(graph: &Graph, imgsz: [usize; 2], images: &Images) -> Result<BTreeM
 const PROBED: usize = 16;
 
 /// The square of every pixel, summed over channels.
-fn squares(map: View) -> impl Iterator<Item = f32> {
-    (0..map.layout.pixels()).map(move |p| map.pixel(p).iter().map(|d| d * d).sum::<f32>())
+fn squares(map: View) -> Vec<f32> {
+    (0..map.layout.pixels()).into_par_iter().map(|p| map.pixel(p).iter().map(|d| d * d).sum()).collect()
 }
 
 /// Sums of x - s and (x - s)(x - s)', with s the mean of the first batch: the products of the raw values would lose the
@@ -214,8 +215,9 @@ impl Moments {
             kernels::BnAct { mean: &self.shift, inv_std: &ones, gamma: &ones, beta: &zeros, act: graph::Act::Identity };
         kernels::bn_act_forward(map, &affine, ViewMut::new(&mut centred, layout));
         let weighed = weights.map(|weights| {
-            let by = centred.chunks(c).zip(weights).flat_map(|(x, w)| x.iter().map(move |x| x * w));
-            by.collect::<Vec<f32>>()
+            let mut by = centred.clone();
+            by.par_chunks_mut(c).zip(weights).for_each(|(x, w)| x.iter_mut().for_each(|x| *x *= w));
+            by
         });
         // X'WX is the weight gradient of a 1x1 convolution whose input is X and whose output has the gradient WX.
         let one = ConvShape::pointwise(c, c);

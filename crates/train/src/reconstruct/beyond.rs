@@ -7,21 +7,21 @@
 //! conjugate gradients, preconditioned with the factor of the unweighted problem.
 
 use graph::Act;
-use kernels::{View, ViewMut};
+use kernels::{Layout, View, ViewMut};
 use prune::{Cholesky, LEAST_GAIN, Normal, Refit};
 use rayon::prelude::*;
 
 use super::samples::Samples;
 
-/// Steps of Gauss and Newton, and of conjugate gradients in each.
+/// Steps of Gauss and Newton on the way to a change that held-out images judge, and of conjugate gradients in each.
 const STEPS: usize = 3;
-const GRADIENTS: usize = 6;
+const GRADIENTS: usize = 4;
 
 /// The ridge to begin with where the linear problem found nothing to change.
 const RIDGE: f64 = 1e-2;
 
 /// How far to go along a step, tried in turn: slopes hold nearby only.
-const LENGTHS: [f64; 4] = [1.0, 0.5, 0.25, 0.1];
+const LENGTHS: [f32; 5] = [0.0, 1.0, 0.5, 0.25, 0.1];
 
 /// Samples whose errors are added up at a time.
 const CHUNK: usize = 1024;
@@ -52,21 +52,19 @@ pub(super) fn refit(fit: &Part, check: &Beyond, all: &Part, linear: Option<Refit
     }
     let ridge = linear.as_ref().map_or(RIDGE, |linear| linear.ridge);
     // Where the linear problem found nothing to change the descent starts from nothing.
-    let starts_linear = linear.is_some();
     let start = linear.map_or_else(|| nothing.clone(), |linear| scaled(linear.change, &|scale| scale));
     let straight = total(&start);
-    let bent = total(&fit.heard.descend(start, fit.normal, ridge));
+    let descended = fit.heard.descend(start, fit.normal, ridge, STEPS);
+    let bent = total(&descended);
     let left = straight.min(bent) / before;
     if left.is_nan() || left >= 1.0 - LEAST_GAIN {
         return None;
     }
-    let mut change = match starts_linear {
-        true => scaled(all.normal.solve(ridge)?, &|scale| scale),
-        false => nothing,
+    let change = match bent < straight {
+        // All samples are not far from most of them: one step takes up what the others add.
+        true => all.heard.descend(descended, all.normal, ridge, 1),
+        false => scaled(all.normal.solve(ridge)?, &|scale| scale),
     };
-    if bent < straight {
-        change = all.heard.descend(change, all.normal, ridge);
-    }
     // An output that BatchNorm silences is heard by nobody.
     let change = scaled(change, &|scale| if scale == 0.0 { 0.0 } else { 1.0 / scale });
     Some(Refit { change, left, ridge })
@@ -88,53 +86,68 @@ impl<'a> Beyond<'a> {
     pub(super) fn new(samples: &'a Samples, act: Act, wanted: Vec<f32>, scale: &[f32]) -> Self {
         let mut aim = vec![0.0; wanted.len()];
         kernels::act_forward(act, samples.as_map(&wanted), ViewMut::new(&mut aim, samples.layout(samples.outputs)));
-        let lacks = samples.missing.chunks(samples.outputs).flat_map(|row| row.iter().zip(scale));
-        let now = wanted.iter().zip(lacks).map(|(u, (missing, scale))| u - scale * missing).collect();
+        let mut now = wanted;
+        in_rows(&mut now, samples.outputs, &samples.missing, |o, u, missing| *u -= scale[o] * missing);
         Self { samples, act, now, aim }
     }
 
     /// (O): sums over samples of the squared errors that `change` leaves.
     fn errors(&self, change: &[f64]) -> Vec<f64> {
-        self.squares(&self.errors_at(&self.reached(change)))
+        self.squares_along(&self.now, &self.samples.times(change), &[1.0]).remove(0)
     }
 
-    /// `change` taken further down. `normal` is the unweighted problem of these samples; `ridge` as in `prune::refit`.
-    fn descend(&self, mut change: Vec<f64>, normal: &Normal, ridge: f64) -> Vec<f64> {
+    /// `change` taken further down in `steps`. `normal` is the unweighted problem of these samples; `ridge` as in `prune::refit`.
+    fn descend(&self, mut change: Vec<f64>, normal: &Normal, ridge: f64, steps: usize) -> Vec<f64> {
         let Some(factor) = normal.factor(ridge) else { return change };
         let problem = Problem { gram: &normal.gram, factor, ridge };
-        for _ in 0..STEPS {
-            let u = self.reached(&change);
-            let error = self.errors_at(&u);
-            let step = self.step(&u, &error, &change, &problem);
-            let moved = self.samples.times(&step);
-            let mut left = self.squares(&error);
-            let mut length = vec![0.0; left.len()];
-            for try_length in LENGTHS {
-                let u: Vec<f32> = u.iter().zip(&moved).map(|(u, m)| u + try_length as f32 * m).collect();
-                for (o, now) in self.squares(&self.errors_at(&u)).into_iter().enumerate() {
-                    if now < left[o] {
-                        (left[o], length[o]) = (now, try_length);
-                    }
-                }
-            }
+        let mut u = self.samples.times(&change);
+        in_rows(&mut u, self.samples.outputs, &self.now, |_, u, now| *u += now);
+        for _ in 0..steps {
+            let Step { change: step, moved } = self.step(&u, &change, &problem);
+            let tried = self.squares_along(&u, &moved, &LENGTHS);
+            let best = |o: usize| (0..LENGTHS.len()).min_by(|&a, &b| tried[a][o].total_cmp(&tried[b][o]));
+            let length: Vec<f32> =
+                (0..self.samples.outputs).map(|o| best(o).map_or(0.0, |best| LENGTHS[best])).collect();
+            in_rows(&mut u, self.samples.outputs, &moved, |o, u, moved| *u += length[o] * moved);
             let rows = change.chunks_mut(self.samples.features).zip(step.chunks(self.samples.features));
-            rows.zip(&length).for_each(|((row, step), &length)| add(row, length, step));
+            rows.zip(&length).for_each(|((row, step), &length)| add(row, f64::from(length), step));
         }
         change
     }
 
-    /// (S, O): u after `change`.
-    fn reached(&self, change: &[f64]) -> Vec<f32> {
-        let mut u = self.samples.times(change);
-        u.iter_mut().zip(&self.now).for_each(|(u, now)| *u += now);
-        u
+    /// (L, O): sums over samples of the squared errors at `u + length * moved`, for each of `lengths`.
+    fn squares_along(&self, u: &[f32], moved: &[f32], lengths: &[f32]) -> Vec<Vec<f64>> {
+        let outputs = self.samples.outputs;
+        let size = CHUNK * outputs;
+        let of = |((u, moved), aim): ((&[f32], &[f32]), &[f32])| -> Vec<Vec<f64>> {
+            let mut there = vec![0.0; u.len()];
+            let mut said = vec![0.0; u.len()];
+            let along = lengths.iter().map(|length| {
+                there.iter_mut().zip(u.iter().zip(moved)).for_each(|(there, (u, moved))| *there = u + length * moved);
+                // Value by value: any layout that holds them all will do.
+                let layout = Layout::dense(1, 1, 1, there.len());
+                kernels::act_forward(self.act, View::new(&there, layout), ViewMut::new(&mut said, layout));
+                let mut sums = vec![0.0; outputs];
+                for (said, aim) in said.chunks(outputs).zip(aim.chunks(outputs)) {
+                    let errors = said.iter().zip(aim).map(|(said, aim)| f64::from(aim - said));
+                    sums.iter_mut().zip(errors).for_each(|(sum, error)| *sum += error * error);
+                }
+                sums
+            });
+            along.collect()
+        };
+        // Chunk after chunk, whatever thread each came from.
+        let parts: Vec<_> =
+            u.par_chunks(size).zip(moved.par_chunks(size)).zip(self.aim.par_chunks(size)).map(of).collect();
+        let sum = |l: usize, o: usize| parts.iter().map(|part| part[l][o]).sum();
+        (0..lengths.len()).map(|l| (0..outputs).map(|o| sum(l, o)).collect()).collect()
     }
 
     /// (S, O): what the activation of `u` lacks.
     fn errors_at(&self, u: &[f32]) -> Vec<f32> {
         let mut error = vec![0.0; u.len()];
         kernels::act_forward(self.act, self.map(u), ViewMut::new(&mut error, self.map(u).layout));
-        error.iter_mut().zip(&self.aim).for_each(|(e, aim)| *e = aim - *e);
+        in_rows(&mut error, self.samples.outputs, &self.aim, |_, error, aim| *error = aim - *error);
         error
     }
 
@@ -150,38 +163,18 @@ impl<'a> Beyond<'a> {
         self.samples.as_map(values)
     }
 
-    /// (O): sums of squares over samples, in an order that threads do not change.
-    fn squares(&self, values: &[f32]) -> Vec<f64> {
-        let outputs = self.samples.outputs;
-        let of = |chunk: &[f32]| {
-            let mut sums = vec![0.0; outputs];
-            for row in chunk.chunks(outputs) {
-                sums.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v).powi(2));
-            }
-            sums
+    /// The step that would undo what is wrong at `u` if the slopes there held everywhere, with the ridge on the change as a whole,
+    /// of which `change` (O, F) has been made.
+    fn step(&self, u: &[f32], change: &[f64], problem: &Problem) -> Step {
+        let (features, outputs) = (self.samples.features, self.samples.outputs);
+        let slopes = self.sloped(u, &vec![1.0; u.len()]);
+        let weigh = |mut values: Vec<f32>| {
+            in_rows(&mut values, outputs, &slopes, |_, v, slope| *v *= slope * slope);
+            values
         };
-        let parts: Vec<Vec<f64>> = values.par_chunks(CHUNK * outputs).map(of).collect();
-        let mut sums = vec![0.0; outputs];
-        parts.iter().for_each(|part| sums.iter_mut().zip(part).for_each(|(sum, v)| *sum += v));
-        sums
-    }
-
-    /// The step (O, F) that would undo `error` if the slopes at `u` held everywhere, with the ridge on the change as a whole.
-    fn step(&self, u: &[f32], error: &[f32], change: &[f64], problem: &Problem) -> Vec<f64> {
-        let features = self.samples.features;
-        let ones = vec![1.0; u.len()];
-        let slopes = self.sloped(u, &ones);
-        let count = (u.len() / self.samples.outputs) as f64;
         // A flat output has nothing to gain; the least weight keeps its division finite.
-        let weight: Vec<f64> = self.squares(&slopes).iter().map(|w| (w / count).max(f64::MIN_POSITIVE)).collect();
+        let weight: Vec<f64> = mean_squares(&slopes, outputs).into_iter().map(|w| w.max(f64::MIN_POSITIVE)).collect();
         let ridged = |o: usize, i: usize| problem.ridge * weight[o] * problem.gram[i * features + i];
-        let times = |x: &[f64]| {
-            let sloped: Vec<f32> = self.samples.times(x).iter().zip(&slopes).map(|(v, s)| v * s * s).collect();
-            let mut y = self.samples.sums(&sloped);
-            let rows = y.par_chunks_mut(features).zip(x.par_chunks(features)).enumerate();
-            rows.for_each(|(o, (y, x))| y.iter_mut().zip(x).enumerate().for_each(|(i, (y, x))| *y += ridged(o, i) * x));
-            y
-        };
         let precondition = |x: &[f64]| {
             let mut y = x.to_vec();
             y.par_chunks_mut(features).zip(&weight).for_each(|(row, weight)| {
@@ -191,21 +184,29 @@ impl<'a> Beyond<'a> {
             y
         };
 
-        let mut residual = self.samples.sums(&self.sloped(u, error));
+        let mut residual = self.samples.sums(&self.sloped(u, &self.errors_at(u)));
         for (o, (row, change)) in residual.chunks_mut(features).zip(change.chunks(features)).enumerate() {
             row.iter_mut().zip(change).enumerate().for_each(|(i, (r, c))| *r -= ridged(o, i) * c);
         }
-        let mut step = vec![0.0; change.len()];
+        let mut step = Step { change: vec![0.0; change.len()], moved: vec![0.0; u.len()] };
         let mut ahead = precondition(&residual);
         let mut direction = ahead.clone();
         let mut size = products(&residual, &ahead, features);
         for _ in 0..GRADIENTS {
-            let image = times(&direction);
+            let moves = self.samples.times(&direction);
+            let mut image = self.samples.sums(&weigh(moves.clone()));
+            let rows = image.par_chunks_mut(features).zip(direction.par_chunks(features)).enumerate();
+            rows.for_each(|(o, (y, x))| y.iter_mut().zip(x).enumerate().for_each(|(i, (y, x))| *y += ridged(o, i) * x));
             let curved = products(&direction, &image, features);
-            for o in 0..weight.len() {
+            let by: Vec<f64> = size
+                .iter()
+                .zip(&curved)
+                .map(|(&size, &curved)| if curved > 0.0 { size / curved } else { 0.0 })
+                .collect();
+            in_rows(&mut step.moved, outputs, &moves, |o, moved, moves| *moved += by[o] as f32 * moves);
+            for (o, &by) in by.iter().enumerate() {
                 let row = o * features..(o + 1) * features;
-                let by = if curved[o] > 0.0 { size[o] / curved[o] } else { 0.0 };
-                add(&mut step[row.clone()], by, &direction[row.clone()]);
+                add(&mut step.change[row.clone()], by, &direction[row.clone()]);
                 add(&mut residual[row.clone()], -by, &image[row]);
             }
             ahead = precondition(&residual);
@@ -219,6 +220,38 @@ impl<'a> Beyond<'a> {
         }
         step
     }
+}
+
+/// A step of Gauss and Newton.
+struct Step {
+    /// (O, F): of the weights.
+    change: Vec<f64>,
+    /// (S, O): what that moves of u.
+    moved: Vec<f32>,
+}
+
+/// Calls `each` with the output, the value to change and that of `other`, for all values (S, O).
+fn in_rows(values: &mut [f32], outputs: usize, other: &[f32], each: impl Fn(usize, &mut f32, f32) + Sync) {
+    let size = CHUNK * outputs;
+    values.par_chunks_mut(size).zip(other.par_chunks(size)).for_each(|(values, other)| {
+        for (values, other) in values.chunks_mut(outputs).zip(other.chunks(outputs)) {
+            values.iter_mut().zip(other).enumerate().for_each(|(o, (value, &other))| each(o, value, other));
+        }
+    });
+}
+
+/// (O): the mean square of each column of `values` (S, O), added up in an order that threads do not change.
+fn mean_squares(values: &[f32], outputs: usize) -> Vec<f64> {
+    let of = |chunk: &[f32]| {
+        let mut sums = vec![0.0; outputs];
+        for row in chunk.chunks(outputs) {
+            sums.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v).powi(2));
+        }
+        sums
+    };
+    let parts: Vec<Vec<f64>> = values.par_chunks(CHUNK * outputs).map(of).collect();
+    let count = (values.len() / outputs) as f64;
+    (0..outputs).map(|o| parts.iter().map(|part| part[o]).sum::<f64>() / count).collect()
 }
 
 /// The unweighted problem.
@@ -242,13 +275,12 @@ fn add(to: &mut [f64], by: f64, what: &[f64]) {
 #[cfg(test)]
 mod tests {
     use graph::{Conv, Tensor};
-    use kernels::Layout;
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
 
-    const COUNT: usize = 2048;
+    const COUNT: usize = 2048 + 64;
 
     /// A 1x1 convolution of `inputs` channels to two, random samples of it, and u that they should come back to: half of the
     /// time far below zero, where only the fact counts, and else what a linear map of the samples gives, and a little noise.
@@ -281,11 +313,15 @@ mod tests {
             let check = Beyond::new(&check, act, other, &[1.0; 2]);
             let fit = Part { heard: Beyond::new(&fit, act, wanted, &[1.0; 2]), normal: &normal };
             let before: f64 = check.errors(&linear.change).iter().sum();
+            // What is judged is where the descent by the fitted samples ends; the step after it is by all.
+            let judged = fit.heard.descend(linear.change.clone(), &normal, linear.ridge, STEPS);
+            let judged: f64 = check.errors(&judged).iter().sum();
             let found = refit(&fit, &check, &fit, Some(linear), &[1.0; 2]).expect("a better fit");
             let after: f64 = check.errors(&found.change).iter().sum();
             let nothing: f64 = check.errors(&[0.0; 12]).iter().sum();
             assert!(after < 0.7 * before, "{act:?}: {before} before, {after} after");
-            assert!((found.left - after / nothing).abs() < 1e-9, "{act:?}");
+            assert!((found.left - judged / nothing).abs() < 1e-9, "{act:?}");
+            assert!(after < 1.01 * judged, "{act:?}: {after} at last, {judged} judged");
         }
     }
 
@@ -294,7 +330,7 @@ mod tests {
         let (fit, wanted) = samples(3, 1);
         let normal = fit.normal();
         let fit = Beyond::new(&fit, Act::Silu, wanted, &[1.0; 2]);
-        let found = fit.errors(&fit.descend(vec![0.0; 4], &normal, 1e-6));
+        let found = fit.errors(&fit.descend(vec![0.0; 4], &normal, 1e-6, STEPS));
         for (o, found) in found.into_iter().enumerate() {
             let mut at = [0.0f64; 2];
             let error = |at: [f64; 2]| fit.errors(&[at[0], at[1], at[0], at[1]])[o];
@@ -317,6 +353,28 @@ mod tests {
                 }
             }
             assert!(found < 1.02 * error(at), "output {o}: {found} here, {} by search", error(at));
+        }
+    }
+
+    #[test]
+    fn errors_along_a_step_are_those_of_each_sample() {
+        let (fit, wanted) = samples(5, 3);
+        let heard = Beyond::new(&fit, Act::Silu, wanted.clone(), &[1.0; 2]);
+        let silu = |u: f32| f64::from(u) / (1.0 + (-f64::from(u)).exp());
+        // More samples than a chunk has, and a number of them that no chunk divides.
+        let count = fit.missing.len() / 2;
+        assert!(count > CHUNK && !count.is_multiple_of(CHUNK));
+        let moved: Vec<f32> = (0..wanted.len()).map(|i| (i % 7) as f32 - 3.0).collect();
+        let found = heard.squares_along(&heard.now, &moved, &[0.0, 0.5]);
+        for (length, found) in [0.0, 0.5].into_iter().zip(found) {
+            for (o, found) in found.into_iter().enumerate() {
+                let error = |s: usize| {
+                    let at = 2 * s + o;
+                    silu(heard.now[at] + length * moved[at]) - silu(wanted[at])
+                };
+                let expected: f64 = (0..count).map(|s| error(s).powi(2)).sum();
+                assert!((found - expected).abs() < 1e-4 * expected, "{length}, output {o}: {found} is {expected}");
+            }
         }
     }
 
