@@ -72,32 +72,36 @@ impl Goal {
     }
 
     /// What `plan` makes of the target: where a time is asked for, planned again with corrected times until what is left of
-    /// `graph` takes the time it was planned to take. Operators in a network do not take what they take alone, and by how much
+    /// `graph` takes the time it was planned to take, which is within the one asked for. Operators in a network do not take what they take alone, and by how much
     /// differs between the dense network and what a cut leaves.
     ///
     /// # Errors
     /// `plan` fails, or what it leaves cannot be run.
     pub fn reach(&mut self, graph: &Graph, plan: impl Fn(&Target) -> miette::Result<Plan>) -> miette::Result<Plan> {
-        let mut made = plan(&self.target)?;
         let (Some(limit), Some(mut latency)) = (self.target.nanos, self.target.latency.clone()) else {
-            return Ok(made);
+            return plan(&self.target);
         };
-        let limit = limit as f64;
+        // So far below what was asked for that a plan which comes out exactly enough is within it.
+        let aim = limit as f64 * (1.0 - EXACT);
+        let towards = |latency: &Arc<Latency>| {
+            plan(&Target { nanos: Some(aim as u64), latency: Some(Arc::clone(latency)), ..self.target.clone() })
+        };
+        let mut made = towards(&latency)?;
         for _ in 0..AGAIN {
             let slim = surgery::apply(graph, &made)?;
             let [dense_ms, slim_ms] = side_by_side(&[&self.dense, &slim])?[..] else { unreachable!("two were given") };
             // In turns, so that a machine that has become slower since the table was measured is not held against the plan.
             let measured = latency.total(&self.dense)? as f64 * slim_ms / dense_ms;
             let predicted = latency.total(&slim)? as f64;
-            let free = measured <= limit && predicted < limit * (1.0 - EXACT);
+            let free = measured <= aim && predicted < aim * (1.0 - EXACT);
             if free || (measured / predicted - 1.0).abs() <= EXACT {
                 break;
             }
             let Some(corrected) = latency.corrected(&self.dense, &slim, measured)? else { break };
             latency = Arc::new(corrected);
-            self.target.latency = Some(Arc::clone(&latency));
-            made = plan(&self.target)?;
+            made = towards(&latency)?;
         }
+        self.target.latency = Some(latency);
         Ok(made)
     }
 
