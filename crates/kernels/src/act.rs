@@ -4,9 +4,9 @@ use std::marker::PhantomData;
 
 use graph::Act;
 
-use crate::ViewMut;
 use crate::isa::{Isa, Kernel, Simd};
 use crate::vectors::{for_vectors, load, store};
+use crate::{Layout, ViewMut};
 
 /// An activation known at compile time, so that loops over maps contain no branch on it.
 pub(crate) trait Curve {
@@ -191,6 +191,7 @@ impl<C: Curve> Kernel for InPlace<'_, C> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
+        [self.map.layout] = Layout::joined([self.map.layout]);
         for p in 0..self.map.layout.pixels() {
             let pixel = self.map.pixel(p);
             for_vectors!(S, pixel.len(), |c| {

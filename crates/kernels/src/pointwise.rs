@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use crate::act::{Curve, with_curve};
 use crate::isa::{Isa, Kernel, Simd};
 use crate::vectors::{for_vectors, load, rows_per_band, store};
-use crate::{View, ViewMut};
+use crate::{Layout, View, ViewMut};
 
 /// `y = act(x)`, maps of one shape.
 pub fn act_forward(act: Act, x: View, y: ViewMut) {
@@ -32,6 +32,7 @@ impl<C: Curve> Kernel for Forward<'_, C> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
+        [self.x.layout, self.y.layout] = Layout::joined([self.x.layout, self.y.layout]);
         for p in 0..self.x.layout.pixels() {
             let (x, y) = (self.x.pixel(p), self.y.pixel(p));
             for_vectors!(S, x.len(), |c| {
@@ -66,6 +67,8 @@ impl<C: Curve> Kernel for Backward<'_, C> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
+        let maps = [self.x.layout, self.dy.layout, self.dx.layout];
+        [self.x.layout, self.dy.layout, self.dx.layout] = Layout::joined(maps);
         for p in 0..self.x.layout.pixels() {
             let (x, dy, dx) = (self.x.pixel(p), self.dy.pixel(p), self.dx.pixel(p));
             for_vectors!(S, x.len(), |c| {
@@ -82,7 +85,8 @@ pub fn copy(x: View, y: ViewMut, accumulate: bool) {
     x.layout.assert_same_shape(y.layout);
     let rows = rows_per_band(y.layout);
     y.bands(rows).into_par_iter().for_each(|mut band| {
-        let x = x.rows(band.image, band.row, band.view.layout.h);
+        let mut x = x.rows(band.image, band.row, band.view.layout.h);
+        [x.layout, band.view.layout] = Layout::joined([x.layout, band.view.layout]);
         for p in 0..x.layout.pixels() {
             let (x, y) = (x.pixel(p), band.view.pixel(p));
             if accumulate {
@@ -100,7 +104,8 @@ pub fn add(a: View, b: View, y: ViewMut) {
     b.layout.assert_same_shape(y.layout);
     let rows = rows_per_band(y.layout);
     y.bands(rows).into_par_iter().for_each(|mut band| {
-        let [a, b] = [a, b].map(|m| m.rows(band.image, band.row, band.view.layout.h));
+        let [mut a, mut b] = [a, b].map(|m| m.rows(band.image, band.row, band.view.layout.h));
+        [a.layout, b.layout, band.view.layout] = Layout::joined([a.layout, b.layout, band.view.layout]);
         for p in 0..a.layout.pixels() {
             band.view.pixel(p).iter_mut().zip(a.pixel(p)).zip(b.pixel(p)).for_each(|((y, a), b)| *y = a + b);
         }
