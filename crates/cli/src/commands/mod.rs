@@ -17,13 +17,17 @@ mod val;
 use crate::args::{Cli, Command};
 use crate::exit::{Error, Exit};
 
+/// Bytes of stack of a thread that commands run on: as much as a program's first thread has.
+const STACK: usize = 8 << 20;
+
 /// Runs the command that was asked for.
 pub fn run(cli: &Cli) -> miette::Result<Exit> {
-    if let Some(threads) = cli.global.threads {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-        pool.map_err(|e| Error::failed(format!("cannot start {threads} threads: {e}"), "give fewer `--threads`"))?;
-    }
-    cli.global.device.scope(|| command(&cli.command))
+    // None given: one a core.
+    let threads = cli.global.threads.unwrap_or(0);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK).build_global();
+    pool.map_err(|e| Error::failed(format!("cannot start the threads: {e}"), "give fewer `--threads`"))?;
+    // On one of them: a thread from outside is put to sleep and woken again for every kernel.
+    rayon::scope(|_| cli.global.device.scope(|| command(&cli.command)))
 }
 
 fn command(command: &Command) -> miette::Result<Exit> {
