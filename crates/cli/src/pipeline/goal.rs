@@ -71,22 +71,24 @@ impl Goal {
         Ok(self.target.met(self.size(graph)?))
     }
 
+    /// What plans are made for: the target, and where it limits the time, so far below it that a plan which comes out exactly enough
+    /// is within it.
+    pub fn aimed(&self) -> Target {
+        let nanos = self.target.nanos.map(|limit| (limit as f64 * (1.0 - EXACT)) as u64);
+        Target { nanos, ..self.target.clone() }
+    }
+
     /// What `plan` makes of the target: where a time is asked for, planned again with corrected times until what is left of
-    /// `graph` takes the time it was planned to take, which is within the one asked for. Operators in a network do not take what they take alone, and by how much
-    /// differs between the dense network and what a cut leaves.
+    /// `graph` takes the time it was planned to take, which is within the one asked for. Operators in a network do not take
+    /// what they take alone, and by how much differs between the dense network and what a cut leaves.
     ///
     /// # Errors
     /// `plan` fails, or what it leaves cannot be run.
     pub fn reach(&mut self, graph: &Graph, plan: impl Fn(&Target) -> miette::Result<Plan>) -> miette::Result<Plan> {
-        let (Some(limit), Some(mut latency)) = (self.target.nanos, self.target.latency.clone()) else {
-            return plan(&self.target);
-        };
-        // So far below what was asked for that a plan which comes out exactly enough is within it.
-        let aim = limit as f64 * (1.0 - EXACT);
-        let towards = |latency: &Arc<Latency>| {
-            plan(&Target { nanos: Some(aim as u64), latency: Some(Arc::clone(latency)), ..self.target.clone() })
-        };
-        let mut made = towards(&latency)?;
+        let mut aimed = self.aimed();
+        let mut made = plan(&aimed)?;
+        let (Some(aim), Some(mut latency)) = (aimed.nanos, aimed.latency.clone()) else { return Ok(made) };
+        let aim = aim as f64;
         for _ in 0..AGAIN {
             let slim = surgery::apply(graph, &made)?;
             let [dense_ms, slim_ms] = side_by_side(&[&self.dense, &slim])?[..] else { unreachable!("two were given") };
@@ -99,7 +101,8 @@ impl Goal {
             }
             let Some(corrected) = latency.corrected(&self.dense, &slim, measured)? else { break };
             latency = Arc::new(corrected);
-            made = towards(&latency)?;
+            aimed.latency = Some(Arc::clone(&latency));
+            made = plan(&aimed)?;
         }
         self.target.latency = Some(latency);
         Ok(made)

@@ -309,7 +309,7 @@ impl<'a> Pipeline<'a> {
         plan: impl Fn(&Target) -> miette::Result<Plan>,
     ) -> miette::Result<Plan> {
         if speed.as_ref().is_some_and(|speed| speed.confirmed) {
-            return plan(&goal.target);
+            return plan(&goal.aimed());
         }
         let made = goal.reach(graph, plan)?;
         if let (Some(speed), Some(latency)) = (speed, &goal.target.latency) {
