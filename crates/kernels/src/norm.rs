@@ -47,8 +47,8 @@ impl BnAct<'_> {
 const BLOCK: usize = 32;
 
 /// Sums two values per channel over all pixels, of which `together` are added up side by side. `sum` adds up a range of pixels in
-/// `f32`; ranges are short, depend on the shape alone, and are added up in order in `f64`: accurate, and the same for any number
-/// of threads.
+/// `f32`; ranges are short, depend on the shape and the vectors' width alone, and are added up in order in `f64`: accurate, and
+/// the same for any number of threads.
 fn sums(
     pixels: usize,
     channels: usize,

@@ -105,9 +105,11 @@ impl<'a> Beyond<'a> {
         for _ in 0..steps {
             let Step { change: step, moved } = self.step(&u, &change, &problem);
             let tried = self.squares_along(&u, &moved, &LENGTHS);
-            let best = |o: usize| (0..LENGTHS.len()).min_by(|&a, &b| tried[a][o].total_cmp(&tried[b][o]));
-            let length: Vec<f32> =
-                (0..self.samples.outputs).map(|o| best(o).map_or(0.0, |best| LENGTHS[best])).collect();
+            let best = |o: usize| {
+                let known = (0..LENGTHS.len()).filter(|&l| !tried[l][o].is_nan());
+                known.min_by(|&a, &b| tried[a][o].total_cmp(&tried[b][o])).map_or(0.0, |l| LENGTHS[l])
+            };
+            let length: Vec<f32> = (0..self.samples.outputs).map(best).collect();
             in_rows(&mut u, self.samples.outputs, &moved, |o, u, moved| *u += length[o] * moved);
             let rows = change.chunks_mut(self.samples.features).zip(step.chunks(self.samples.features));
             rows.zip(&length).for_each(|((row, step), &length)| add(row, f64::from(length), step));
