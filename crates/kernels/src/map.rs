@@ -58,6 +58,23 @@ impl Layout {
         maps.map(|l| Self { n: 1, h: 1, w: 1, c: l.pixels() * l.c, pitch: l.pixels() * l.c, ..l })
     }
 
+    /// How many pixels of each of these maps, of one shape, to work on side by side, so that vectors of `lanes` are full or nearly so:
+    /// one where something lies between the pixels.
+    pub(crate) fn together<const N: usize>(maps: [Self; N], lanes: usize) -> usize {
+        /// Floats side by side at most: what is known of each of them has to stay in the first cache level.
+        const WIDE: usize = 512;
+        /// And as many as a loop over them should have to be worth its start.
+        const WORTH: usize = 128;
+        let c = maps[0].c;
+        if maps.iter().any(|l| l.pitch != l.c) {
+            return 1;
+        }
+        let full = (1..=lanes).find(|pixels| (pixels * c).is_multiple_of(lanes)).filter(|pixels| pixels * c <= WIDE);
+        let nearly = || (1..=lanes).find(|pixels| 8 * (pixels * c) >= 7 * (pixels * c).next_multiple_of(lanes));
+        let pixels = full.or_else(nearly).unwrap_or(1);
+        pixels * (WORTH / (pixels * c).max(1)).max(1)
+    }
+
     /// Floats a buffer must hold for this layout.
     pub fn end(&self) -> usize {
         if self.pixels() == 0 { self.offset } else { self.offset + (self.pixels() - 1) * self.pitch + self.c }
@@ -91,6 +108,13 @@ impl<'a> View<'a> {
         &self.data[at..at + self.layout.c]
     }
 
+    /// Channels of `count` pixels from `p` on, between which nothing lies.
+    pub(crate) fn stretch(&self, p: usize, count: usize) -> &'a [f32] {
+        let Layout { offset, pitch, c, .. } = self.layout;
+        debug_assert!(count == 1 || pitch == c);
+        &self.data[offset + p * pitch..][..count * c]
+    }
+
     /// Channels `start..start + len`.
     pub(crate) fn channels(self, start: usize, len: usize) -> Self {
         Self { layout: self.layout.channels(start, len), ..self }
@@ -120,6 +144,13 @@ impl<'a> ViewMut<'a> {
     pub fn pixel(&mut self, p: usize) -> &mut [f32] {
         let at = self.layout.offset + p * self.layout.pitch;
         &mut self.data[at..at + self.layout.c]
+    }
+
+    /// Channels of `count` pixels from `p` on, between which nothing lies.
+    pub(crate) fn stretch(&mut self, p: usize, count: usize) -> &mut [f32] {
+        let Layout { offset, pitch, c, .. } = self.layout;
+        debug_assert!(count == 1 || pitch == c);
+        &mut self.data[offset + p * pitch..][..count * c]
     }
 
     /// The same view for a shorter time.
@@ -154,4 +185,24 @@ pub(crate) struct Band<'a> {
     /// The first row's number in its image.
     pub row: usize,
     pub view: ViewMut<'a>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pixels_side_by_side_fill_vectors() {
+        for lanes in [4, 8, 16] {
+            for c in 1..300 {
+                let map = Layout::dense(2, 9, 7, c);
+                let floats = Layout::together([map, map], lanes) * c;
+                let used = floats as f64 / floats.next_multiple_of(lanes) as f64;
+                assert!(used >= 7.0 / 8.0 && floats <= 512.max(c), "{c} channels in {lanes}: {floats}");
+                assert_eq!(Layout::together([map, Layout { pitch: c + 1, ..map }], lanes), 1);
+                let [joined] = Layout::joined([map]);
+                assert_eq!((joined.pixels(), joined.c, joined.end()), (1, 126 * c, map.end()));
+            }
+        }
+    }
 }

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use crate::act::{Curve, with_curve};
 use crate::isa::{Isa, Kernel, Simd};
 use crate::vectors::{for_vectors, load, rows_per_band, store};
-use crate::{View, ViewMut};
+use crate::{Layout, View, ViewMut};
 
 /// Per-channel statistics of a map over images, rows and columns.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,29 +46,43 @@ impl BnAct<'_> {
 /// after them: with 1,024 pixels YOLOv8n's raw maps were off by 1e-4, with 32 by 4e-6, as the rest of `f32` leaves them.
 const BLOCK: usize = 32;
 
-/// Sums two values per channel over all pixels. `sum` adds up a range of pixels in `f32`; ranges are short, depend on the
-/// shape alone, and are added up in order in `f64`: accurate, and the same for any number of threads.
-fn sums(pixels: usize, channels: usize, sum: impl Fn(Range<usize>, &mut [f32], &mut [f32]) + Sync) -> [Vec<f64>; 2] {
-    let each = ((1 << 15) / channels.max(1)).clamp(2 * BLOCK, 1024);
+/// Sums two values per channel over all pixels, of which `together` are added up side by side. `sum` adds up a range of pixels in
+/// `f32`; ranges are short, depend on the shape and the vectors' width alone, and are added up in order in `f64`: accurate, and
+/// the same for any number of threads.
+fn sums(
+    pixels: usize,
+    channels: usize,
+    together: usize,
+    sum: impl Fn(Range<usize>, &mut [f32], &mut [f32]) + Sync,
+) -> [Vec<f64>; 2] {
+    let wide = together * channels;
+    let each = together * ((1 << 15) / wide.max(1)).clamp(2 * BLOCK, 1024);
     let add = |totals: &mut [f64], part: &[f32]| totals.iter_mut().zip(part).for_each(|(t, p)| *t += f64::from(*p));
     let parts: Vec<Vec<f64>> = (0..pixels.div_ceil(each))
         .into_par_iter()
         .map(|i| {
-            let (mut totals, mut block) = (vec![0.0; 2 * channels], vec![0.0; 2 * channels]);
+            let (mut totals, mut block) = (vec![0.0; 2 * wide], vec![0.0; 2 * wide]);
             let end = ((i + 1) * each).min(pixels);
-            for start in (i * each..end).step_by(BLOCK) {
+            for start in (i * each..end).step_by(together * BLOCK) {
                 block.fill(0.0);
-                let (first, second) = block.split_at_mut(channels);
-                sum(start..(start + BLOCK).min(end), first, second);
+                let (first, second) = block.split_at_mut(wide);
+                sum(start..(start + together * BLOCK).min(end), first, second);
                 add(&mut totals, &block);
             }
             totals
         })
         .collect();
-    let mut totals = vec![0.0; 2 * channels];
+    let mut totals = vec![0.0; 2 * wide];
     parts.iter().for_each(|part| totals.iter_mut().zip(part).for_each(|(t, p)| *t += p));
-    let second = totals.split_off(channels);
-    [totals, second]
+    let second = totals.split_off(wide);
+    [totals, second].map(|totals| of_one(&totals, channels))
+}
+
+/// Sums of one pixel's channels from those of several pixels side by side.
+fn of_one(totals: &[f64], channels: usize) -> Vec<f64> {
+    let mut one = vec![0.0; channels];
+    totals.chunks(channels.max(1)).for_each(|totals| one.iter_mut().zip(totals).for_each(|(one, t)| *one += t));
+    one
 }
 
 /// Sums parts, each of two values per channel.
@@ -93,8 +107,10 @@ pub fn batch_stats(x: View) -> BatchStats {
         let pixel = x.pixel(i * pixels / samples);
         shift.iter_mut().zip(pixel).for_each(|(s, x)| *s += x / samples as f32);
     }
-    let [first, second] = sums(pixels, channels, |range, first, second| {
-        isa.run(Moments { x, range, shift: &shift, first, second });
+    let together = Layout::together([x.layout], isa.lanes());
+    let wide = shift.repeat(together);
+    let [first, second] = sums(pixels, channels, together, |range, first, second| {
+        isa.run(Moments { x, range, together, shift: &wide, first, second });
     });
     let count = pixels.max(1) as f64;
     let mean = first.iter().zip(&shift).map(|(f, s)| (f64::from(*s) + f / count) as f32).collect();
@@ -105,17 +121,19 @@ pub fn batch_stats(x: View) -> BatchStats {
 struct Moments<'a> {
     x: View<'a>,
     range: Range<usize>,
+    /// Pixels side by side, for each of which there are `shift` and sums.
+    together: usize,
     shift: &'a [f32],
     first: &'a mut [f32],
     second: &'a mut [f32],
 }
 
 impl Moments<'_> {
-    /// `P` pixels from `at` on, so that each sum is fetched and put back once for all of them.
+    /// `P` times `count` pixels from `at` on, so that each sum is fetched and put back once for all of them.
     #[inline(always)]
-    fn add<S: Simd, const P: usize>(&mut self, s: S, at: usize) {
-        let pixels: [&[f32]; P] = std::array::from_fn(|i| self.x.pixel(at + i));
-        for_vectors!(S, self.shift.len(), |c| {
+    fn add<S: Simd, const P: usize>(&mut self, s: S, at: usize, count: usize) {
+        let pixels: [&[f32]; P] = std::array::from_fn(|i| self.x.stretch(at + i * count, count));
+        for_vectors!(S, pixels[0].len(), |c| {
             let shift = load(s, self.shift, c);
             let (mut first, mut second) = (load(s, self.first, c), load(s, self.second, c));
             for pixel in pixels {
@@ -135,13 +153,14 @@ impl Kernel for Moments<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let mut at = self.range.start;
-        while at + 4 <= self.range.end {
-            self.add::<S, 4>(s, at);
-            at += 4;
+        while at + 4 * self.together <= self.range.end {
+            self.add::<S, 4>(s, at, self.together);
+            at += 4 * self.together;
         }
         while at < self.range.end {
-            self.add::<S, 1>(s, at);
-            at += 1;
+            let count = self.together.min(self.range.end - at);
+            self.add::<S, 1>(s, at, count);
+            at += count;
         }
     }
 }
@@ -151,18 +170,34 @@ pub fn bn_act_forward(x: View, bn: &BnAct, y: ViewMut) {
     let isa = Isa::current();
     x.layout.assert_same_shape(y.layout);
     bn.check(x.layout.c);
-    let scale = bn.scale();
+    let together = Layout::together([x.layout, y.layout], isa.lanes());
+    let wide = Wide::new(bn, together);
     let rows = rows_per_band(y.layout);
     y.bands(rows).into_par_iter().for_each(|band| {
         let x = x.rows(band.image, band.row, band.view.layout.h);
-        with_curve!(bn.act, C => isa.run(Forward::<C> { x, bn, scale: &scale, y: band.view, curve: PhantomData }));
+        with_curve!(bn.act, C => isa.run(Forward::<C> { x, bn: &wide, y: band.view, curve: PhantomData }));
     });
+}
+
+/// A BatchNorm's values for several pixels side by side.
+struct Wide {
+    /// Pixels.
+    together: usize,
+    mean: Vec<f32>,
+    scale: Vec<f32>,
+    beta: Vec<f32>,
+}
+
+impl Wide {
+    fn new(bn: &BnAct, together: usize) -> Self {
+        let [mean, scale, beta] = [bn.mean, &bn.scale(), bn.beta].map(|values| values.repeat(together));
+        Self { together, mean, scale, beta }
+    }
 }
 
 struct Forward<'a, C> {
     x: View<'a>,
-    bn: &'a BnAct<'a>,
-    scale: &'a [f32],
+    bn: &'a Wide,
     y: ViewMut<'a>,
     curve: PhantomData<C>,
 }
@@ -172,12 +207,14 @@ impl<C: Curve> Kernel for Forward<'_, C> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let channels = self.scale.len();
-        for p in 0..self.x.layout.pixels() {
-            let (x, y) = (self.x.pixel(p), self.y.pixel(p));
-            for_vectors!(S, channels, |c| {
-                let d = s.sub(load(s, x, c), load(s, self.bn.mean, c));
-                let z = s.fma(d, load(s, self.scale, c), load(s, self.bn.beta, c));
+        let pixels = self.x.layout.pixels();
+        for p in (0..pixels).step_by(self.bn.together) {
+            let count = self.bn.together.min(pixels - p);
+            let (x, y) = (self.x.stretch(p, count), self.y.stretch(p, count));
+            let [mean, scale, beta] = [&self.bn.mean, &self.bn.scale, &self.bn.beta].map(|of| &of[..x.len()]);
+            for_vectors!(S, x.len(), |c| {
+                let d = s.sub(load(s, x, c), load(s, mean, c));
+                let z = s.fma(d, load(s, scale, c), load(s, beta, c));
                 store(s, C::value(s, z), y, c);
             });
         }
@@ -196,7 +233,8 @@ pub fn bn_act_backward(x: View, dy: View, bn: &BnAct, dx: ViewMut, dgamma: &mut 
     x.layout.assert_same_shape(dx.layout);
     bn.check(channels);
     assert_eq!([dgamma.len(), dbeta.len()], [channels; 2]);
-    let scale = bn.scale();
+    let together = Layout::together([x.layout, dy.layout, dx.layout], isa.lanes());
+    let wide = Wide::new(bn, together);
     // As in `sums`, bands are short and depend on the shape alone.
     let rows = rows_per_band(dx.layout).min(1024 / dx.layout.w.max(1)).max(1);
     let mut bands = dx.bands(rows);
@@ -204,14 +242,15 @@ pub fn bn_act_backward(x: View, dy: View, bn: &BnAct, dx: ViewMut, dgamma: &mut 
         .par_iter_mut()
         .map(|band| {
             let (x, dy) = [x, dy].map(|map| map.rows(band.image, band.row, band.view.layout.h)).into();
-            let mut part = vec![0.0; 2 * channels];
-            let (first, second) = part.split_at_mut(channels);
-            let (scale, g) = (&scale, band.view.reborrow());
-            with_curve!(bn.act, C => isa.run(Gradient::<C> { x, dy, bn, scale, g, first, second, curve: PhantomData }));
+            let mut part = vec![0.0; 2 * together * channels];
+            let (first, second) = part.split_at_mut(together * channels);
+            let (act, bn, g) = (bn.act, &wide, band.view.reborrow());
+            with_curve!(act, C => isa.run(Gradient::<C> { x, dy, bn, g, first, second, curve: PhantomData }));
             part
         })
         .collect();
-    let [by_beta, by_deviation] = add_up(&parts, channels);
+    let [by_beta, by_deviation] = add_up(&parts, together * channels).map(|sums| of_one(&sums, channels));
+    let scale = &wide.scale[..channels];
     let count = pixels.max(1) as f64;
     let (mut constant, mut slope) = (vec![0.0; channels], vec![0.0; channels]);
     for c in 0..channels {
@@ -221,9 +260,10 @@ pub fn bn_act_backward(x: View, dy: View, bn: &BnAct, dx: ViewMut, dgamma: &mut 
         constant[c] = (-scale * by_beta[c] / count) as f32;
         slope[c] = (-scale * inv_std * inv_std * by_deviation[c] / count) as f32;
     }
+    let [constant, slope] = [constant, slope].map(|values| values.repeat(together));
     bands.into_par_iter().for_each(|band| {
         let x = x.rows(band.image, band.row, band.view.layout.h);
-        isa.run(Backward { x, mean: bn.mean, scale: &scale, constant: &constant, slope: &slope, dx: band.view });
+        isa.run(Backward { x, bn: &wide, constant: &constant, slope: &slope, dx: band.view });
     });
 }
 
@@ -232,30 +272,29 @@ pub fn bn_act_backward(x: View, dy: View, bn: &BnAct, dx: ViewMut, dgamma: &mut 
 struct Gradient<'a, C> {
     x: View<'a>,
     dy: View<'a>,
-    bn: &'a BnAct<'a>,
-    scale: &'a [f32],
+    bn: &'a Wide,
     g: ViewMut<'a>,
-    /// Sums of `g` and of `g d`.
+    /// Sums of `g` and of `g d`, of each pixel side by side.
     first: &'a mut [f32],
     second: &'a mut [f32],
     curve: PhantomData<C>,
 }
 
 impl<C: Curve> Gradient<'_, C> {
-    /// `P` pixels from `at` on, so that each sum is fetched and put back once for all of them.
+    /// `P` times `count` pixels from `at` on, so that each sum is fetched and put back once for all of them.
     #[inline(always)]
-    fn add<S: Simd, const P: usize>(&mut self, s: S, at: usize) {
-        for_vectors!(S, self.scale.len(), |c| {
-            let (mean, scale) = (load(s, self.bn.mean, c), load(s, self.scale, c));
-            let beta = load(s, self.bn.beta, c);
+    fn add<S: Simd, const P: usize>(&mut self, s: S, at: usize, count: usize) {
+        for_vectors!(S, count * self.x.layout.c, |c| {
+            let (mean, scale) = (load(s, &self.bn.mean, c), load(s, &self.bn.scale, c));
+            let beta = load(s, &self.bn.beta, c);
             let (mut first, mut second) = (load(s, self.first, c), load(s, self.second, c));
-            for i in 0..P {
-                let d = s.sub(load(s, self.x.pixel(at + i), c), mean);
+            for at in (0..P).map(|i| at + i * count) {
+                let d = s.sub(load(s, self.x.stretch(at, count), c), mean);
                 let slope = C::slope(s, s.fma(d, scale, beta));
-                let g = s.mul(load(s, self.dy.pixel(at + i), c), slope);
+                let g = s.mul(load(s, self.dy.stretch(at, count), c), slope);
                 first = s.add(first, g);
                 second = s.fma(g, d, second);
-                store(s, g, self.g.pixel(at + i), c);
+                store(s, g, self.g.stretch(at, count), c);
             }
             store(s, first, self.first, c);
             store(s, second, self.second, c);
@@ -268,14 +307,15 @@ impl<C: Curve> Kernel for Gradient<'_, C> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let (pixels, mut at) = (self.x.layout.pixels(), 0);
-        while at + 4 <= pixels {
-            self.add::<S, 4>(s, at);
-            at += 4;
+        let (pixels, together, mut at) = (self.x.layout.pixels(), self.bn.together, 0);
+        while at + 4 * together <= pixels {
+            self.add::<S, 4>(s, at, together);
+            at += 4 * together;
         }
         while at < pixels {
-            self.add::<S, 1>(s, at);
-            at += 1;
+            let count = together.min(pixels - at);
+            self.add::<S, 1>(s, at, count);
+            at += count;
         }
     }
 }
@@ -283,8 +323,8 @@ impl<C: Curve> Kernel for Gradient<'_, C> {
 /// The second reading: `dx = scale g + slope d + constant`, `g` being what dx holds.
 struct Backward<'a> {
     x: View<'a>,
-    mean: &'a [f32],
-    scale: &'a [f32],
+    bn: &'a Wide,
+    /// Of pixels side by side, as in `bn`.
     constant: &'a [f32],
     slope: &'a [f32],
     dx: ViewMut<'a>,
@@ -295,12 +335,16 @@ impl Kernel for Backward<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        for p in 0..self.x.layout.pixels() {
-            let (x, dx) = (self.x.pixel(p), self.dx.pixel(p));
-            for_vectors!(S, self.scale.len(), |c| {
-                let d = s.sub(load(s, x, c), load(s, self.mean, c));
-                let rest = s.fma(d, load(s, self.slope, c), load(s, self.constant, c));
-                store(s, s.fma(load(s, dx, c), load(s, self.scale, c), rest), dx, c);
+        let pixels = self.x.layout.pixels();
+        for p in (0..pixels).step_by(self.bn.together) {
+            let count = self.bn.together.min(pixels - p);
+            let (x, dx) = (self.x.stretch(p, count), self.dx.stretch(p, count));
+            let [mean, scale] = [&self.bn.mean, &self.bn.scale].map(|of| &of[..x.len()]);
+            let [slope, constant] = [self.slope, self.constant].map(|of| &of[..x.len()]);
+            for_vectors!(S, x.len(), |c| {
+                let d = s.sub(load(s, x, c), load(s, mean, c));
+                let rest = s.fma(d, load(s, slope, c), load(s, constant, c));
+                store(s, s.fma(load(s, dx, c), load(s, scale, c), rest), dx, c);
             });
         }
     }
