@@ -11,6 +11,7 @@ use rayon::prelude::*;
 
 use crate::evaluate::raw;
 use crate::loss::{Criterion, probe};
+use crate::maps::Maps;
 use crate::net::{BnUpdate, Infer, TrainNet, conv_shape};
 use crate::{Gradients, Result};
 
@@ -260,6 +261,76 @@ pub fn reestimate_batch_norm<E: From<graph::Error>>(
     Ok(net.graph)
 }
 
+/// `graph`, which goes on computing what it computes, with the running statistics of every BatchNorm those of what it reads over
+/// `batches`; scales and shifts make up for the change.
+///
+/// A training step normalises by a batch's own statistics. Weights that were fitted with statistics that are not, as those that a
+/// cut leaves behind, would be those of another function in it: the first steps would undo the fit.
+///
+/// # Errors
+/// The graph does not fit `imgsz`, or reading a batch fails.
+pub fn rebase_batch_norm<E: From<crate::Error>>(
+    graph: &Graph,
+    imgsz: [usize; 2],
+    batches: impl Iterator<Item = std::result::Result<Images, E>>,
+) -> std::result::Result<Graph, E> {
+    let mut spreads: BTreeMap<NodeId, Spread> = BTreeMap::new();
+    for batch in batches {
+        let mut maps = Maps::new(graph, imgsz)?;
+        maps.add(graph, 0, &batch?.data);
+        for (id, node) in graph.nodes.iter().enumerate() {
+            if matches!(node.op, Op::BatchNorm(_)) {
+                let read = maps.of(node.inputs[0]);
+                spreads.entry(id).or_insert_with(|| Spread::of_nothing(read.layout.c)).add(read);
+            }
+            maps.compute(graph, id);
+            maps.drop_read(id);
+        }
+    }
+    let mut rebased = graph.clone();
+    for (id, spread) in spreads {
+        let Op::BatchNorm(bn) = &mut rebased.nodes[id].op else { unreachable!("only these have been looked at") };
+        for (c, (mean, var)) in spread.finish().enumerate() {
+            let gain = f64::from(bn.gamma[c]) / (f64::from(bn.var[c]) + f64::from(bn.eps)).sqrt();
+            bn.beta[c] = (f64::from(bn.beta[c]) + gain * (mean - f64::from(bn.mean[c]))) as f32;
+            bn.gamma[c] = (gain * (var + f64::from(bn.eps)).sqrt()) as f32;
+            (bn.mean[c], bn.var[c]) = (mean as f32, var as f32);
+        }
+    }
+    Ok(rebased)
+}
+
+/// Mean and variance of a map's channels over batches: those of each batch put together (Chan, Golub and LeVeque 1983), in which
+/// nothing cancels.
+struct Spread {
+    mean: Vec<f64>,
+    /// Sum of the squared distances from the mean.
+    squares: Vec<f64>,
+    count: f64,
+}
+
+impl Spread {
+    fn of_nothing(channels: usize) -> Self {
+        Self { mean: vec![0.0; channels], squares: vec![0.0; channels], count: 0.0 }
+    }
+
+    fn add(&mut self, map: View) {
+        let (more, stats) = (map.layout.pixels() as f64, kernels::batch_stats(map));
+        let share = more / (self.count + more);
+        for (c, (mean, squares)) in self.mean.iter_mut().zip(&mut self.squares).enumerate() {
+            let apart = f64::from(stats.mean[c]) - *mean;
+            *mean += share * apart;
+            *squares += more * f64::from(stats.var[c]) + share * self.count * apart * apart;
+        }
+        self.count += more;
+    }
+
+    /// Mean and biased variance of every channel.
+    fn finish(self) -> impl Iterator<Item = (f64, f64)> {
+        self.mean.into_iter().zip(self.squares).map(move |(mean, squares)| (mean, squares / self.count))
+    }
+}
+
 /// What a detector's answers mind, batch by batch.
 struct Probes {
     net: TrainNet,
@@ -356,6 +427,38 @@ mod tests {
             assert!((expected - found).abs() < 1e-4, "{i} {j}: {expected} {found}");
         }
         assert!(means.iter().zip(&stats.mean).all(|(a, b)| (a - b).abs() < 1e-5), "{means:?} {:?}", stats.mean);
+    }
+
+    #[test]
+    fn rebased_batch_norm_computes_the_same_and_trains_from_there() -> graph::Result<()> {
+        let build = graph::build::Yolov5 { names: vec!["a".into()], imgsz: 64, width: 0.125, depth: 0.33, seed: 3 };
+        let mut graph = build.build()?;
+        // Statistics that are nobody's.
+        for (id, node) in graph.nodes.iter_mut().enumerate() {
+            let Op::BatchNorm(bn) = &mut node.op else { continue };
+            for (c, (mean, var)) in bn.mean.iter_mut().zip(&mut bn.var).enumerate() {
+                (*mean, *var) = ((id * 7 + c * 5) as f32 % 3.0 - 1.0, 0.5 + (id * 3 + c) as f32 % 4.0);
+            }
+        }
+        let (n, each) = (4, 64 * 64 * 3);
+        let all: Vec<u8> = (0..n * each).map(|i| (i * 7919 % 251) as u8).collect();
+        // Batches of different sizes, and together the batch that is trained on below.
+        let batches = [(0, 1), (1, 3)].map(|(at, n)| {
+            let data = all[at * each..(at + n) * each].to_vec();
+            Ok::<_, crate::Error>(Images { data, n })
+        });
+        let rebased = rebase_batch_norm(&graph, [64; 2], batches.into_iter()).expect("fits");
+        let used = |graph: &Graph| Infer::new(graph, [64; 2])?.run(&all, n);
+        let trained = |graph: &Graph| TrainNet::new(graph.clone(), [64; 2])?.forward(&all, n, BnUpdate::Momentum);
+        let apart = |a: &[crate::net::HeadMap], b: &[crate::net::HeadMap]| {
+            let values = |maps: &[crate::net::HeadMap]| maps.iter().flat_map(|m| m.data.clone()).collect::<Vec<f32>>();
+            values(a).iter().zip(values(b)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+        };
+        let before = used(&graph)?;
+        assert!(apart(&before, &trained(&graph)?) > 0.1, "another function before");
+        assert!(apart(&before, &used(&rebased)?) < 1e-4, "off by {}", apart(&before, &used(&rebased)?));
+        assert!(apart(&before, &trained(&rebased)?) < 1e-3, "off by {}", apart(&before, &trained(&rebased)?));
+        Ok(())
     }
 
     #[test]

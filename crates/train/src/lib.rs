@@ -11,6 +11,7 @@ pub mod evaluate;
 mod gradients;
 mod head;
 pub mod loss;
+mod maps;
 pub mod metrics_csv;
 pub mod net;
 pub mod optim;

@@ -145,7 +145,15 @@ impl Calibration<'_> {
             images.n,
             100.0 * left
         ));
-        Ok(graph)
+        self.rebase(&graph)
+    }
+
+    /// `graph`, computing what it does, with BatchNorm statistics as training will find them.
+    fn rebase(&self, graph: &Graph) -> miette::Result<Graph> {
+        let few = Self { images: self.images.min(RECONSTRUCTED_ON), ..*self };
+        few.over_augmented_images(Augment::default(), 1, "Rebasing BatchNorm", |batches| {
+            calibrate::rebase_batch_norm(graph, [self.imgsz; 2], batches.map(images))
+        })
     }
 
     /// Whole images for reconstruction, as `graph` is shown them: spread evenly and shuffled, as the first of them are looked at

@@ -7,7 +7,6 @@
 //! few images fill with places enough; where maps are smaller the other images join.
 
 mod beyond;
-mod maps;
 mod samples;
 
 use std::collections::BTreeMap;
@@ -22,8 +21,8 @@ use rayon::prelude::*;
 
 use crate::Result;
 use crate::calibrate::Images;
+use crate::maps::{Map, Maps};
 use beyond::{Beyond, Part};
-use maps::{Map, Maps};
 use samples::Samples;
 
 /// One image in this many only judges what the others fit.

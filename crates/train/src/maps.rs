@@ -7,17 +7,17 @@ use crate::Result;
 use crate::net::{Kind, conv_shape, load_images, run_plain};
 
 /// A map of its own.
-pub(super) struct Map {
-    pub(super) layout: Layout,
-    pub(super) data: Vec<f32>,
+pub(crate) struct Map {
+    pub(crate) layout: Layout,
+    pub(crate) data: Vec<f32>,
 }
 
 impl Map {
-    pub(super) fn new(layout: Layout) -> Self {
+    pub(crate) fn new(layout: Layout) -> Self {
         Self { layout, data: vec![0.0; layout.end()] }
     }
 
-    pub(super) fn view(&self) -> View<'_> {
+    pub(crate) fn view(&self) -> View<'_> {
         View::new(&self.data, self.layout)
     }
 
@@ -34,7 +34,7 @@ impl Map {
 const ADDED: usize = 16;
 
 /// The maps of a graph that something still has to read.
-pub(super) struct Maps {
+pub(crate) struct Maps {
     shapes: Vec<Shape>,
     n: usize,
     maps: Vec<Option<Map>>,
@@ -47,7 +47,7 @@ impl Maps {
     ///
     /// # Errors
     /// The graph does not fit that size.
-    pub(super) fn new(graph: &Graph, imgsz: [usize; 2]) -> Result<Self> {
+    pub(crate) fn new(graph: &Graph, imgsz: [usize; 2]) -> Result<Self> {
         let shapes = graph.shapes(imgsz)?;
         let mut last: Vec<NodeId> = (0..graph.nodes.len()).collect();
         for (id, node) in graph.nodes.iter().enumerate() {
@@ -58,7 +58,7 @@ impl Maps {
     }
 
     /// Adds `images`, (N, H, W, 3) as bytes 0..255, and runs them through all nodes before `id`, a few at a time.
-    pub(super) fn add(&mut self, graph: &Graph, id: NodeId, images: &[u8]) {
+    pub(crate) fn add(&mut self, graph: &Graph, id: NodeId, images: &[u8]) {
         let Shape { c, h, w } = self.shapes[0];
         for images in images.chunks(ADDED * c * h * w) {
             let n = images.len() / (c * h * w);
@@ -82,19 +82,19 @@ impl Maps {
     }
 
     /// How many images there are.
-    pub(super) fn n(&self) -> usize {
+    pub(crate) fn n(&self) -> usize {
         self.n
     }
 
     /// Floats of one image that are held while each node is computed.
-    pub(super) fn held(&self) -> Vec<usize> {
+    pub(crate) fn held(&self) -> Vec<usize> {
         let floats = |shape: &Shape| shape.c * shape.h * shape.w;
         (0..self.shapes.len())
             .map(|id| (0..=id).filter(|&i| i == id || self.last[i] >= id).map(|i| floats(&self.shapes[i])).sum())
             .collect()
     }
 
-    pub(super) fn of(&self, id: NodeId) -> View<'_> {
+    pub(crate) fn of(&self, id: NodeId) -> View<'_> {
         match &self.maps[id] {
             Some(map) => map.view(),
             None => unreachable!("node {id} is computed before it is read, and kept until its last reader"),
@@ -102,7 +102,7 @@ impl Maps {
     }
 
     /// Runs node `id` in inference mode.
-    pub(super) fn compute(&mut self, graph: &Graph, id: NodeId) {
+    pub(crate) fn compute(&mut self, graph: &Graph, id: NodeId) {
         let node = &graph.nodes[id];
         let Shape { c, h, w } = self.shapes[id];
         if matches!(node.op, Op::Input { .. } | Op::Head(_)) {
@@ -146,7 +146,7 @@ impl Maps {
     }
 
     /// Forgets what nothing after `id` reads.
-    pub(super) fn drop_read(&mut self, id: NodeId) {
+    pub(crate) fn drop_read(&mut self, id: NodeId) {
         for (map, &last) in self.maps.iter_mut().zip(&self.last) {
             if last <= id {
                 *map = None;
