@@ -153,12 +153,12 @@ impl<'a> Beyond<'a> {
         error
     }
 
-    /// (S, O): `by` times the slopes at `u`.
-    fn sloped(&self, u: &[f32], by: &[f32]) -> Vec<f32> {
-        let mut out = vec![0.0; u.len()];
-        let y = ViewMut::new(&mut out, self.map(u).layout);
-        kernels::act_backward(self.act, self.map(u), self.map(by), y, false);
-        out
+    /// (S, O): the slopes of the activation at `u`.
+    fn slopes_at(&self, u: &[f32]) -> Vec<f32> {
+        let mut slopes = vec![0.0; u.len()];
+        let y = ViewMut::new(&mut slopes, self.map(u).layout);
+        kernels::act_backward(self.act, self.map(u), self.map(&vec![1.0; u.len()]), y, false);
+        slopes
     }
 
     fn map<'b>(&self, values: &'b [f32]) -> View<'b> {
@@ -169,7 +169,7 @@ impl<'a> Beyond<'a> {
     /// of which `change` (O, F) has been made.
     fn step(&self, u: &[f32], change: &[f64], problem: &Problem) -> Step {
         let (features, outputs) = (self.samples.features, self.samples.outputs);
-        let slopes = self.sloped(u, &vec![1.0; u.len()]);
+        let slopes = self.slopes_at(u);
         let weigh = |mut values: Vec<f32>| {
             in_rows(&mut values, outputs, &slopes, |_, v, slope| *v *= slope * slope);
             values
@@ -186,7 +186,9 @@ impl<'a> Beyond<'a> {
             y
         };
 
-        let mut residual = self.samples.sums(&self.sloped(u, &self.errors_at(u)));
+        let mut wrong = self.errors_at(u);
+        in_rows(&mut wrong, outputs, &slopes, |_, error, slope| *error *= slope);
+        let mut residual = self.samples.sums(&wrong);
         for (o, (row, change)) in residual.chunks_mut(features).zip(change.chunks(features)).enumerate() {
             row.iter_mut().zip(change).enumerate().for_each(|(i, (r, c))| *r -= ridged(o, i) * c);
         }
