@@ -9,7 +9,7 @@
 //! whatever computes them. At the recorded learning rate of 1e-3 the reference in f32 is 4e-4 from itself in f64 after 3 steps
 //! and 2 % after 9. Ours, with the statistics of BatchNorm off at random by one in the last place, takes YOLOv8n from 27.782,
 //! 27.785 or 27.789 after two steps to 26.35 or 26.42 after three (in four runs of thirteen), where f64 has 26.3455: so three
-//! losses are compared at that rate. At 1e-5 such changes are rare in ten steps.
+//! of its losses are compared at that rate. At 1e-5 such changes are rare in ten steps.
 
 use std::path::Path;
 
@@ -152,6 +152,6 @@ fn yolov8n_predicts_and_trains_as_its_reference() {
 fn yolo11n_predicts_and_trains_as_its_reference() {
     let Some(golden) = Golden::open("yolo11n", "yolo11n/yolo11n-ball.pt") else { return };
     golden.predicts(0);
-    golden.trains("rate 1e-3", 1e-3, 1e-3);
+    golden.trains("rate 1e-3", 1e-3, 2e-3);
     golden.trains("rate 1e-5", 1e-5, 2e-3);
 }
