@@ -22,23 +22,32 @@ pub const CALIBRATION_IMAGES: usize = 256;
 /// Images that reconstruction looks at: more take longer and teach it little.
 const RECONSTRUCTED_ON: usize = 128;
 
+/// Images that BatchNorm statistics are estimated anew from: a mean over so many is exact enough.
+const RECALIBRATED_ON: usize = 1024;
+
 /// The training images of a dataset as calibration sees them.
 pub struct Calibration<'a> {
     pub dataset: &'a Dataset,
     pub imgsz: usize,
-    /// How many images at most.
+    /// How many images at most, spread evenly over the split: datasets often come sorted.
     pub images: usize,
     pub seed: u64,
 }
 
 impl Calibration<'_> {
-    fn items(&self) -> miette::Result<&[Item]> {
-        let split = self.dataset.split("train").or_else(|_| self.dataset.split("val"))?;
-        Ok(&split.items[..split.items.len().min(self.images)])
+    fn items(&self) -> miette::Result<Vec<Item>> {
+        let all = &self.dataset.split("train").or_else(|_| self.dataset.split("val"))?.items;
+        let most = self.images.min(all.len());
+        Ok((0..most).map(|i| all[i * all.len() / most].clone()).collect())
+    }
+
+    /// The same of fewer images.
+    fn of_at_most(&self, images: usize) -> Self {
+        Self { images: self.images.min(images), ..*self }
     }
 
     fn loader(&self, mode: Mode) -> miette::Result<Loader> {
-        self.loader_of(self.items()?, mode)
+        self.loader_of(&self.items()?, mode)
     }
 
     fn loader_of(&self, items: &[Item], mode: Mode) -> miette::Result<Loader> {
@@ -150,18 +159,15 @@ impl Calibration<'_> {
 
     /// `graph`, computing what it does, with BatchNorm statistics as training will find them.
     fn rebase(&self, graph: &Graph) -> miette::Result<Graph> {
-        let few = Self { images: self.images.min(RECONSTRUCTED_ON), ..*self };
+        let few = self.of_at_most(RECONSTRUCTED_ON);
         few.over_augmented_images(Augment::default(), 1, "Rebasing BatchNorm", |batches| {
             calibrate::rebase_batch_norm(graph, [self.imgsz; 2], batches.map(images))
         })
     }
 
-    /// Whole images for reconstruction, as `graph` is shown them: spread evenly and shuffled, as the first of them are looked at
-    /// longest.
+    /// Whole images for reconstruction, as `graph` is shown them: shuffled, as the first of them are looked at longest.
     fn for_reconstruction(&self, graph: &Graph) -> miette::Result<Images> {
-        let items = self.items()?;
-        let most = RECONSTRUCTED_ON.min(items.len());
-        let mut chosen: Vec<Item> = (0..most).map(|i| items[i * items.len() / most].clone()).collect();
+        let mut chosen = self.of_at_most(RECONSTRUCTED_ON).items()?;
         chosen.shuffle(&mut ChaCha8Rng::seed_from_u64(self.seed));
         let loader = self.loader_of(&chosen, Mode::Val(fit(graph.meta.family)))?;
         let mut images = Images { data: vec![], n: 0 };
@@ -195,7 +201,7 @@ impl Calibration<'_> {
 
     /// `graph` with BatchNorm statistics estimated anew over images augmented as in training.
     pub fn recalibrate(&self, graph: &Graph, augment: Augment, epochs: usize) -> miette::Result<Graph> {
-        self.over_augmented_images(augment, epochs, "Recalibrating", |batches| {
+        self.of_at_most(RECALIBRATED_ON).over_augmented_images(augment, epochs, "Recalibrating", |batches| {
             calibrate::reestimate_batch_norm(graph, [self.imgsz; 2], batches.map(images))
         })
     }
@@ -324,4 +330,27 @@ fn trace(dense: &Graph, plans: &[Plan]) -> miette::Result<Vec<Vec<usize>>> {
 /// Carries out `plan`.
 pub fn apply(graph: &Graph, plan: &Plan) -> miette::Result<Graph> {
     Ok(surgery::apply(graph, plan)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fewer_images_than_there_are_lie_all_over_the_split() {
+        let item = |id| Item { image: format!("{id}.png").into(), id, size: (8, 8), boxes: vec![] };
+        let train = data::Split { items: (0..10).map(item).collect(), problems: vec![] };
+        let dataset = Dataset {
+            path: "sorted".into(),
+            format: data::Format::Ultralytics,
+            names: vec!["a".into()],
+            category_ids: vec![0],
+            splits: [("train".to_string(), train)].into(),
+        };
+        let all = Calibration { dataset: &dataset, imgsz: 8, images: usize::MAX, seed: 0 };
+        let ids = |of: &Calibration| of.items().expect("has a split").iter().map(|i| i.id).collect::<Vec<_>>();
+        assert_eq!(ids(&all), (0..10).collect::<Vec<_>>());
+        assert_eq!(ids(&all.of_at_most(4)), [0, 2, 5, 7]);
+        assert_eq!(ids(&all.of_at_most(3).of_at_most(4)), [0, 3, 6]);
+    }
 }

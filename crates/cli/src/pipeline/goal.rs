@@ -87,25 +87,29 @@ impl Goal {
     pub fn reach(&mut self, graph: &Graph, plan: impl Fn(&Target) -> miette::Result<Plan>) -> miette::Result<Plan> {
         let mut aimed = self.aimed();
         let mut made = plan(&aimed)?;
-        let (Some(aim), Some(mut latency)) = (aimed.nanos, aimed.latency.clone()) else { return Ok(made) };
-        let aim = aim as f64;
         for _ in 0..AGAIN {
-            let slim = surgery::apply(graph, &made)?;
-            let [dense_ms, slim_ms] = side_by_side(&[&self.dense, &slim])?[..] else { unreachable!("two were given") };
-            // In turns, so that a machine that has become slower since the table was measured is not held against the plan.
-            let measured = latency.total(&self.dense)? as f64 * slim_ms / dense_ms;
-            let predicted = latency.total(&slim)? as f64;
-            let free = measured <= aim && predicted < aim * (1.0 - EXACT);
-            if free || (measured / predicted - 1.0).abs() <= EXACT {
-                break;
-            }
-            let Some(corrected) = latency.corrected(&self.dense, &slim, measured)? else { break };
-            latency = Arc::new(corrected);
-            aimed.latency = Some(Arc::clone(&latency));
+            let Some(corrected) = self.corrected(&aimed, graph, &made)? else { break };
+            aimed.latency = Some(Arc::new(corrected));
             made = plan(&aimed)?;
         }
-        self.target.latency = Some(latency);
+        self.target.latency = aimed.latency;
         Ok(made)
+    }
+
+    /// The times that `plan` of `graph`, made for `aimed`, should have been made by; nothing where it came out exactly enough or
+    /// no time is aimed at.
+    fn corrected(&self, aimed: &Target, graph: &Graph, plan: &Plan) -> miette::Result<Option<Latency>> {
+        let (Some(aim), Some(latency)) = (aimed.nanos, &aimed.latency) else { return Ok(None) };
+        let slim = surgery::apply(graph, plan)?;
+        let [dense_ms, slim_ms] = side_by_side(&[&self.dense, &slim])?[..] else { unreachable!("two were given") };
+        // In turns, so that a machine that has become slower since the table was measured is not held against the plan.
+        let measured = latency.total(&self.dense)? as f64 * slim_ms / dense_ms;
+        let (aim, predicted) = (aim as f64, latency.total(&slim)? as f64);
+        let free = measured <= aim && predicted < aim * (1.0 - EXACT);
+        if free || (measured / predicted - 1.0).abs() <= EXACT {
+            return Ok(None);
+        }
+        Ok(latency.corrected(&self.dense, &slim, measured)?)
     }
 
     /// An error where `graph`, from which nothing more can go, is not small enough: it says what could be reached.

@@ -38,7 +38,7 @@ pub struct Recipe {
     pub reconstruct: bool,
     /// Forget the weights after the cut and train the architecture that is left from nothing.
     pub restart: bool,
-    /// Passes over the training images in which BatchNorm statistics are estimated anew.
+    /// Passes over the training images, 1024 of them at most, in which BatchNorm statistics are estimated anew.
     pub recalibration_epochs: usize,
     /// Instead of a budget: how much of mAP50-95 on `val` the cut may cost before healing.
     pub max_drop: Option<f64>,
