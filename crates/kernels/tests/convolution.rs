@@ -97,8 +97,31 @@ fn check_backward(c: &Case) {
     assert_close(&gained, &reference::sum(&dy.map()), tolerance(dy.layout.pixels()));
 }
 
+prop_compose! {
+    /// Few outputs, whose neighbours are worked on together where nothing lies between them and they divide.
+    fn narrow()(
+        channels in (1usize..9, 1usize..9),
+        kernel in (1usize..7, 2usize..7),
+        stride in (1usize..3, 1usize..3),
+        size in (1usize..3, 1usize..6, 1usize..5),
+        odd in prop_oneof![3 => Just(0), 1 => 1usize..8],
+        gaps in (gaps(), Just((0, 0))).prop_map(<[Gaps; 2]>::from),
+        seed in 0u64..1000,
+    ) -> Case {
+        let pad = [kernel.0 / 2, kernel.1 / 2];
+        let shape = ConvShape { ci: channels.0, co: channels.1, kernel: kernel.into(), stride: stride.into(), pad, groups: 1 };
+        let reads = |outputs: usize, axis: usize| ((outputs - 1) * shape.stride[axis] + shape.kernel[axis]).max(2 * pad[axis] + 1) - 2 * pad[axis];
+        Case { shape, n: size.0, h: reads(size.1, 0), w: reads(8 * size.2 + odd, 1), gaps, seed }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn few_outputs_equal_the_reference(c in narrow()) {
+        Isa::available().into_iter().for_each(|isa| isa.scope(|| directly(|| { check_forward(&c); check_backward(&c) })));
+    }
 
     #[test]
     fn forward_equals_the_reference(c in case()) {

@@ -4,9 +4,11 @@
 //! of consecutive floats; [`pass`] then multiplies runs with weights arranged in [`panels`], in register tiles ([`tile`])
 //! of several pixels by two vectors of output channels, or for [`depthwise`] convolutions multiplies channel by channel.
 //! The gradient of the input is the same loop with the kernel turned around; that of the weights ([`weight`]) sums outer
-//! products over pixels. Kernels 3x3 of stride 1 take a detour that saves three multiplications in four ([`winograd`]).
+//! products over pixels. Kernels 3x3 of stride 1 take a detour that saves three multiplications in four ([`winograd`]); what
+//! has few outputs works on several pixels' at a time ([`neighbours`]).
 
 mod depthwise;
+mod neighbours;
 mod panels;
 mod pass;
 mod source;
@@ -15,6 +17,7 @@ mod weight;
 mod winograd;
 
 use graph::Act;
+use neighbours::Neighbours;
 use panels::Panels;
 use pass::{Pass, Phase, Weights};
 use rayon::prelude::*;
@@ -98,6 +101,8 @@ pub struct Packed {
     weights: usize,
     /// One for each group, or for a depthwise convolution as a whole.
     units: Vec<Phase>,
+    /// For maps whose neighbours are worked on together.
+    together: Option<(Neighbours, Phase)>,
 }
 
 impl Packed {
@@ -105,7 +110,7 @@ impl Packed {
     pub fn new(shape: &ConvShape, w: &[f32]) -> Self {
         let (isa, unit) = (Isa::current(), shape.unit());
         assert_eq!(w.len(), shape.weights(), "weights of {shape:?}");
-        let window = Window { kernel: shape.kernel, stride: shape.stride, origin: shape.origin() };
+        let window = |shape: &ConvShape| Window { kernel: shape.kernel, stride: shape.stride, origin: shape.origin() };
         let units = w.chunks_exact(unit.weights()).map(|w| {
             let weights = if unit.is_depthwise() {
                 let taps: Vec<usize> = (0..unit.taps()).collect();
@@ -115,10 +120,19 @@ impl Packed {
             } else {
                 Weights::Dense(Panels::forward(isa, &unit, w))
             };
-            Phase { window, weights, first: [0, 0] }
+            Phase { window: window(shape), weights, first: [0, 0] }
         });
-        Self { isa, weights: w.len(), units: units.collect() }
+        let together = neighbours(isa, shape).map(|together| {
+            let weights = Weights::Dense(Panels::forward(isa, &together.shape, &together.weights(shape, w)));
+            (together, Phase { window: window(&together.shape), weights, first: [0, 0] })
+        });
+        Self { isa, weights: w.len(), units: units.collect(), together }
     }
+}
+
+/// How to work on several outputs of a row together, where that is worth it and no faster way is taken.
+fn neighbours(isa: Isa, shape: &ConvShape) -> Option<Neighbours> {
+    Neighbours::of(isa, shape).filter(|_| !winograd::fits(shape))
 }
 
 /// What is done to a result before it is stored: `act(result + bias)`.
@@ -132,6 +146,14 @@ pub struct Epilogue<'a> {
 /// `y = act(x * w + bias)`: x (N, H, W, I), y (N, OH, OW, O).
 pub fn conv_forward(shape: &ConvShape, x: View, w: &Packed, epilogue: Epilogue, mut y: ViewMut) {
     shape.check(x.layout, y.layout, w.weights);
+    if let Some((together, phase)) = &w.together
+        && let Some(layout) = together.side_by_side(y.layout)
+    {
+        let bias = epilogue.bias.map(|bias| bias.repeat(layout.c / shape.co));
+        let start = bias.as_ref().map_or(Start::Zero, |b| Start::Bias(b));
+        let pass = Pass { isa: w.isa, phases: std::slice::from_ref(phase), step: [1, 1], start, act: epilogue.act };
+        return pass.run(x, ViewMut::new(y.data, layout));
+    }
     let unit = shape.unit();
     for (u, phase) in w.units.iter().enumerate() {
         let start = epilogue.bias.map_or(Start::Zero, |b| Start::Bias(&b[u * unit.co..][..unit.co]));
@@ -205,6 +227,13 @@ impl Taps {
 pub fn conv_backward_weight(shape: &ConvShape, x: View, dy: View, dw: &mut [f32]) {
     shape.check(x.layout, dy.layout, dw.len());
     let (isa, unit) = (Isa::current(), shape.unit());
+    if let Some(together) = neighbours(isa, shape)
+        && let Some(layout) = together.side_by_side(dy.layout)
+    {
+        let mut wide = vec![0.0; together.shape.weights()];
+        weight::backward_weight(isa, &together.shape, x, View::new(dy.data, layout), &mut wide);
+        return together.add(shape, &wide, dw);
+    }
     for (u, dw) in dw.chunks_exact_mut(unit.weights()).enumerate() {
         let (x, dy) = (x.channels(u * unit.ci, unit.ci), dy.channels(u * unit.co, unit.co));
         if unit.is_depthwise() {
