@@ -166,15 +166,22 @@ pub fn frontier(label: &str, clouds: &[Cloud]) -> String {
     let (width, height) = (520.0, 330.0);
     let points = || clouds.iter().flat_map(|c| &c.points).filter(|p| p[0].is_finite() && p[1].is_finite());
     let right = points().map(|p| p[0]).fold(f64::MIN_POSITIVE, f64::max) * 1.08;
-    let top = (points().map(|p| p[1] + p[2]).fold(0.0, f64::max) * 10.0 + 0.3).ceil().max(1.0) / 10.0;
-    let frame = Frame { left: 40.0, top: 20.0, width: 340.0, height: 250.0, x: [0.0, right], y: [0.0, top] };
+    let low = points().map(|p| p[1] - p[2]).fold(f64::INFINITY, f64::min).clamp(0.0, 1.0);
+    let high = points().map(|p| p[1] + p[2]).fold(low, f64::max);
+    // From nought up, points that differ by what matters would lie on each other.
+    let step = [0.01, 0.02, 0.05, 0.1].into_iter().find(|step| high - low <= 7.0 * step).unwrap_or(0.2);
+    let rules = (low / step).floor() as usize..=((high / step).ceil() as usize).max((low / step).floor() as usize + 1);
+    let bottom = *rules.start() as f64 * step;
+    let y = [bottom, *rules.end() as f64 * step];
+    let frame = Frame { left: 40.0, top: 20.0, width: 340.0, height: 250.0, x: [0.0, right], y };
     let mut svg = open(width, height, &format!("mAP50-95 over {label}"));
-    for step in 0..=(top * 10.0).round() as usize {
-        frame.rule(&mut svg, step as f64 / 10.0, &format!("{:.1}", step as f64 / 10.0));
+    for rule in rules {
+        let value = rule as f64 * step;
+        frame.rule(&mut svg, value, &format!("{value:.2}"));
     }
     for i in 0..=4 {
         let value = right * f64::from(i) / 4.0;
-        let (x, y) = (frame.px(value), frame.py(0.0) + 16.0);
+        let (x, y) = (frame.px(value), frame.py(bottom) + 16.0);
         let _ = write!(svg, r#"<text x="{x:.1}" y="{y:.1}" text-anchor="middle">{value:.2}</text>"#);
     }
     let middle = frame.px(right / 2.0);
@@ -218,4 +225,28 @@ pub fn standalone(svg: &str) -> String {
 /// 0 for the first of `count`, 1 for the last.
 fn share(index: usize, count: usize) -> f64 {
     if count < 2 { 1.0 } else { index as f64 / (count - 1) as f64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heights(svg: &str) -> Vec<f64> {
+        svg.split("cy=\"").skip(1).filter_map(|rest| rest.split('"').next()?.parse().ok()).collect()
+    }
+
+    #[test]
+    fn a_frontier_shows_what_lies_close_together() {
+        let cloud = |points: &[[f64; 3]]| Cloud { name: "a".into(), points: points.to_vec() };
+        let close = frontier("GMACs", &[cloud(&[[0.1, 0.567, 0.003], [0.25, 0.599, 0.006], [0.5, 0.61, 0.008]])]);
+        assert!(close.contains(">0.56<") && close.contains(">0.62<") && !close.contains("end\">0.00<"), "{close}");
+        let points = &heights(&close)[..3];
+        assert!(points[0] - points[2] > 100.0, "{points:?} of 250");
+        assert!(points.iter().all(|y| (20.0..=270.0).contains(y)), "{points:?}");
+        // From nothing to everything, and nothing at all.
+        let wide = frontier("GMACs", &[cloud(&[[0.1, 0.003, 0.0], [0.5, 0.6, 0.0]])]);
+        assert!(wide.contains("end\">0.00<") && wide.contains(">0.60<"), "{wide}");
+        assert!(!frontier("GMACs", &[cloud(&[[0.1, 0.5, 0.0]]), cloud(&[])]).contains("NaN"));
+        assert!(!frontier("GMACs", &[]).contains("NaN"));
+    }
 }
