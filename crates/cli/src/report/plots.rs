@@ -170,18 +170,18 @@ pub fn frontier(label: &str, clouds: &[Cloud]) -> String {
     let high = points().map(|p| p[1] + p[2]).fold(low, f64::max);
     // From nought up, points that differ by what matters would lie on each other.
     let step = [0.01, 0.02, 0.05, 0.1].into_iter().find(|step| high - low <= 7.0 * step).unwrap_or(0.2);
-    let rules = (low / step).floor() as usize..=((high / step).ceil() as usize).max((low / step).floor() as usize + 1);
-    let bottom = *rules.start() as f64 * step;
-    let y = [bottom, *rules.end() as f64 * step];
+    let first = (low / step).floor() as usize;
+    let last = ((high / step).ceil() as usize).max(first + 1);
+    let y = [first, last].map(|rule| rule as f64 * step);
     let frame = Frame { left: 40.0, top: 20.0, width: 340.0, height: 250.0, x: [0.0, right], y };
     let mut svg = open(width, height, &format!("mAP50-95 over {label}"));
-    for rule in rules {
+    for rule in first..=last {
         let value = rule as f64 * step;
         frame.rule(&mut svg, value, &format!("{value:.2}"));
     }
     for i in 0..=4 {
         let value = right * f64::from(i) / 4.0;
-        let (x, y) = (frame.px(value), frame.py(bottom) + 16.0);
+        let (x, y) = (frame.px(value), frame.py(frame.y[0]) + 16.0);
         let _ = write!(svg, r#"<text x="{x:.1}" y="{y:.1}" text-anchor="middle">{value:.2}</text>"#);
     }
     let middle = frame.px(right / 2.0);

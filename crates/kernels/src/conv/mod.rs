@@ -123,7 +123,7 @@ impl Packed {
             Phase { window: window(shape), weights, first: [0, 0] }
         });
         let together = neighbours(isa, shape).map(|together| {
-            let weights = Weights::Dense(Panels::forward(isa, &together.shape, &together.weights(shape, w)));
+            let weights = Weights::Dense(Panels::forward(isa, &together.shape, &together.weights(w)));
             (together, Phase { window: window(&together.shape), weights, first: [0, 0] })
         });
         Self { isa, weights: w.len(), units: units.collect(), together }
@@ -232,7 +232,7 @@ pub fn conv_backward_weight(shape: &ConvShape, x: View, dy: View, dw: &mut [f32]
     {
         let mut wide = vec![0.0; together.shape.weights()];
         weight::backward_weight(isa, &together.shape, x, View::new(dy.data, layout), &mut wide);
-        return together.add(shape, &wide, dw);
+        return together.add(&wide, dw);
     }
     for (u, dw) in dw.chunks_exact_mut(unit.weights()).enumerate() {
         let (x, dy) = (x.channels(u * unit.ci, unit.ci), dy.channels(u * unit.co, unit.co));

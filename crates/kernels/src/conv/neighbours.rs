@@ -11,6 +11,8 @@ use crate::{ConvShape, Layout};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Neighbours {
     count: usize,
+    /// The convolution.
+    single: ConvShape,
     /// One output of this is `count` of the convolution's.
     pub shape: ConvShape,
 }
@@ -21,7 +23,7 @@ impl Neighbours {
         let sides = [1, 2, 4, 8].map(|count| {
             let kernel = [shape.kernel[0], shape.kernel[1] + (count - 1) * shape.stride[1]];
             let stride = [shape.stride[0], count * shape.stride[1]];
-            Self { count, shape: ConvShape { co: count * shape.co, kernel, stride, ..*shape } }
+            Self { count, single: *shape, shape: ConvShape { co: count * shape.co, kernel, stride, ..*shape } }
         });
         // Multiplications of vectors that `count` stands for, in parts that every count divides.
         let price = |side: &Self| side.shape.kernel[1] * side.shape.co.div_ceil(isa.lanes()) * 8 / side.count;
@@ -37,27 +39,28 @@ impl Neighbours {
     }
 
     /// Weights of [`Self::shape`] from those of the convolution, (O, I, KH, KW) both.
-    pub fn weights(&self, shape: &ConvShape, w: &[f32]) -> Vec<f32> {
+    pub fn weights(&self, w: &[f32]) -> Vec<f32> {
+        let columns = self.single.kernel[1];
         let mut wide = vec![0.0; self.shape.weights()];
-        self.rows(shape, |from, to| wide[to..][..shape.kernel[1]].copy_from_slice(&w[from..][..shape.kernel[1]]));
+        self.rows(|from, to| wide[to..][..columns].copy_from_slice(&w[from..][..columns]));
         wide
     }
 
     /// Adds to `dw` what a gradient of the weights of [`Self::shape`] says of it.
-    pub fn add(&self, shape: &ConvShape, wide: &[f32], dw: &mut [f32]) {
-        self.rows(shape, |at, from| {
-            let row = wide[from..][..shape.kernel[1]].iter();
-            dw[at..][..shape.kernel[1]].iter_mut().zip(row).for_each(|(d, w)| *d += w);
+    pub fn add(&self, wide: &[f32], dw: &mut [f32]) {
+        let columns = self.single.kernel[1];
+        self.rows(|at, from| {
+            dw[at..][..columns].iter_mut().zip(&wide[from..][..columns]).for_each(|(d, w)| *d += w);
         });
     }
 
     /// Where every kernel row starts in the convolution's weights and, for each neighbour, in those of [`Self::shape`].
-    fn rows(&self, shape: &ConvShape, mut each: impl FnMut(usize, usize)) {
-        let rows = shape.co * shape.ci * shape.kernel[0];
+    fn rows(&self, mut each: impl FnMut(usize, usize)) {
+        let ConvShape { ci, co, kernel, stride, .. } = self.single;
+        let rows = co * ci * kernel[0];
         for row in 0..rows {
             for right in 0..self.count {
-                let wide = (right * rows + row) * self.shape.kernel[1] + right * shape.stride[1];
-                each(row * shape.kernel[1], wide);
+                each(row * kernel[1], (right * rows + row) * self.shape.kernel[1] + right * stride[1]);
             }
         }
     }
@@ -86,12 +89,13 @@ mod tests {
     #[test]
     fn rows_go_where_they_came_from() {
         let shape = shape(3, 5, 2);
-        let neighbours = Neighbours { count: 2, shape: ConvShape { co: 6, kernel: [5, 7], stride: [2, 4], ..shape } };
+        let pair = ConvShape { co: 6, kernel: [5, 7], stride: [2, 4], ..shape };
+        let neighbours = Neighbours { count: 2, single: shape, shape: pair };
         let w: Vec<f32> = (0..shape.weights()).map(|i| 1.0 + i as f32).collect();
-        let wide = neighbours.weights(&shape, &w);
+        let wide = neighbours.weights(&w);
         assert_eq!(wide.iter().filter(|w| **w != 0.0).count(), 2 * w.len());
         let mut twice = vec![0.0; w.len()];
-        neighbours.add(&shape, &wide, &mut twice);
+        neighbours.add(&wide, &mut twice);
         assert!(twice.iter().zip(&w).all(|(t, w)| *t == 2.0 * w));
     }
 }
