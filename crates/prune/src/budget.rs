@@ -194,6 +194,25 @@ impl Target {
         }
     }
 
+    /// What a network of size `now` has to reach first, where it goes the way in steps that each take the same share of what is left:
+    /// `part` (0..=1) is one step's of all.
+    pub fn part_of_the_way(&self, now: Size, part: f64) -> Self {
+        let reach = |now: u64, limit: Option<u64>| {
+            limit.map(|limit| {
+                let share = limit as f64 / now.max(limit).max(1) as f64;
+                ((now.max(limit) as f64 * share.powf(part)).round() as u64).max(limit)
+            })
+        };
+        Self {
+            params: reach(now.params, self.params),
+            macs: reach(now.macs, self.macs),
+            channels: reach(now.channels, self.channels),
+            bytes: reach(now.bytes, self.bytes),
+            nanos: reach(now.nanos, self.nanos),
+            ..self.clone()
+        }
+    }
+
     /// How far `saved` gets a network of size `now` towards the limits it still exceeds: the sum of the shares of the
     /// reference that it saves.
     pub(crate) fn progress(&self, saved: Size, now: Size) -> f64 {
@@ -425,6 +444,16 @@ mod tests {
         let target = Budget { params: Some(0.4), ..Budget::default() }.target(now).unwrap();
         assert_eq!(target.before_similarity(now, 0.25).params, Some(550));
         assert_eq!(target.before_similarity(now, 0.0), target);
+    }
+
+    #[test]
+    fn two_equal_parts_of_the_way_are_the_way() {
+        let now = Size { params: 1000, macs: 600, ..Size::default() };
+        let target = Budget { params: Some(0.25), macs: Some(1.0), ..Budget::default() }.target(now).unwrap();
+        let half = target.part_of_the_way(now, 0.5);
+        assert_eq!((half.params, half.macs, half.bytes), (Some(500), Some(600), None));
+        assert_eq!(target.part_of_the_way(Size { params: 500, macs: 600, ..now }, 1.0), target);
+        assert_eq!(target.part_of_the_way(Size { params: 100, ..now }, 0.5).params, Some(250), "already there");
     }
 
     #[test]

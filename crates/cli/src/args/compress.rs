@@ -172,6 +172,9 @@ pub struct Compress {
     /// Epochs of dense fine-tuning (where the detector does not know the dataset's classes) and of healing [default: 25]
     #[arg(long, short, value_name = "N", value_parser = positive)]
     pub epochs: Option<usize>,
+    /// Cut a part and heal it, so many times, with as many epochs in all [default: 1, which does as well]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub rounds: Option<usize>,
     /// Epochs of sparse training before the first cut [default: 0, none]
     #[arg(long, value_name = "N")]
     pub sparse_epochs: Option<usize>,

@@ -97,6 +97,7 @@ fn recipe(args: &Compress) -> miette::Result<Recipe> {
     }
     recipe.multiple_by_speed = args.limits.auto(recipe.multiple_by_speed);
     recipe.similarity_share = args.similarity_share.unwrap_or(recipe.similarity_share);
+    recipe.rounds = args.rounds.unwrap_or(recipe.rounds);
     recipe.similarity.mode = args.similarity.map_or(recipe.similarity.mode, Into::into);
     recipe.importance.limits = args.limits.over(recipe.importance.limits);
     recipe.similarity.limits = args.limits.over(recipe.similarity.limits);
@@ -122,8 +123,11 @@ fn recipe(args: &Compress) -> miette::Result<Recipe> {
     Ok(recipe)
 }
 
-/// Refuses a recipe that does not say how small, or says so twice.
+/// Refuses a recipe that does not say how small, or says so twice, or never cuts.
 fn budgeted(recipe: &Recipe) -> miette::Result<()> {
+    if recipe.rounds == 0 {
+        return Err(Error::usage("the recipe has no `rounds`", "1 cuts at once"));
+    }
     match (recipe.budget == prune::Budget::default(), recipe.max_drop) {
         (true, None) => Err(Error::usage("no budget was given", "say how much to keep, such as `--macs 0.5`")),
         (false, Some(_)) => Err(Error::usage(

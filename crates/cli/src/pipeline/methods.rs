@@ -122,6 +122,7 @@ pub const METHODS: &[Method] = &[
         about: "both stages, all kept channels stand in, then reconstruction",
         set: |r| r.similarity_share = BOTH,
     },
+    Method { name: "rounds", about: "ours in two rounds, each healed for half of the epochs", set: |r| r.rounds = 2 },
     Method { name: "prunella", about: "stage 2, all kept channels stand in, then reconstruction", set: |_| {} },
 ];
 

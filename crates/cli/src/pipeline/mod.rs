@@ -1,4 +1,4 @@
-//! `compress`: dense fine-tuning, sparse training, both cuts, healing, each measured and each resumable.
+//! `compress`: dense fine-tuning, sparse training, rounds of cutting and healing, each stage measured and resumable.
 //!
 //! The run's folder holds a detector and its figures for every stage under `stages/`. A stage whose figures are there is
 //! done; a killed run goes on with the first that is not.
@@ -10,6 +10,7 @@ mod methods;
 mod outcome;
 mod pictures;
 mod recipe;
+mod round;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,13 +19,14 @@ use data::Dataset;
 use eval::coco::{ClassResult, MapResult};
 use graph::format::{LoadOptions, load, save};
 use graph::{Family, Graph, cost};
-use prune::{Budget, Coupling, Latency, Plan, Target, surgery};
+use prune::{Budget, Coupling, Plan};
 use serde::{Deserialize, Serialize};
 use train::sparse::{GammaHistogram, SparseConfig};
 use train::{Task, TrainConfig, Trained};
 
 use self::cut::Cut;
 use self::outcome::Targets;
+use self::round::{Cutter, Round};
 use crate::exit::Error;
 use crate::onnx::latency;
 use crate::report::{Accuracy, StageRow, Summary};
@@ -104,87 +106,22 @@ impl<'a> Pipeline<'a> {
         let trials = recipe.max_drop.map(|drop| self.largest_cut(&dense, drop, &rows)).transpose()?;
         let mut recipe = recipe.clone();
         recipe.budget.macs = trials.as_ref().map(|(macs, _)| *macs).or(recipe.budget.macs);
-        let mut speed = recipe.budget.latency.map(|_| Speed::kept(&dense, self.out)).transpose()?;
+        let speed = recipe.budget.latency.map(|_| Speed::kept(&dense, self.out)).transpose()?;
         recipe.round_by(speed.as_ref());
         let recipe = &recipe;
-        let mut goal = Goal::new(&recipe.budget, &dense, speed.as_ref().map(|s| Arc::new(s.latency.clone())))?;
-        let first_target = goal.target.before_similarity(goal.size(&dense)?, recipe.similarity_share);
-
+        let goal = Goal::new(&recipe.budget, &dense, speed.as_ref().map(|s| Arc::new(s.latency.clone())))?;
         let sparse = match recipe.sparse.epochs {
             0 => dense.clone(),
-            _ => self.stage(&mut rows, "sparse", || self.sparse(&dense, &first_target))?,
+            _ => self.stage(&mut rows, "sparse", || {
+                self.sparse(&dense, &goal.target.before_similarity(goal.size(&dense)?, recipe.similarity_share))
+            })?,
         };
-        let mut plans = vec![];
-        let calibration = self.calibration(recipe.calibration_images);
-        let mut folded = sparse.clone();
-        if recipe.similarity_share < 1.0 {
-            let first = self.plan("importance", || {
-                let plan = cut::by_importance(&sparse, &recipe.importance, Some(&calibration))?;
-                match recipe.similarity_share > 0.0 {
-                    true => plan(&first_target),
-                    false => self.reach(&mut goal, &mut speed, &sparse, plan),
-                }
-            })?;
-            self.stage(&mut rows, "masked", || Ok(surgery::mask(&sparse, &first.uncompensated())?))?;
-            folded = self.stage(&mut rows, "folded", || cut::apply(&sparse, &first))?;
-            plans.push(first);
+        let mut cutter = Cutter { pipeline: self, recipe, dense: &dense, goal, speed, rows };
+        let mut slim = sparse;
+        for round in Round::all(recipe.rounds) {
+            slim = cutter.run(round, &slim)?;
         }
-        let replaced = if recipe.similarity_share > 0.0 {
-            let second = self.plan("similarity", || {
-                let plan = cut::by_similarity(&folded, &recipe.similarity, &calibration)?;
-                self.reach(&mut goal, &mut speed, &folded, plan)
-            })?;
-            let replaced = self.stage(&mut rows, "replaced", || cut::apply(&folded, &second))?;
-            plans.push(second);
-            replaced
-        } else {
-            folded
-        };
-        let cut = if goal.met(&replaced)? {
-            replaced
-        } else {
-            let rest = self.plan("rest", || {
-                let plan = cut::by_importance(&replaced, &recipe.importance, Some(&calibration))?;
-                self.reach(&mut goal, &mut speed, &replaced, plan)
-            })?;
-            ui::note("Similarity alone did not reach the budget; importance removed the rest");
-            let trimmed = self.stage(&mut rows, "trimmed", || cut::apply(&replaced, &rest))?;
-            plans.push(rest);
-            trimmed
-        };
-        goal.must_meet(&cut)?;
-
-        let mut slim = cut;
-        if recipe.reconstruct {
-            let calibration = self.calibration(usize::MAX);
-            slim = self.stage(&mut rows, "reconstructed", || calibration.reconstruct(&sparse, &plans, &slim))?;
-        }
-        if recipe.restart {
-            slim = self.stage(&mut rows, "restarted", || Ok(graph::build::restarted(&slim, recipe.seed)?))?;
-        }
-        let last = |rows: &[Stage]| rows.last().map_or(f64::NAN, |stage| stage.row.map50_95);
-        let mut standing = last(&rows);
-        if recipe.recalibration_epochs > 0 {
-            let fresh = self.stage(&mut rows, "recalibrated", || {
-                let all = self.calibration(usize::MAX);
-                all.recalibrate(&slim, recipe.heal.augment, recipe.recalibration_epochs)
-            })?;
-            // After least squares the old statistics may be the better ones: they are what the fit was made with.
-            if last(&rows) > standing {
-                (slim, standing) = (fresh, last(&rows));
-            }
-        }
-        if recipe.heal.epochs > 0 {
-            let healed =
-                self.stage(&mut rows, "healed", || Ok(self.train("heal", &slim, Some(&dense), &recipe.heal)?.best))?;
-            // A few epochs undo more of the reconstruction than they mend.
-            if last(&rows) < standing {
-                ui::warn("healing made it worse, so what it started from is kept; give it more `--epochs`");
-                slim = self.stage(&mut rows, "kept", || Ok(slim.clone()))?;
-            } else {
-                slim = healed;
-            }
-        }
+        let Cutter { goal, speed, rows, .. } = cutter;
         let targets = goal.outcome(&slim)?;
         self.finish(&dense, &slim, rows, Targets { rows: targets, speed, trials: trials.map(|(_, trials)| trials) })
     }
@@ -297,26 +234,6 @@ impl<'a> Pipeline<'a> {
         let plan = make()?;
         runs::write_json(&file, &plan)?;
         Ok(plan)
-    }
-
-    /// The last plan towards `goal`, of what is cut from `graph`; times corrected on the way are kept, because a resumed run
-    /// has to plan by the times it was planned with.
-    fn reach(
-        &self,
-        goal: &mut Goal,
-        speed: &mut Option<Speed>,
-        graph: &Graph,
-        plan: impl Fn(&Target) -> miette::Result<Plan>,
-    ) -> miette::Result<Plan> {
-        if speed.as_ref().is_some_and(|speed| speed.confirmed) {
-            return plan(&goal.aimed());
-        }
-        let made = goal.reach(graph, plan)?;
-        if let (Some(speed), Some(latency)) = (speed, &goal.target.latency) {
-            (speed.latency, speed.confirmed) = (Latency::clone(latency), true);
-            speed.keep(self.out)?;
-        }
-        Ok(made)
     }
 
     fn measure(&self, name: &str, graph: &Graph, file: &Path) -> miette::Result<Stage> {

@@ -4,6 +4,7 @@ use graph::format::onnx::ExportOptions;
 use graph::format::{save, write_whole};
 use graph::{Graph, Op};
 
+use super::round::Round;
 use super::{Pipeline, Stage, Trials};
 use crate::int8::{CALIBRATION_IMAGES, Int8};
 use crate::onnx::export_verified;
@@ -77,7 +78,8 @@ impl Pipeline<'_> {
     /// Remarks of the planners.
     fn notes(&self) -> miette::Result<Vec<String>> {
         let mut notes = vec![];
-        for name in ["importance", "similarity", "rest"] {
+        let rounds = Round::all(self.recipe.rounds);
+        for name in rounds.flat_map(|round| ["importance", "similarity", "rest"].map(|name| round.name(name))) {
             let file = self.out.join("plans").join(format!("{name}.json"));
             if file.is_file() {
                 let plan: prune::Plan = runs::read_json(&file)?;

@@ -36,6 +36,8 @@ pub struct Recipe {
     pub calibration_images: usize,
     /// Refit what is left to the uncut detector's maps, convolution by convolution, before anything is trained.
     pub reconstruct: bool,
+    /// Rounds of cutting and healing that share the epochs between them.
+    pub rounds: usize,
     /// Forget the weights after the cut and train the architecture that is left from nothing.
     pub restart: bool,
     /// Passes over the training images, 1024 of them at most, in which BatchNorm statistics are estimated anew.
@@ -70,6 +72,7 @@ impl Default for Recipe {
             similarity_share: 1.0,
             calibration_images: 256,
             reconstruct: true,
+            rounds: 1,
             restart: false,
             recalibration_epochs: 2,
             max_drop: None,
