@@ -78,8 +78,8 @@ impl Golden {
         assert!(probability <= 1e-4, "off by {probability} in probability");
     }
 
-    /// Takes the steps listed under `steps` and compares every loss within `tolerance`, the first within 1e-4.
-    fn trains(&self, steps: &str, rate: f32, tolerance: f64) {
+    /// Takes the steps listed under `steps` and compares every loss within 1e-3, the first within 1e-4.
+    fn trains(&self, steps: &str, rate: f32) {
         let head = self.graph.head().unwrap().0.clone();
         let criterion = Criterion::V8(V8Loss::default());
         let config = OptimConfig { kind: OptimKind::Sgd { nesterov: false }, weight_decay: 0.0 };
@@ -93,15 +93,11 @@ impl Golden {
             net.backward(&loss.grads, &mut gradients);
             let want: Vec<f64> = want.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
             println!("{steps}, step {step}: {} for {}", loss.value.total, want[0]);
-            close(
-                &format!("{steps}, step {step}, total"),
-                loss.value.total,
-                want[0],
-                if step == 0 { 1e-4 } else { tolerance },
-            );
+            let tolerances = if step == 0 { [1e-4, 2e-4] } else { [1e-3; 2] };
+            close(&format!("{steps}, step {step}, total"), loss.value.total, want[0], tolerances[0]);
             for ((part, got), want) in loss.value.parts.iter().zip(&want[1..]) {
                 // One point that changes its object, as rounding may have it, moves a part by 1.6e-4.
-                close(&format!("{steps}, step {step}, {part}"), *got, *want, if step == 0 { 2e-4 } else { tolerance });
+                close(&format!("{steps}, step {step}, {part}"), *got, *want, tolerances[1]);
             }
             if step == 0 {
                 self.first_step(loss.value.total, &net.graph, &gradients);
@@ -144,14 +140,14 @@ fn yolov8n_predicts_and_trains_as_its_reference() {
     // Of 33,600 values. Both sides are f32: against f64 the reference is off by up to 1.5e-3 pixels, beyond 1e-3 in 6 values,
     // and in 11 once BatchNorm is folded in, as it is here.
     golden.predicts(50);
-    golden.trains("rate 1e-3", 1e-3, 1e-3);
-    golden.trains("rate 1e-5", 1e-5, 2e-3);
+    golden.trains("rate 1e-3", 1e-3);
+    golden.trains("rate 1e-5", 1e-5);
 }
 
 #[test]
 fn yolo11n_predicts_and_trains_as_its_reference() {
     let Some(golden) = Golden::open("yolo11n", "yolo11n/yolo11n-ball.pt") else { return };
     golden.predicts(0);
-    golden.trains("rate 1e-3", 1e-3, 2e-3);
-    golden.trains("rate 1e-5", 1e-5, 2e-3);
+    golden.trains("rate 1e-3", 1e-3);
+    golden.trains("rate 1e-5", 1e-5);
 }

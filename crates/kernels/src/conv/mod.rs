@@ -146,19 +146,20 @@ pub struct Epilogue<'a> {
 /// `y = act(x * w + bias)`: x (N, H, W, I), y (N, OH, OW, O).
 pub fn conv_forward(shape: &ConvShape, x: View, w: &Packed, epilogue: Epilogue, mut y: ViewMut) {
     shape.check(x.layout, y.layout, w.weights);
+    let run = |phase: &Phase, bias: Option<&[f32]>, x: View, y: ViewMut| {
+        let start = bias.map_or(Start::Zero, Start::Bias);
+        Pass { isa: w.isa, phases: std::slice::from_ref(phase), step: [1, 1], start, act: epilogue.act }.run(x, y);
+    };
     if let Some((together, phase)) = &w.together
         && let Some(layout) = together.side_by_side(y.layout)
     {
         let bias = epilogue.bias.map(|bias| bias.repeat(layout.c / shape.co));
-        let start = bias.as_ref().map_or(Start::Zero, |b| Start::Bias(b));
-        let pass = Pass { isa: w.isa, phases: std::slice::from_ref(phase), step: [1, 1], start, act: epilogue.act };
-        return pass.run(x, ViewMut::new(y.data, layout));
+        return run(phase, bias.as_deref(), x, ViewMut::new(y.data, layout));
     }
     let unit = shape.unit();
     for (u, phase) in w.units.iter().enumerate() {
-        let start = epilogue.bias.map_or(Start::Zero, |b| Start::Bias(&b[u * unit.co..][..unit.co]));
-        let pass = Pass { isa: w.isa, phases: std::slice::from_ref(phase), step: [1, 1], start, act: epilogue.act };
-        pass.run(x.channels(u * unit.ci, unit.ci), y.reborrow().channels(u * unit.co, unit.co));
+        let bias = epilogue.bias.map(|bias| &bias[u * unit.co..][..unit.co]);
+        run(phase, bias, x.channels(u * unit.ci, unit.ci), y.reborrow().channels(u * unit.co, unit.co));
     }
 }
 
