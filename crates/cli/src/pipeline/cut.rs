@@ -334,6 +334,9 @@ pub fn apply(graph: &Graph, plan: &Plan) -> miette::Result<Graph> {
 
 #[cfg(test)]
 mod tests {
+    use data::synth::{self, SynthConfig};
+    use graph::Op;
+
     use super::*;
 
     #[test]
@@ -352,5 +355,34 @@ mod tests {
         assert_eq!(ids(&all), (0..10).collect::<Vec<_>>());
         assert_eq!(ids(&all.of_at_most(4)), [0, 2, 5, 7]);
         assert_eq!(ids(&all.of_at_most(3).of_at_most(4)), [0, 3, 6]);
+    }
+
+    #[test]
+    fn what_is_reconstructed_has_the_statistics_that_training_will_find() -> miette::Result<()> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = SynthConfig { train: 12, val: 1, test: 1, size: 64, seed: 1 };
+        let dataset = data::open(&synth::write(folder.path(), &config)?, &data::OpenOptions::default())?;
+        let names = dataset.names.clone();
+        let dense = graph::build::Yolov5 { names, imgsz: 64, width: 0.25, depth: 0.33, seed: 1 }.build()?;
+        let calibration = Calibration { dataset: &dataset, imgsz: 64, images: usize::MAX, seed: 0 };
+        let (importance, similarity) = (Importance::default(), Similarity::default());
+        let cut = Cut { importance: &importance, similarity: &similarity, similarity_share: 1.0 };
+        let budget = prune::Budget { macs: Some(0.5), ..prune::Budget::default() };
+        let outcome = cut.at_once(&dense, &mut Goal::new(&budget, &dense, None)?, Some(&calibration))?;
+
+        let slim = calibration.reconstruct(&dense, &outcome.plans, &outcome.slim)?;
+        let fresh = calibration.recalibrate(&slim, Augment::default(), 1)?;
+        // Of the same images the first BatchNorm finds the same; later ones read what the ones before make of them, batch by batch.
+        let first = |graph: &Graph| {
+            graph.nodes.iter().find_map(|n| if let Op::BatchNorm(bn) = &n.op { Some(bn.clone()) } else { None })
+        };
+        let (Some(kept), Some(found), Some(before)) = (first(&slim), first(&fresh), first(&outcome.slim)) else {
+            panic!("no BatchNorm")
+        };
+        let apart = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs() / b.abs()).fold(0.0, f32::max);
+        assert!(apart(&kept.mean, &found.mean) < 1e-3, "{:?} {:?}", kept.mean, found.mean);
+        assert!(apart(&kept.var, &found.var) < 1e-3, "{:?} {:?}", kept.var, found.var);
+        assert!(apart(&before.var, &found.var) > 0.5, "as it came: nothing is shown");
+        Ok(())
     }
 }
