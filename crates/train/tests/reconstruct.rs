@@ -93,6 +93,60 @@ fn copies_are_made_up_for_to_the_border() {
     assert!(worst(&slim) > 0.5 && worst(&better) < 5e-3, "{} before, {} after", worst(&slim), worst(&better));
 }
 
+/// A sum of two branches that start alike, of which the first is left with `kept` of four channels.
+fn with_sum(kept: usize, act: Act) -> Graph {
+    let meta = Meta { family: Family::Other, names: vec![], imgsz: [16, 16] };
+    let mut graph = Graph::new(meta, 3);
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    let mut random = |n: usize| (0..n).map(|_| rng.random_range(-1.0..1.0)).collect::<Vec<f32>>();
+    let (starts, ends) = (random(4 * 3), [random(4 * 2), random(4 * 2)]);
+    let mut branch = |name: &str, channels: usize, end: &[f32]| {
+        let mut push = |what: &str, weight, from| {
+            let conv = Conv { weight, bias: None, stride: [1, 1], pad: [0, 0], groups: 1 };
+            graph.push(format!("{name}.{what}"), Op::Conv(conv), vec![from])
+        };
+        let start = push("start", Tensor::new([channels, 3, 1, 1], starts[..channels * 3].to_vec()), 0);
+        let end = end.chunks(4).flat_map(|row| row[..channels].to_vec()).collect();
+        push("end", Tensor::new([2, channels, 1, 1], end), start)
+    };
+    let left = branch("left", kept, &ends[0]);
+    let right = branch("right", 4, &ends[1]);
+    let right = graph.push("act", Op::Act(act), vec![right]);
+    graph.push("sum", Op::Add, vec![left, right]);
+    graph
+}
+
+#[test]
+fn what_is_added_last_makes_up_for_what_was_there() {
+    for (act, left) in [(Act::Identity, 1e-5), (Act::Leaky, 0.5)] {
+        let (dense, slim) = (with_sum(4, act), with_sum(2, act));
+        let all = |graph: &Graph| {
+            graph.shapes([16, 16]).expect("shapes").iter().map(|s| (0..s.c).collect()).collect::<Vec<_>>()
+        };
+        let mut rng = ChaCha8Rng::seed_from_u64(8);
+        let on = Images { data: (0..16 * 16 * 16 * 3).map(|_| rng.random()).collect(), n: 16 };
+        let (kept, focus) = (all(&slim), BTreeMap::new());
+        let job = Reconstruction {
+            dense: &dense,
+            slim: &slim,
+            kept: &kept,
+            images: &on,
+            imgsz: [16, 16],
+            seed: 0,
+            focus: &focus,
+        };
+        let better = job.run(|_| {}).expect("runs").0;
+        // The same with the branch that lost nothing as it was.
+        let mut half = better.clone();
+        half.nodes[4] = slim.nodes[4].clone();
+        let run = |g: &Graph| Infer::new(g, [16, 16]).expect("fits").run(&on.data, on.n).expect("runs").remove(0).data;
+        let dense = run(&dense);
+        let error = |g: &Graph| run(g).iter().zip(&dense).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+        let (half, better) = (error(&half), error(&better));
+        assert!(half > 1.0 && better < left * half, "{act:?}: {better} of {half}");
+    }
+}
+
 #[test]
 fn what_is_equal_is_left_alone() {
     let Some((dense, on)) = material(0, 8) else { return };

@@ -82,10 +82,14 @@ pub(super) struct Beyond<'a> {
 }
 
 impl<'a> Beyond<'a> {
-    /// `wanted` (S, O) is the u to come back to; `scale` (O) what one unit of the convolution's output is of u.
-    pub(super) fn new(samples: &'a Samples, act: Act, wanted: Vec<f32>, scale: &[f32]) -> Self {
+    /// `wanted` (S, O) is the u to come back to; the activation of it should give `more` (S, O) than that, where that is known;
+    /// `scale` (O) is what one unit of the convolution's output is of u.
+    pub(super) fn new(samples: &'a Samples, act: Act, wanted: Vec<f32>, more: Option<&[f32]>, scale: &[f32]) -> Self {
         let mut aim = vec![0.0; wanted.len()];
         kernels::act_forward(act, samples.as_map(&wanted), ViewMut::new(&mut aim, samples.layout(samples.outputs)));
+        if let Some(more) = more {
+            in_rows(&mut aim, samples.outputs, more, |_, aim, more| *aim += more);
+        }
         let mut now = wanted;
         in_rows(&mut now, samples.outputs, &samples.missing, |o, u, missing| *u -= scale[o] * missing);
         Self { samples, act, now, aim }
@@ -314,8 +318,8 @@ mod tests {
             let ((fit, wanted), (check, other)) = (samples(1, 5), samples(2, 5));
             let normal = fit.normal();
             let linear = prune::refit(&normal, &check.normal(), &[1.0; 2]).expect("a fit");
-            let check = Beyond::new(&check, act, other, &[1.0; 2]);
-            let fit = Part { heard: Beyond::new(&fit, act, wanted, &[1.0; 2]), normal: &normal };
+            let check = Beyond::new(&check, act, other, None, &[1.0; 2]);
+            let fit = Part { heard: Beyond::new(&fit, act, wanted, None, &[1.0; 2]), normal: &normal };
             let before: f64 = check.errors(&linear.change).iter().sum();
             // What is judged is where the descent by the fitted samples ends; the step after it is by all.
             let judged = fit.heard.descend(linear.change.clone(), &normal, linear.ridge, STEPS);
@@ -333,7 +337,7 @@ mod tests {
     fn one_weight_and_a_bias_end_where_a_search_ends() {
         let (fit, wanted) = samples(3, 1);
         let normal = fit.normal();
-        let fit = Beyond::new(&fit, Act::Silu, wanted, &[1.0; 2]);
+        let fit = Beyond::new(&fit, Act::Silu, wanted, None, &[1.0; 2]);
         let found = fit.errors(&fit.descend(vec![0.0; 4], &normal, 1e-6, STEPS));
         for (o, found) in found.into_iter().enumerate() {
             let mut at = [0.0f64; 2];
@@ -363,7 +367,7 @@ mod tests {
     #[test]
     fn errors_along_a_step_are_those_of_each_sample() {
         let (fit, wanted) = samples(5, 3);
-        let heard = Beyond::new(&fit, Act::Silu, wanted.clone(), &[1.0; 2]);
+        let heard = Beyond::new(&fit, Act::Silu, wanted.clone(), None, &[1.0; 2]);
         let silu = |u: f32| f64::from(u) / (1.0 + (-f64::from(u)).exp());
         // More samples than a chunk has, and a number of them that no chunk divides.
         let count = fit.missing.len() / 2;
@@ -387,7 +391,7 @@ mod tests {
         let (fit, wanted) = samples(4, 3);
         let normal = fit.normal();
         let scale = [0.0, 1.0];
-        let part = Part { heard: Beyond::new(&fit, Act::Silu, wanted, &scale), normal: &normal };
+        let part = Part { heard: Beyond::new(&fit, Act::Silu, wanted, None, &scale), normal: &normal };
         let change = refit(&part, &part.heard, &part, None, &scale).expect("the other output has much to gain").change;
         assert!(
             change[..4].iter().all(|&v| v == 0.0) && change[4..].iter().all(|v| v.is_finite() && *v != 0.0),

@@ -111,8 +111,14 @@ impl Reconstruction<'_> {
     }
 
     fn change(&self, slim: &Graph, id: NodeId, theirs: &Maps, ours: &Maps, rng: &mut ChaCha8Rng) -> Option<Refit> {
-        let missing = missing(self.dense, slim, id, &self.kept[id], theirs, ours);
-        if missing.data.iter().all(|&v| v == 0.0) {
+        let heard = Heard::behind(self.dense, id, &self.kept[id]);
+        let beside = heard.beside.map(|other| lacking(theirs.of(other), ours.of(other), &self.kept[other]));
+        let mut missing = missing(self.dense, slim, id, &self.kept[id], theirs, ours);
+        if let (Some(beside), Act::Identity) = (&beside, heard.act) {
+            heard.add(beside, &mut missing);
+        }
+        let nothing = |map: &Map| map.data.iter().all(|&v| v == 0.0);
+        if nothing(&missing) && beside.as_ref().is_none_or(nothing) {
             return None;
         }
         let n = theirs.n();
@@ -135,14 +141,18 @@ impl Reconstruction<'_> {
         // What is chosen by held-out images is fitted to all.
         let (all, all_at) = taken(0..n);
         let (normal, all_normal) = (fit.normal(), all.normal());
-        let heard = Heard::behind(self.dense, id, &self.kept[id]);
         let weights: Vec<f64> = heard.scale.iter().map(|&s| f64::from(s).powi(2)).collect();
         let linear = refit(&normal, &check.normal(), &weights);
         if heard.act == Act::Identity || (n - held_out) * plane < PLACES * features {
             let linear = linear?;
             return Some(Refit { change: all_normal.solve(linear.ridge)?, ..linear });
         }
-        let beyond = |samples, at: &[usize]| Beyond::new(samples, heard.act, heard.of(theirs.of(id), at), &heard.scale);
+        let beyond = |samples, at: &[usize]| {
+            let wanted = heard.of(theirs.of(id), at);
+            let more: Option<Vec<f32>> =
+                beside.as_ref().map(|beside| at.iter().flat_map(|&p| beside.view().pixel(p).to_vec()).collect());
+            Beyond::new(samples, heard.act, wanted, more.as_deref(), &heard.scale)
+        };
         let fit = Part { heard: beyond(&fit, &fit_at), normal: &normal };
         let all = Part { heard: beyond(&all, &all_at), normal: &all_normal };
         beyond::refit(&fit, &beyond(&check, &check_at), &all, linear, &heard.scale)
@@ -157,6 +167,9 @@ struct Heard<'a> {
     scale: Vec<f32>,
     shift: Vec<f32>,
     act: Act,
+    /// The map that is there already when the result is added to it: what that lacks, the result may make up for (He, Zhang and Sun
+    /// 2017, "Channel pruning for accelerating very deep neural networks", refit residual branches so).
+    beside: Option<NodeId>,
 }
 
 impl<'a> Heard<'a> {
@@ -169,15 +182,37 @@ impl<'a> Heard<'a> {
             }
             _ => (vec![1.0; kept.len()], vec![0.0; kept.len()]),
         };
-        let last = norm.unwrap_or(id);
+        let mut last = norm.unwrap_or(id);
         let act = match only_reader(dense, last).map(|reader| &dense.nodes[reader]) {
-            Some(Node { op: Op::Act(act), .. }) => *act,
+            Some(Node { op: Op::Act(act), .. }) => {
+                last = only_reader(dense, last).unwrap_or(last);
+                *act
+            }
             Some(Node { op: Op::Head(head), inputs, .. }) => {
                 said(head, inputs.iter().take_while(|&&i| i != last).count())
             }
             _ => Act::Identity,
         };
-        Self { kept, scale, shift, act }
+        let beside = match only_reader(dense, last).map(|reader| &dense.nodes[reader]) {
+            Some(Node { op: Op::Add, inputs, .. }) if inputs.len() == 2 => {
+                inputs.iter().copied().find(|&other| other != last).filter(|&other| other < id)
+            }
+            _ => None,
+        };
+        Self { kept, scale, shift, act, beside }
+    }
+
+    /// Adds what a map beside lacks, in units of what comes after BatchNorm, to what the convolution's outputs do.
+    fn add(&self, lacking: &Map, missing: &mut Map) {
+        let channels = self.kept.len();
+        missing.data.par_chunks_mut(channels).zip(lacking.data.par_chunks(channels)).for_each(|(to, lacking)| {
+            // An output that BatchNorm silences adds nothing.
+            for ((to, lacking), &scale) in
+                to.iter_mut().zip(lacking).zip(&self.scale).filter(|(_, scale)| **scale != 0.0)
+            {
+                *to += lacking / scale;
+            }
+        });
     }
 
     /// (S, O): what goes into the activation at positions `at` of `outputs`, the dense detector's.
@@ -220,6 +255,17 @@ fn missing(dense: &Graph, slim: &Graph, id: NodeId, kept: &[usize], theirs: &Map
         for (c, to) in to.iter_mut().enumerate() {
             *to = z[kept[c]] - y[c] + shift[c];
         }
+    });
+    map
+}
+
+/// What `ours` lacks of those channels of `theirs` that it has.
+fn lacking(theirs: View, ours: View, kept: &[usize]) -> Map {
+    let l = ours.layout;
+    let mut map = Map::new(Layout::dense(l.n, l.h, l.w, kept.len()));
+    map.data.par_chunks_mut(kept.len()).enumerate().for_each(|(p, to)| {
+        let (y, z) = (ours.pixel(p), theirs.pixel(p));
+        to.iter_mut().enumerate().for_each(|(c, to)| *to = z[kept[c]] - y[c]);
     });
     map
 }
