@@ -180,9 +180,24 @@ impl Target {
 
     /// What stage 1 has to reach so that stage 2 is left with the share `similarity` (0..=1) of the way from `now`.
     pub fn before_similarity(&self, now: Size, similarity: f64) -> Self {
-        let part = |now: u64, limit: Option<u64>| {
-            limit.map(|limit| limit + (now.saturating_sub(limit) as f64 * similarity.clamp(0.0, 1.0)).round() as u64)
-        };
+        self.before(now, |now, limit| {
+            limit + (now.saturating_sub(limit) as f64 * similarity.clamp(0.0, 1.0)).round() as u64
+        })
+    }
+
+    /// What a network of size `now` has to reach first, where it goes the way in steps that each take the same share of what is left:
+    /// `part` (0..=1) is one step's of all.
+    pub fn part_of_the_way(&self, now: Size, part: f64) -> Self {
+        self.before(now, |now, limit| {
+            let now = now.max(limit) as f64;
+            let share = limit as f64 / now.max(1.0);
+            ((now * share.powf(part)).round() as u64).max(limit)
+        })
+    }
+
+    /// Every limit as `stop` has it on the way, from what there is now and the limit itself.
+    fn before(&self, now: Size, stop: impl Fn(u64, u64) -> u64) -> Self {
+        let part = |now: u64, limit: Option<u64>| limit.map(|limit| stop(now, limit));
         Self {
             reference: self.reference,
             params: part(now.params, self.params),
@@ -191,25 +206,6 @@ impl Target {
             bytes: part(now.bytes, self.bytes),
             nanos: part(now.nanos, self.nanos),
             latency: self.latency.clone(),
-        }
-    }
-
-    /// What a network of size `now` has to reach first, where it goes the way in steps that each take the same share of what is left:
-    /// `part` (0..=1) is one step's of all.
-    pub fn part_of_the_way(&self, now: Size, part: f64) -> Self {
-        let reach = |now: u64, limit: Option<u64>| {
-            limit.map(|limit| {
-                let share = limit as f64 / now.max(limit).max(1) as f64;
-                ((now.max(limit) as f64 * share.powf(part)).round() as u64).max(limit)
-            })
-        };
-        Self {
-            params: reach(now.params, self.params),
-            macs: reach(now.macs, self.macs),
-            channels: reach(now.channels, self.channels),
-            bytes: reach(now.bytes, self.bytes),
-            nanos: reach(now.nanos, self.nanos),
-            ..self.clone()
         }
     }
 

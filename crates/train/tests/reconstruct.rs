@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use graph::{Act, Conv, Family, Graph, Meta, Op, Tensor};
+use graph::{Act, Conv, Family, Graph, Meta, NodeId, Op, Tensor};
 use prune::{Budget, Coupling, Criterion, Importance, Limits, Plan, Size, importance, surgery};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -25,6 +25,18 @@ fn material(skip: usize, n: usize) -> Option<(Graph, Images)> {
     };
     let data = files[skip..skip + n].iter().flat_map(letterboxed).collect();
     Some((dense, Images { data, n }))
+}
+
+/// `slim` brought back to `dense`, on images of `side` pixels whose places all count alike.
+fn job<'a>(
+    dense: &'a Graph,
+    slim: &'a Graph,
+    kept: &'a [Vec<usize>],
+    images: &'a Images,
+    side: usize,
+) -> Reconstruction<'a> {
+    static ALIKE: BTreeMap<NodeId, Vec<f32>> = BTreeMap::new();
+    Reconstruction { dense, slim, kept, images, imgsz: [side; 2], seed: 0, focus: &ALIKE }
 }
 
 /// Mean squared difference of the maps that enter the head.
@@ -76,15 +88,7 @@ fn copies_are_made_up_for_to_the_border() {
     let slim = surgery::apply(&dense, &plan).expect("cut");
     let mut rng = ChaCha8Rng::seed_from_u64(6);
     let on = Images { data: (0..16 * 16 * 16 * 3).map(|_| rng.random()).collect(), n: 16 };
-    let job = Reconstruction {
-        dense: &dense,
-        slim: &slim,
-        kept: &kept,
-        images: &on,
-        imgsz: [16, 16],
-        seed: 0,
-        focus: &BTreeMap::new(),
-    };
+    let job = job(&dense, &slim, &kept, &on, 16);
     let (better, refitted) = job.run(|_| {}).expect("runs");
     assert_eq!(refitted.len(), 1, "the convolution before the cut computes what it did: {refitted:?}");
     let run = |g: &Graph| Infer::new(g, [16, 16]).expect("fits").run(&on.data, on.n).expect("runs").remove(0).data;
@@ -125,16 +129,8 @@ fn what_is_added_last_makes_up_for_what_was_there() {
         };
         let mut rng = ChaCha8Rng::seed_from_u64(8);
         let on = Images { data: (0..16 * 16 * 16 * 3).map(|_| rng.random()).collect(), n: 16 };
-        let (kept, focus) = (all(&slim), BTreeMap::new());
-        let job = Reconstruction {
-            dense: &dense,
-            slim: &slim,
-            kept: &kept,
-            images: &on,
-            imgsz: [16, 16],
-            seed: 0,
-            focus: &focus,
-        };
+        let kept = all(&slim);
+        let job = job(&dense, &slim, &kept, &on, 16);
         let better = job.run(|_| {}).expect("runs").0;
         // The same with the branch that lost nothing as it was.
         let mut half = better.clone();
@@ -151,15 +147,7 @@ fn what_is_added_last_makes_up_for_what_was_there() {
 fn what_is_equal_is_left_alone() {
     let Some((dense, on)) = material(0, 8) else { return };
     let kept = surgery::kept(&dense, &Plan::empty(&dense).expect("a plan")).expect("all");
-    let job = Reconstruction {
-        dense: &dense,
-        slim: &dense,
-        kept: &kept,
-        images: &on,
-        imgsz: [SIZE; 2],
-        seed: 0,
-        focus: &BTreeMap::new(),
-    };
+    let job = job(&dense, &dense, &kept, &on, SIZE);
     let (same, refitted) = job.run(|_| {}).expect("runs");
     assert_eq!(same, dense);
     assert!(refitted.is_empty(), "{refitted:?}");
@@ -174,15 +162,7 @@ fn three_images_are_too_few_to_judge_by() {
         conv.weight.data[0] += 1.0;
     }
     let on = Images { data: vec![90; 3 * 16 * 16 * 3], n: 3 };
-    let job = Reconstruction {
-        dense: &dense,
-        slim: &other,
-        kept: &kept,
-        images: &on,
-        imgsz: [16, 16],
-        seed: 0,
-        focus: &BTreeMap::new(),
-    };
+    let job = job(&dense, &other, &kept, &on, 16);
     assert_eq!(job.run(|_| {}).expect("runs"), (other.clone(), vec![]));
 }
 
@@ -192,15 +172,7 @@ fn maps_come_back_on_images_it_has_not_seen() {
     let plan = plan(&dense, 0.2);
     let slim = surgery::apply(&dense, &plan).expect("cut");
     let kept = surgery::kept(&dense, &plan).expect("channels");
-    let job = Reconstruction {
-        dense: &dense,
-        slim: &slim,
-        kept: &kept,
-        images: &on,
-        imgsz: [SIZE; 2],
-        seed: 0,
-        focus: &BTreeMap::new(),
-    };
+    let job = job(&dense, &slim, &kept, &on, SIZE);
     let mut nodes = 0;
     let (better, refitted) = job.run(|done| nodes = done).expect("runs");
     let (before, after) = (difference(&dense, &slim, &fresh), difference(&dense, &better, &fresh));

@@ -182,16 +182,13 @@ impl<'a> Heard<'a> {
             }
             _ => (vec![1.0; kept.len()], vec![0.0; kept.len()]),
         };
-        let mut last = norm.unwrap_or(id);
-        let act = match only_reader(dense, last).map(|reader| &dense.nodes[reader]) {
-            Some(Node { op: Op::Act(act), .. }) => {
-                last = only_reader(dense, last).unwrap_or(last);
-                *act
+        let end = norm.unwrap_or(id);
+        let (act, last) = match only_reader(dense, end).map(|reader| (reader, &dense.nodes[reader])) {
+            Some((reader, Node { op: Op::Act(act), .. })) => (*act, reader),
+            Some((_, Node { op: Op::Head(head), inputs, .. })) => {
+                (said(head, inputs.iter().take_while(|&&i| i != end).count()), end)
             }
-            Some(Node { op: Op::Head(head), inputs, .. }) => {
-                said(head, inputs.iter().take_while(|&&i| i != last).count())
-            }
-            _ => Act::Identity,
+            _ => (Act::Identity, end),
         };
         let beside = match only_reader(dense, last).map(|reader| &dense.nodes[reader]) {
             Some(Node { op: Op::Add, inputs, .. }) if inputs.len() == 2 => {
@@ -244,18 +241,12 @@ fn missing(dense: &Graph, slim: &Graph, id: NodeId, kept: &[usize], theirs: &Map
         Some(Op::BatchNorm(bn)) => Some(bn.mean.clone()),
         _ => None,
     };
-    let (y, z) = (ours.of(id), theirs.of(id));
     let shift: Vec<f32> = match (mean(slim), mean(dense)) {
         (Some(own), Some(other)) => own.iter().zip(kept).map(|(own, &k)| own - other[k]).collect(),
         _ => vec![0.0; kept.len()],
     };
-    let mut map = Map::new(Layout::dense(y.layout.n, y.layout.h, y.layout.w, kept.len()));
-    map.data.par_chunks_mut(kept.len()).enumerate().for_each(|(p, to)| {
-        let (y, z) = (y.pixel(p), z.pixel(p));
-        for (c, to) in to.iter_mut().enumerate() {
-            *to = z[kept[c]] - y[c] + shift[c];
-        }
-    });
+    let mut map = lacking(theirs.of(id), ours.of(id), kept);
+    map.data.par_chunks_mut(kept.len()).for_each(|to| to.iter_mut().zip(&shift).for_each(|(to, shift)| *to += shift));
     map
 }
 
