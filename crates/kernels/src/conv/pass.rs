@@ -1,5 +1,7 @@
 //! The loop around the tiles that the forward pass and the input gradient share.
 
+use std::cell::RefCell;
+
 use graph::Act;
 use rayon::prelude::*;
 
@@ -87,14 +89,13 @@ impl Pass<'_> {
         if grid.contains(&0) {
             return;
         }
-        let to = |y: usize, x: usize| {
-            ((phase.first[0] + y * self.step[0]) * l.w + phase.first[1] + x * self.step[1]) * l.pitch
-        };
+        let step = [self.step[0] * l.w * l.pitch, self.step[1] * l.pitch];
+        let first = (phase.first[0] * l.w + phase.first[1]) * l.pitch;
         if phase.window.kernel.contains(&0) {
             // No tap of the kernel gets here: a stride beyond its size.
             if let Start::Zero = self.start {
-                let positions = (0..grid[0]).flat_map(|y| (0..grid[1]).map(move |x| to(y, x)));
-                positions.for_each(|at| band.view.data[at..][..l.c].fill(0.0));
+                let row = |y: usize| (0..grid[1]).map(move |x| first + y * step[0] + x * step[1]);
+                (0..grid[0]).flat_map(row).for_each(|at| band.view.data[at..][..l.c].fill(0.0));
             }
             return;
         }
@@ -104,26 +105,62 @@ impl Pass<'_> {
         let origin = [window.origin[0] + down, window.origin[1]];
         with_scratch(size[0] * size[1] * from.layout.c, |scratch| {
             let source = source(from, origin, size, scratch);
-            let (down, along) = (window.stride[0] * source.row, window.stride[1] * source.pixel);
-            let mut pixels = Vec::with_capacity(grid[0] * grid[1]);
-            for y in 0..grid[0] {
-                pixels.extend((0..grid[1]).map(|x| Pixel { from: y * down + x * along, to: to(y, x) }));
-            }
+            let raster = Raster {
+                width: grid[1],
+                from: [window.stride[0] * source.row, window.stride[1] * source.pixel],
+                to: step,
+                first,
+            };
             let (start, channels, to) = (self.start, from.layout.c, &mut *band.view.data);
-            match &phase.weights {
+            with_pixels(raster, grid[0], |pixels| match &phase.weights {
                 Weights::Dense(panels) => {
                     let runs = runs(window.kernel, &source, channels);
-                    self.isa.run(Products { panels, runs: &runs, start, source: source.data, pixels: &pixels, to });
+                    self.isa.run(Products { panels, runs: &runs, start, source: source.data, pixels, to });
                 }
                 Weights::Depthwise(filters) => {
                     let taps = depthwise::tap_offsets(window.kernel, &source);
-                    let (source, pixels, taps) = (source.data, &pixels, &taps);
+                    let (source, taps) = (source.data, &taps);
                     self.isa.run(depthwise::Products { taps, filters, channels, start, source, pixels, to });
                 }
                 Weights::Winograd(_) => unreachable!("a phase of its own"),
-            }
+            });
         });
     }
+}
+
+/// Rows of positions at even distances; pairs are from a row to the next and from a position to the next, in floats.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Raster {
+    /// Positions a row.
+    width: usize,
+    from: [usize; 2],
+    to: [usize; 2],
+    /// The first position in the destination.
+    first: usize,
+}
+
+thread_local! {
+    /// The last raster of this thread and the rows of it that are written out.
+    static RASTER: RefCell<(Raster, Vec<Pixel>)> = RefCell::default();
+}
+
+/// Lends the positions of the first `rows` rows, written out one after the other. They stay written for the next call, which is
+/// the next band of the same map, as a rule.
+///
+/// `f` must not call this again, nor wait for other rayon tasks: a task stolen meanwhile would.
+fn with_pixels<R>(raster: Raster, rows: usize, f: impl FnOnce(&[Pixel]) -> R) -> R {
+    RASTER.with_borrow_mut(|(kept, pixels)| {
+        if *kept != raster {
+            *kept = raster;
+            pixels.clear();
+        }
+        let Raster { width, from, to, first } = raster;
+        for y in pixels.len() / width..rows {
+            let pixel = |x| Pixel { from: y * from[0] + x * from[1], to: first + y * to[0] + x * to[1] };
+            pixels.extend((0..width).map(pixel));
+        }
+        f(&pixels[..rows * width])
+    })
 }
 
 /// What one position reads, in the order of the weights' depth; neighbours in memory as one run.

@@ -148,7 +148,8 @@ pub(crate) fn load_images(images: &[u8], to: &mut [f32]) {
 pub(super) fn head_map(maps: &[Buffer], place: Place) -> HeadMap {
     let Layout { n, h, w, c, .. } = place.layout;
     let map = View::new(maps[place.buffer].as_slice(), place.layout);
-    let data = (0..place.layout.pixels()).flat_map(|p| map.pixel(p).iter().copied()).collect();
+    let mut data = Vec::with_capacity(place.layout.pixels() * c);
+    (0..place.layout.pixels()).for_each(|p| data.extend_from_slice(map.pixel(p)));
     HeadMap { n, h, w, c, data }
 }
 
