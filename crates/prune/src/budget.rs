@@ -210,10 +210,11 @@ impl Target {
     }
 
     /// How far `saved` gets a network of size `now` towards the limits it still exceeds: the sum of the shares of the
-    /// reference that it saves.
+    /// reference that it saves. What is saved beyond a limit does not count, so that a large step is not taken for a small rest.
     pub(crate) fn progress(&self, saved: Size, now: Size) -> f64 {
-        let saved = self.limits(saved).map(|l| l.now as f64 / l.reference.max(1) as f64);
-        self.limits(now).zip(saved).filter(|(l, _)| l.now > l.limit).map(|(_, saved)| saved).sum()
+        let missing = self.limits(now).map(|l| l.now.saturating_sub(l.limit));
+        let counts = |(l, missing): (Limit, u64)| l.now.min(missing) as f64 / l.reference.max(1) as f64;
+        self.limits(saved).zip(missing).map(counts).sum()
     }
 
     /// Every unit that is limited, as it is in `size`.
@@ -239,25 +240,56 @@ pub struct Limits {
     pub min_channels: usize,
     /// Share of its channels a set keeps at least, in [0, 1].
     pub floor: f64,
-    /// What is kept is a multiple of this wherever something is removed.
-    pub multiple: usize,
+    /// What is kept is one of these counts wherever something is removed.
+    pub multiple: Multiple,
+}
+
+/// Which channel counts a set may come down to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Multiple {
+    /// Multiples of 16, from 8 to 32 of 8, and 4 and less: what vectors of 16, 8 and 4 floats hold. Runtimes that keep channels in
+    /// such blocks are slow with any other count: onnxruntime takes longer for half of Yolo-Fastest in odd counts than for all of
+    /// it (docs/results/latency.md).
+    #[default]
+    Vectors,
+    /// Multiples of this.
+    #[serde(untagged)]
+    Of(usize),
+}
+
+impl Multiple {
+    /// Any count.
+    pub const ANY: Self = Self::Of(1);
+
+    fn allows(self, count: usize) -> bool {
+        count.is_multiple_of(match self {
+            Self::Vectors => match count {
+                0..4 => 1,
+                4..8 => 4,
+                8..32 => 8,
+                _ => 16,
+            },
+            Self::Of(multiple) => multiple,
+        })
+    }
 }
 
 impl Default for Limits {
     /// Eight channels and a tenth: a guard for rankings, whose scores of one layer are on another scale than the next one's.
     fn default() -> Self {
-        Self { min_channels: 8, floor: 0.1, multiple: 1 }
+        Self { min_channels: 8, floor: 0.1, multiple: Multiple::Vectors }
     }
 }
 
 impl Limits {
     /// None but the one channel that every set keeps.
-    pub const NONE: Self = Self { min_channels: 1, floor: 0.0, multiple: 1 };
+    pub const NONE: Self = Self { min_channels: 1, floor: 0.0, multiple: Multiple::ANY };
 
     /// # Errors
     /// A value is out of its range.
     pub fn check(&self) -> Result<()> {
-        if self.multiple == 0 {
+        if self.multiple == Multiple::Of(0) {
             let help = "1 allows every count";
             return Err(Error::Setting { option: "multiple", what: "is 0".into(), help });
         }
@@ -271,13 +303,13 @@ impl Limits {
     /// The fewest channels a set of `size` may keep.
     pub fn least(&self, size: usize) -> usize {
         let share = (self.floor * size as f64).ceil() as usize;
-        self.min_channels.max(share).max(1).next_multiple_of(self.multiple).min(size)
+        let wanted = self.min_channels.max(share).max(1);
+        (wanted..size).find(|&count| self.multiple.allows(count)).unwrap_or(size)
     }
 
     /// The next smaller count a set of `size` of which `kept` are left may come down to, if there is one.
     pub fn next_down(&self, size: usize, kept: usize) -> Option<usize> {
-        let next = (kept.max(1) - 1) / self.multiple * self.multiple;
-        (next >= self.least(size)).then_some(next)
+        (self.least(size)..kept).rev().find(|&count| self.multiple.allows(count))
     }
 }
 
@@ -454,11 +486,29 @@ mod tests {
 
     #[test]
     fn limits_say_how_far_down_a_set_may_go() {
-        let limits = Limits { min_channels: 8, floor: 0.5, multiple: 8 };
+        let limits = Limits { min_channels: 8, floor: 0.5, multiple: Multiple::Of(8) };
         assert_eq!(limits.least(40), 24);
         assert_eq!(limits.least(6), 6, "a small set stays whole");
         assert_eq!(limits.next_down(40, 40), Some(32));
         assert_eq!(limits.next_down(40, 24), None);
         assert_eq!(limits.next_down(42, 42), Some(40), "a set that is no multiple comes down to one");
+    }
+
+    #[test]
+    fn counts_for_vectors_are_finer_the_fewer_there_are() {
+        let limits = Limits { multiple: Multiple::Vectors, ..Limits::NONE };
+        let all: Vec<usize> = std::iter::successors(Some(100), |&kept| limits.next_down(100, kept)).collect();
+        assert_eq!(all, [100, 96, 80, 64, 48, 32, 24, 16, 8, 4, 3, 2, 1]);
+        let guarded = Limits { min_channels: 5, floor: 0.1, ..limits };
+        assert_eq!((guarded.least(30), guarded.least(100), guarded.least(6)), (8, 16, 6));
+    }
+
+    #[test]
+    fn multiples_are_numbers_or_a_word_in_a_recipe() {
+        for (limits, text) in [(Limits::NONE, "1"), (Limits::default(), "\"vectors\"")] {
+            let json = serde_json::to_string(&limits).expect("JSON");
+            assert!(json.contains(&format!("\"multiple\":{text}")), "{json}");
+            assert_eq!(serde_json::from_str::<Limits>(&json).expect("reads"), limits);
+        }
     }
 }

@@ -28,7 +28,7 @@ mod sparsity;
 mod statistics;
 pub mod surgery;
 
-pub use budget::{Amount, Budget, Limits, Size, Target};
+pub use budget::{Amount, Budget, Limits, Multiple, Size, Target};
 pub use coupling::{Class, ClassId, Coupling, Pin, Set, Site};
 pub use error::{Error, Result};
 pub use importance::{Aggregate, Criterion, Fill, Importance};

@@ -6,7 +6,8 @@ use common::{Builder, LOOSE, difference, outputs, recipes, target};
 use graph::{Act, Graph, NodeId, Op};
 use proptest::prelude::*;
 use prune::{
-    Aggregate, Budget, Coupling, Criterion, Fill, Importance, Limits, Sensitivity, Size, Stop, importance, surgery,
+    Aggregate, Budget, Coupling, Criterion, Fill, Importance, Limits, Multiple, Sensitivity, Size, Stop, importance,
+    surgery,
 };
 
 fn set_gammas(graph: &mut Graph, norm: NodeId, gammas: &[f32]) {
@@ -85,7 +86,7 @@ fn limits_outrank_scores() {
     assert_eq!(kept(LOOSE), (1, 1));
     assert_eq!(kept(Limits { min_channels: 2, ..LOOSE }), (2, 2));
     assert_eq!(kept(Limits { floor: 0.7, ..LOOSE }), (3, 3));
-    assert_eq!(kept(Limits { multiple: 2, ..LOOSE }), (2, 2));
+    assert_eq!(kept(Limits { multiple: Multiple::Of(2), ..LOOSE }), (2, 2));
     assert_eq!(kept(Limits::default()), (4, 3), "layers below the minimum stay whole");
 }
 
@@ -220,7 +221,7 @@ proptest! {
     fn every_tensor_keeps_a_multiple_and_is_never_emptied(recipe in recipes(14), multiple in 1..4_usize, rate in 0.3..0.99_f64) {
         let graph = recipe.build().graph;
         let coupling = Coupling::of(&graph).unwrap();
-        let settings = Importance { limits: Limits { multiple, ..LOOSE }, ..Importance::default() };
+        let settings = Importance { limits: Limits { multiple: Multiple::Of(multiple), ..LOOSE }, ..Importance::default() };
         let plan = importance::plan(&graph, &coupling, &settings, &target(&graph, &coupling, rate)).unwrap();
         let slim = surgery::apply(&graph, &plan).unwrap();
         let (before, after) = (graph.shapes(graph.meta.imgsz).unwrap(), slim.shapes(graph.meta.imgsz).unwrap());

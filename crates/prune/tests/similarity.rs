@@ -6,7 +6,7 @@ use common::{Builder, LOOSE, calibrate, difference, duplicate, outputs, recipes,
 use graph::reference::{Map, forward};
 use graph::{Act, BatchNorm, Graph, NodeId, Op, cost};
 use proptest::prelude::*;
-use prune::{Compensation, Coupling, Limits, Mode, Plan, Similarity, Statistics, Stop, similarity, surgery};
+use prune::{Compensation, Coupling, Limits, Mode, Multiple, Plan, Similarity, Statistics, Stop, similarity, surgery};
 
 const BOTH: [Mode; 2] = [Mode::Pairwise, Mode::Span];
 
@@ -281,7 +281,7 @@ fn running_out_of_similar_channels_is_said() {
 #[test]
 fn channel_multiples_hold_in_stage_two() {
     let (graph, coupling, statistics) = small_detector();
-    let limits = Limits { multiple: 4, ..LOOSE };
+    let limits = Limits { multiple: Multiple::Of(4), ..LOOSE };
     for (mode, threshold) in [(Mode::Pairwise, 0.0), (Mode::Pairwise, 0.3), (Mode::Span, 0.0)] {
         let settings = Similarity { threshold, limits, ..settings(mode) };
         let target = target(&graph, &coupling, 0.4);

@@ -63,7 +63,7 @@ pub fn multiple(text: &str) -> Result<Multiple, String> {
 /// What the channels a layer keeps are a multiple of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Multiple {
-    /// Whatever is measured to be fast.
+    /// What vectors hold, or what is measured to be faster.
     Auto,
     Exactly(usize),
 }

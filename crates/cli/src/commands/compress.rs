@@ -90,7 +90,6 @@ fn recipe(args: &Compress) -> miette::Result<Recipe> {
             return Err(Error::usage(format!("`{what}` is missing"), "give it, or a `--recipe` that has it"));
         }
     }
-    args.limits.check(args.budget)?;
     if !args.budget.is_empty() {
         recipe.budget = args.budget.budget();
         recipe.max_drop = args.budget.max_drop;

@@ -24,7 +24,6 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
     if args.budget.is_empty() {
         return Err(Error::usage("no budget was given", "say how much to keep, such as `--macs 0.5`"));
     }
-    args.limits.check(args.budget)?;
     if args.budget.max_drop.is_some() && args.data.is_none() {
         return Err(Error::usage("`--max-drop` measures mAP on labelled images", "give `--data`"));
     }
@@ -54,8 +53,8 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
     let speed = args.budget.latency.map(|_| Speed::measure(&model)).transpose()?;
     let limits = |limits: Limits| {
         let limits = args.limits.over(limits);
-        let measured = speed.as_ref().filter(|_| args.limits.auto(true));
-        Limits { multiple: measured.map_or(limits.multiple, |speed| speed.multiple), ..limits }
+        let measured = speed.as_ref().filter(|_| args.limits.auto(true)).and_then(Speed::faster);
+        Limits { multiple: measured.unwrap_or(limits.multiple), ..limits }
     };
     let (importance, similarity) = (Importance::default(), Similarity::default());
     let job = Job {

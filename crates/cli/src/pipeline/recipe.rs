@@ -44,7 +44,7 @@ pub struct Recipe {
     pub recalibration_epochs: usize,
     /// Instead of a budget: how much of mAP50-95 on `val` the cut may cost before healing.
     pub max_drop: Option<f64>,
-    /// Where the budget is of time: take the multiple that is measured to be fast, whatever the limits say.
+    /// Where the budget is of time: take a multiple that is measured to be faster, whatever the limits say.
     pub multiple_by_speed: bool,
     /// Write the slim detector in eight bits too, and measure that.
     pub int8: bool,
@@ -104,11 +104,11 @@ impl Recipe {
         data::open(&self.data, &options)
     }
 
-    /// Sets the multiple of both stages to the one measured, where there is one and it is wanted.
+    /// Sets the multiple of both stages to the one measured to be faster, where there is one and it is wanted.
     pub fn round_by(&mut self, speed: Option<&Speed>) {
-        if let Some(speed) = speed.filter(|_| self.multiple_by_speed) {
-            self.importance.limits.multiple = speed.multiple;
-            self.similarity.limits.multiple = speed.multiple;
+        if let Some(multiple) = speed.filter(|_| self.multiple_by_speed).and_then(Speed::faster) {
+            self.importance.limits.multiple = multiple;
+            self.similarity.limits.multiple = multiple;
         }
     }
 

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use graph::format::onnx::{ExportOptions, export, export_maps};
 use graph::{Graph, NodeId, Op};
+use prune::Multiple;
 use prune::latency::{Latency, Measured, Table, kind};
 use runtime::Stopwatch;
 use serde::{Deserialize, Serialize};
@@ -38,7 +39,7 @@ pub struct Speed {
     /// Whether a detector cut by these times has been timed, and they were corrected where it took another.
     #[serde(default)]
     pub confirmed: bool,
-    /// What channel counts should be a multiple of.
+    /// What channel counts should be a multiple of; 1 where that makes no difference here.
     pub multiple: usize,
     /// What else they could have been a multiple of, and how much faster that is than counts around it.
     pub gains: Vec<Gain>,
@@ -101,6 +102,11 @@ impl Speed {
             speed.verdict()
         ));
         Ok(speed)
+    }
+
+    /// The multiple whose counts are faster than those beside them, if there is one.
+    pub fn faster(&self) -> Option<Multiple> {
+        (self.multiple > 1).then_some(Multiple::Of(self.multiple))
     }
 
     /// What the times say of multiples.

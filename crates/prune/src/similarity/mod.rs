@@ -22,7 +22,8 @@ use crate::constant::dense_readers;
 use crate::importance::output_scale;
 use crate::statistics::{ChannelStats, Statistics, observed};
 use crate::{
-    ClassId, Compensation, Coupling, Error, Latency, Limits, Plan, Result, Row, Sensitivity, Size, Stop, Target,
+    ClassId, Compensation, Coupling, Error, Latency, Limits, Multiple, Plan, Result, Row, Sensitivity, Size, Stop,
+    Target,
 };
 
 /// Samples (images * H * W) a channel below which [`Mode::Span`] is warned of fitting noise: with n samples and C channels
@@ -39,14 +40,19 @@ pub struct Similarity {
     /// Added to the diagonal of the covariance as a share of each channel's own variance ([`Mode::Span`] only): keeps
     /// coefficients small where channels are nearly collinear.
     pub ridge: f64,
-    /// None by default: what a removal costs is known in one unit for all layers, and a layer that is not needed may go to its last
-    /// channel.
+    /// No least count by default: what a removal costs is known in one unit for all layers, and a layer that is not needed may go to
+    /// its last channel.
     pub limits: Limits,
 }
 
 impl Default for Similarity {
     fn default() -> Self {
-        Self { mode: Mode::default(), threshold: 0.8, ridge: 1e-5, limits: Limits::NONE }
+        Self {
+            mode: Mode::default(),
+            threshold: 0.8,
+            ridge: 1e-5,
+            limits: Limits { multiple: Multiple::Vectors, ..Limits::NONE },
+        }
     }
 }
 
