@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use graph::{Act, Conv, Family, Graph, Meta, NodeId, Op, Tensor};
-use prune::{Budget, Coupling, Criterion, Importance, Limits, Plan, Size, importance, surgery};
+use prune::{Budget, Coupling, Criterion, Importance, Limits, Multiple, Plan, Size, importance, surgery};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use train::calibrate::Images;
@@ -52,7 +52,8 @@ fn plan(dense: &Graph, rate: f64) -> Plan {
     let coupling = Coupling::of(dense).expect("coupled");
     let budget = Budget { rate: Some(rate), ..Budget::default() };
     let target = budget.target(Size::of(dense, &coupling).expect("a size")).expect("a target");
-    let settings = Importance { criterion: Criterion::BnScale, ..Importance::default() };
+    let limits = Limits { multiple: Multiple::ANY, ..Limits::default() };
+    let settings = Importance { criterion: Criterion::BnScale, limits, ..Importance::default() };
     importance::plan(dense, &coupling, &settings, &target).expect("a plan")
 }
 

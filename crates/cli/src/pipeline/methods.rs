@@ -1,6 +1,6 @@
 //! The method and its kin (METHOD.md, section 6) as recipes: what each does differently from ours.
 
-use prune::{Criterion, Fill, Mode};
+use prune::{Criterion, Fill, Mode, Multiple};
 
 use super::Recipe;
 
@@ -129,6 +129,7 @@ pub const METHODS: &[Method] = &[
 /// Pruning as it is usually published: rank, cut, train.
 fn plain(recipe: &mut Recipe, criterion: Criterion) {
     recipe.importance.criterion = criterion;
+    recipe.importance.limits.multiple = Multiple::ANY;
     recipe.importance.fill = Fill::Nothing;
     recipe.similarity_share = 0.0;
     recipe.reconstruct = false;
