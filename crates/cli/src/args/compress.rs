@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use prune::Amount;
+use prune::{Amount, Multiple};
 
-use super::value::{Multiple, bytes, latency, multiple, positive, rate, share, share_to_keep, share_to_remove};
+use super::value::{bytes, latency, multiple, positive, rate, share, share_to_keep, share_to_remove};
 use super::{DataForm, ModelArgs, Optimizer};
 
 /// How small it has to become. Where several are given, all must be met.
@@ -62,18 +62,14 @@ impl LimitArgs {
     pub fn over(self, limits: prune::Limits) -> prune::Limits {
         prune::Limits {
             min_channels: self.min_channels.unwrap_or(limits.min_channels),
-            multiple: match self.multiple {
-                Some(Multiple::Exactly(multiple)) => prune::Multiple::Of(multiple),
-                Some(Multiple::Auto) => prune::Multiple::Vectors,
-                None => limits.multiple,
-            },
+            multiple: self.multiple.unwrap_or(limits.multiple),
             ..limits
         }
     }
 
     /// Whether measured times decide on the multiple: `auto` where nothing was given.
     pub fn auto(self, auto: bool) -> bool {
-        self.multiple.map_or(auto, |multiple| multiple == Multiple::Auto)
+        self.multiple.map_or(auto, |multiple| multiple == Multiple::Vectors)
     }
 }
 

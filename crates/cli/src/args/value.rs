@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use prune::Amount;
+use prune::{Amount, Multiple};
 use train::net::Isa;
 
 /// A whole number of at least one.
@@ -53,19 +53,9 @@ pub fn latency(text: &str) -> Result<Amount, String> {
 /// A whole number of at least one, or `auto`.
 pub fn multiple(text: &str) -> Result<Multiple, String> {
     match text {
-        "auto" => Ok(Multiple::Auto),
-        _ => {
-            positive(text).map(Multiple::Exactly).map_err(|_| "neither `auto` nor a whole number of at least 1".into())
-        }
+        "auto" => Ok(Multiple::Vectors),
+        _ => positive(text).map(Multiple::Of).map_err(|_| "neither `auto` nor a whole number of at least 1".into()),
     }
-}
-
-/// What the channels a layer keeps are a multiple of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Multiple {
-    /// What vectors hold, or what is measured to be faster.
-    Auto,
-    Exactly(usize),
 }
 
 fn amount(text: &str, units: &[(&str, f64)]) -> Option<Amount> {
@@ -130,8 +120,8 @@ mod tests {
         for bad in ["12", "0ms", "1.5", "12s", "ms"] {
             assert!(latency(bad).is_err(), "{bad}");
         }
-        assert_eq!(multiple("auto"), Ok(Multiple::Auto));
-        assert_eq!(multiple("8"), Ok(Multiple::Exactly(8)));
+        assert_eq!(multiple("auto"), Ok(Multiple::Vectors));
+        assert_eq!(multiple("8"), Ok(Multiple::Of(8)));
         assert!(multiple("0").is_err() && multiple("many").is_err());
     }
 
