@@ -41,16 +41,17 @@ fn anchors(w: &mut Writer, head: &AnchorHead, name: &str, maps: &[String], shape
         let (priors, plane) = (level.anchors.len(), shape.h * shape.w);
         let split = [0, priors as i64, columns as i64, plane as i64];
         let x = w.reshape(&format!("{prefix}.split"), map, &split);
+        let x = anchor_level(w, level, head.classes, &prefix, &x, shape);
         let x = w.transpose(&format!("{prefix}.transpose"), &x, &[0, 1, 3, 2]);
-        let x = w.reshape(&format!("{prefix}.rows"), &x, &[0, (priors * plane) as i64, columns as i64]);
-        levels.push(anchor_level(w, level, head.classes, &prefix, &x, shape));
+        levels.push(w.reshape(&format!("{prefix}.rows"), &x, &[0, (priors * plane) as i64, columns as i64]));
         rows += priors * plane;
     }
     join(w, &levels, 1);
     [rows, columns]
 }
 
-/// One level's rows, (N, anchors * H * W, 5 + classes), decoded; the formulas are [`BoxDecode`]'s.
+/// One level, (N, anchors, 5 + classes, H * W), decoded; the formulas are [`BoxDecode`]'s. Cells are last, so that constants are one a
+/// cell or one an anchor, not one a box: for 320 pixels that is a seventh of them, a quarter of a small detector's file.
 fn anchor_level(w: &mut Writer, level: &AnchorLevel, classes: usize, prefix: &str, x: &str, shape: Shape) -> String {
     let stride = level.stride as f32;
     let named = |part: &str| format!("{prefix}.{part}");
@@ -75,14 +76,12 @@ fn anchor_level(w: &mut Writer, level: &AnchorLevel, classes: usize, prefix: &st
             (w.node("Exp", &named("exp"), &[&wh], vec![]), 1.0)
         }
     };
-    let rows = level.anchors.len() * shape.h * shape.w;
-    let corner = |c: f32| (c - (scale - 1.0) / 2.0) * stride;
-    let places: Vec<f32> = level.anchors.iter().flat_map(|_| cells(shape).flatten().map(corner)).collect();
-    let sizes: Vec<f32> =
-        level.anchors.iter().flat_map(|p| cells(shape).flat_map(|_| p.map(|side| side * factor))).collect();
+    let corner = |cell: f32| (cell - (scale - 1.0) / 2.0) * stride;
+    let corners: Vec<f32> = [0, 1].iter().flat_map(|&axis| cells(shape).map(move |cell| corner(cell[axis]))).collect();
+    let sides: Vec<f32> = level.anchors.iter().flatten().map(|side| side * factor).collect();
     let xy = w.with_constant("Mul", &named("spread"), &xy, &[], &[scale * stride]);
-    let xy = w.with_constant("Add", &named("centre"), &xy, &[1, rows, 2], &places);
-    let wh = w.with_constant("Mul", &named("size"), &wh, &[1, rows, 2], &sizes);
+    let xy = w.with_constant("Add", &named("centre"), &xy, &[1, 1, 2, shape.h * shape.w], &corners);
+    let wh = w.with_constant("Mul", &named("size"), &wh, &[1, level.anchors.len(), 2, 1], &sides);
     w.concat(&named("boxes"), &[xy, wh, scores], 2)
 }
 
