@@ -76,6 +76,27 @@ fn v5_without_targets_teaches_objectness_only() {
     }
 }
 
+#[test]
+fn boxes_count_as_much_as_they_are_told_to() {
+    let golden = Golden::open("loss_v5.safetensors");
+    let (head, published) = (Head::Anchor(v5_head()), Criterion::V5(V5Loss::default()));
+    let of = |criterion: Criterion| criterion.evaluate(&head, &golden.maps(), &golden.targets()).unwrap();
+    let (plain, weighed) = (of(published.clone()), of(published.weighing_boxes(4.0)));
+    let factors = [4.0, 1.0, 1.0];
+    for ((plain, weighed), factor) in plain.value.parts.iter().zip(weighed.value.parts).zip(factors) {
+        assert_eq!((plain.0, factor * plain.1), weighed);
+    }
+    let mut moved = 0;
+    for (plain, weighed) in plain.grads.iter().zip(&weighed.grads) {
+        for (k, (plain, weighed)) in plain.iter().zip(weighed).enumerate() {
+            let boxes = k % 9 < 4;
+            assert_eq!(if boxes { 4.0 * plain } else { *plain }, *weighed);
+            moved += usize::from(boxes && *plain != 0.0);
+        }
+    }
+    assert!(moved > 0, "no box is matched: nothing is shown");
+}
+
 fn v8_head() -> DflHead {
     DflHead::new(3, 8, vec![8, 16, 32])
 }
