@@ -99,8 +99,8 @@ impl Criterion {
         }
     }
 
-    /// The same with boxes counting `factor` times as much in losses of heads with anchors; other losses as they are. YOLOv5's gains are
-    /// for telling eighty classes apart at IoU 0.5; what a detector of few classes lacks is mostly where its boxes end
+    /// The same with boxes counting `factor` times as much in losses of heads with anchors; other losses as they are. YOLOv5's gains were
+    /// chosen on COCO's eighty classes; what a detector of few classes lacks is mostly where its boxes end
     /// (docs/results/bccd-yolov5n.md).
     #[must_use]
     pub fn weighing_boxes(mut self, factor: f32) -> Self {
