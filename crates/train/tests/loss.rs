@@ -1,12 +1,15 @@
 //! Losses and their gradients against numbers PyTorch's autograd gave for the published formulas on random maps, and the
-//! slope of distillation against differences.
+//! slope of distillation against differences; and that a training takes the weights its recipe names.
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use data::Target;
+use data::synth::{self, SynthConfig};
 use graph::{AnchorHead, AnchorLevel, BoxDecode, DflHead, Head, Tensor, YoloxHead};
 use train::loss::{Criterion, Distill, E2eLoss, LossOutput, RawMap, V5Loss, V8Loss, YoloxLoss};
+use train::watch::{EpochReport, Watch};
+use train::{Task, TrainConfig, train};
 
 struct Golden(HashMap<String, Tensor>);
 
@@ -95,6 +98,38 @@ fn boxes_count_as_much_as_they_are_told_to() {
         }
     }
     assert!(moved > 0, "no box is matched: nothing is shown");
+}
+
+/// Keeps the losses of the last epoch.
+#[derive(Default)]
+struct Losses(Vec<f64>);
+
+impl Watch for Losses {
+    fn epoch(&mut self, report: &EpochReport) {
+        self.0 = report.losses.iter().map(|(_, value)| *value).collect();
+    }
+}
+
+#[test]
+fn a_training_weighs_boxes_as_its_recipe_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let yaml = synth::write(folder.path(), &SynthConfig { train: 4, val: 1, test: 1, size: 64, seed: 1 }).unwrap();
+    let dataset = data::open(&yaml, &data::OpenOptions::default()).unwrap();
+    let names = dataset.names.clone();
+    let start = graph::build::Yolov5 { names, imgsz: 64, width: 0.125, depth: 0.33, seed: 2 }.build().unwrap();
+    // One batch: its losses are those of the detector before any step.
+    let losses = |boxes: f32| {
+        let out = folder.path().join(boxes.to_string());
+        std::fs::create_dir_all(&out).unwrap();
+        let task = Task { start: &start, dataset: &dataset, teacher: None, out: &out, resume: false };
+        let mut seen = Losses::default();
+        train(&task, &TrainConfig { epochs: 1, batch: 4, imgsz: 64, boxes, ..TrainConfig::default() }, &mut seen)
+            .unwrap();
+        seen.0
+    };
+    let (plain, weighed) = (losses(1.0), losses(4.0));
+    assert!(plain[0] > 0.0, "{plain:?}");
+    assert_eq!(weighed, [4.0 * plain[0], plain[1], plain[2]]);
 }
 
 fn v8_head() -> DflHead {
