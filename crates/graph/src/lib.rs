@@ -17,6 +17,7 @@ mod inference;
 mod op;
 pub mod quant;
 pub mod reference;
+mod residual;
 mod tensor;
 
 pub use error::{Error, Result};
@@ -24,4 +25,5 @@ pub use graph::{Family, Graph, Meta, Node, NodeId, Shape};
 pub use op::{
     Act, AnchorHead, AnchorLevel, Attention, BatchNorm, BoxDecode, Conv, DflHead, Extra, Head, MaxPool, Op, YoloxHead,
 };
+pub use residual::Branch;
 pub use tensor::Tensor;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use graph::{Graph, NodeId, Op, Shape, cost};
+use graph::{Branch, Graph, NodeId, Op, Shape, cost};
 use serde::{Deserialize, Serialize};
 
 use crate::coupling::is_dense;
@@ -53,6 +53,16 @@ impl Size {
         let values = graph.nodes.iter().flat_map(|n| n.op.weights()).map(|(_, values)| values.len() as u64);
         let nanos = latency.map_or(Ok(0), |latency| latency.total(graph))?;
         Ok(Self { params: cost.params, macs: cost.macs, channels, bytes: 4 * values.sum::<u64>(), nanos })
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            params: self.params + other.params,
+            macs: self.macs + other.macs,
+            channels: self.channels + other.channels,
+            bytes: self.bytes + other.bytes,
+            nanos: self.nanos + other.nanos,
+        }
     }
 
     fn minus(self, other: Self) -> Self {
@@ -232,7 +242,8 @@ impl Target {
 }
 
 /// What every layer keeps whatever the scores say. The rules apply to each [`crate::Set`]: a whole layer, as a rule, or the
-/// half of it that a slice takes. No set is ever emptied.
+/// half of it that a slice takes. No set is ever emptied but with the whole residual branch it is in
+/// ([`crate::Similarity::shortcuts`]).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
@@ -323,6 +334,8 @@ pub(crate) struct Tracker<'a> {
     /// Classes left of every set.
     kept: Vec<usize>,
     removed: Vec<bool>,
+    /// The nodes that have gone with their residual branch.
+    gone: Vec<bool>,
     /// The nodes of every set whose cost depends on it.
     touched: Vec<Vec<NodeId>>,
     /// What every node's time is read from; empty where times do not count.
@@ -354,6 +367,7 @@ impl<'a> Tracker<'a> {
             count: shapes.iter().map(|s| s.c).collect(),
             kept: coupling.sets.iter().map(|s| s.classes.len()).collect(),
             removed: vec![false; coupling.classes.len()],
+            gone: vec![false; graph.nodes.len()],
             touched: touched.collect(),
             tables,
             latency,
@@ -374,6 +388,11 @@ impl<'a> Tracker<'a> {
         &self.removed
     }
 
+    /// Whether a node has gone with its residual branch.
+    pub(crate) fn is_gone(&self, node: NodeId) -> bool {
+        self.gone[node]
+    }
+
     /// Classes left in a set.
     pub(crate) fn kept(&self, set: usize) -> usize {
         self.kept[set]
@@ -386,7 +405,28 @@ impl<'a> Tracker<'a> {
         let after = self.cost_of(set);
         self.shift(set, |count, times| count + times * classes);
         let members = &self.coupling.classes[self.coupling.sets[set].classes[0]].members;
-        Size { channels: (members.len() * classes) as u64, ..before.minus(after) }
+        let there = members.iter().filter(|site| !self.gone[site.node]).count();
+        Size { channels: (there * classes) as u64, ..before.minus(after) }
+    }
+
+    /// What a residual branch that goes whole would save now.
+    pub(crate) fn saving_of(&self, branch: &Branch) -> Size {
+        let free = |&class: &ClassId| !self.removed[class] && self.coupling.classes[class].pinned.is_none();
+        let mut saved = Size::default();
+        for &node in branch.nodes.iter().chain([&branch.add]).filter(|&&node| !self.gone[node]) {
+            saved = saved.plus(self.cost(node));
+            if is_dense(&self.graph.nodes[node].op) {
+                saved.channels +=
+                    self.coupling.channels(node).iter().copied().filter(|class| free(class)).count() as u64;
+            }
+        }
+        saved
+    }
+
+    /// Takes a residual branch out whole. Its classes are not removed: they have nowhere left to be.
+    pub(crate) fn shorten(&mut self, branch: &Branch) {
+        self.size = self.size.minus(self.saving_of(branch));
+        branch.nodes.iter().chain([&branch.add]).for_each(|&node| self.gone[node] = true);
     }
 
     pub(crate) fn remove(&mut self, class: ClassId) {
@@ -405,35 +445,39 @@ impl<'a> Tracker<'a> {
     }
 
     fn cost_of(&self, set: usize) -> Size {
-        let mut sum = Size::default();
-        for &node in &self.touched[set] {
-            let out = self.count[node];
-            let input = self.graph.nodes[node].inputs.first().copied();
-            let inputs = input.map_or(0, |input| self.count[input]);
-            if let (Some(latency), Some(table)) = (self.latency, self.tables.get(node).copied().flatten()) {
-                sum.nanos += latency.nanos(table, inputs, out);
-            }
-            match &self.graph.nodes[node].op {
-                Op::Conv(conv) => {
-                    let before = input.map_or(0, |input| self.shapes[input].c);
-                    let per_filter = if conv.is_depthwise() { 1 } else { inputs / conv.groups };
-                    let [kh, kw] = conv.kernel();
-                    let weights = out * per_filter * kh * kw;
-                    let bias = conv.bias.is_some() || (self.gains_bias[node] && inputs < before);
-                    let values = (weights + if bias { out } else { 0 }) as u64;
-                    sum.params += values;
-                    sum.bytes += 4 * values;
-                    sum.macs += (weights * self.shapes[node].h * self.shapes[node].w) as u64;
-                }
-                // Scale and shift are trained; mean and variance are stored with them.
-                Op::BatchNorm(_) => {
-                    sum.params += 2 * out as u64;
-                    sum.bytes += 4 * 4 * out as u64;
-                }
-                _ => {}
-            }
+        let there = self.touched[set].iter().filter(|&&node| !self.gone[node]);
+        there.map(|&node| self.cost(node)).fold(Size::default(), Size::plus)
+    }
+
+    /// What one node costs now; its channels are not counted.
+    fn cost(&self, node: NodeId) -> Size {
+        let mut cost = Size::default();
+        let out = self.count[node];
+        let input = self.graph.nodes[node].inputs.first().copied();
+        let inputs = input.map_or(0, |input| self.count[input]);
+        if let (Some(latency), Some(table)) = (self.latency, self.tables.get(node).copied().flatten()) {
+            cost.nanos = latency.nanos(table, inputs, out);
         }
-        sum
+        match &self.graph.nodes[node].op {
+            Op::Conv(conv) => {
+                let before = input.map_or(0, |input| self.shapes[input].c);
+                let per_filter = if conv.is_depthwise() { 1 } else { inputs / conv.groups };
+                let [kh, kw] = conv.kernel();
+                let weights = out * per_filter * kh * kw;
+                let bias = conv.bias.is_some() || (self.gains_bias[node] && inputs < before);
+                let values = (weights + if bias { out } else { 0 }) as u64;
+                cost.params = values;
+                cost.bytes = 4 * values;
+                cost.macs = (weights * self.shapes[node].h * self.shapes[node].w) as u64;
+            }
+            // Scale and shift are trained; mean and variance are stored with them.
+            Op::BatchNorm(_) => {
+                cost.params = 2 * out as u64;
+                cost.bytes = 4 * 4 * out as u64;
+            }
+            _ => {}
+        }
+        cost
     }
 }
 

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use graph::{Graph, NodeId, Op};
+use graph::{Branch, Graph, NodeId, Op};
 use serde::{Deserialize, Serialize};
 
 use crate::budget::Tracker;
@@ -21,6 +21,9 @@ pub struct Plan {
     pub imgsz: [usize; 2],
     /// Coupled classes, in the order of removal.
     pub removals: Vec<Removal>,
+    /// Residual branches that go whole, in the order of removal.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shortcuts: Vec<Shortcut>,
     /// One for every tensor that loses channels and is read by dense convolutions.
     pub compensations: Vec<Compensation>,
     /// One for every convolution that loses output channels.
@@ -41,6 +44,15 @@ pub struct Removal {
     pub score: f32,
     /// (dense convolution, output channel) of all its members.
     pub members: Vec<(String, usize)>,
+}
+
+/// A residual branch that goes whole: what it is added to goes on without it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Shortcut {
+    /// Predicted loss, in the unit of [`Removal::score`].
+    pub score: f32,
+    /// The addition that goes with it.
+    pub add: String,
 }
 
 /// How the dense convolutions that read one tensor make up for the channels it loses.
@@ -101,12 +113,13 @@ impl Plan {
         let layers = convs.map(|id| {
             let channels = coupling.channels(id);
             let after = channels.iter().filter(|&&class| !tracker.removed()[class]).count();
-            Layer { node: name(id), before: channels.len(), after }
+            Layer { node: name(id), before: channels.len(), after: if tracker.is_gone(id) { 0 } else { after } }
         });
         Self {
             method: String::new(),
             imgsz: graph.meta.imgsz,
             removals: removals.collect(),
+            shortcuts: vec![],
             compensations: vec![],
             layers: layers.filter(|layer| layer.after < layer.before).collect(),
             before,
@@ -178,6 +191,22 @@ impl Plan {
         }
         Ok(removed)
     }
+
+    /// The branches of `graph` that go whole.
+    ///
+    /// # Errors
+    /// The plan was made for another graph.
+    pub(crate) fn branches(&self, graph: &Graph) -> Result<Vec<Branch>> {
+        if self.shortcuts.is_empty() {
+            return Ok(vec![]);
+        }
+        let all = graph.residual_branches();
+        let find = |shortcut: &Shortcut| {
+            let branch = all.iter().find(|branch| graph.nodes[branch.add].name == shortcut.add);
+            branch.cloned().ok_or_else(|| Error::plan(format!("no residual branch ends in `{}`", shortcut.add)))
+        };
+        self.shortcuts.iter().map(find).collect()
+    }
 }
 
 impl fmt::Display for Plan {
@@ -203,6 +232,12 @@ impl fmt::Display for Plan {
             Stop::Met | Stop::Given => {}
             Stop::Limits => writeln!(f, "  the budget is NOT met: every layer is down to its limit")?,
             Stop::Threshold => writeln!(f, "  the budget is NOT met: no similar channels are left")?,
+        }
+        let names: Vec<&str> = self.shortcuts.iter().map(|s| s.add.as_str()).collect();
+        match names[..] {
+            [] => {}
+            [name] => writeln!(f, "  a residual branch goes whole: {name}")?,
+            [..] => writeln!(f, "  {} residual branches go whole: {}", names.len(), names.join(", "))?,
         }
         for note in &self.notes {
             writeln!(f, "  note: {note}")?;

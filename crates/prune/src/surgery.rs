@@ -1,11 +1,12 @@
 //! Carries a plan out: weights are rewritten so that what is left does the work of what is gone, then channels are cut.
 //!
 //! [`apply`] and [`mask`] compensate in the same way; they differ in the last step only. `apply` cuts removed channels out of
-//! every weight; `mask` leaves the network in its old shape and zeroes what reads them. Their outputs are equal.
+//! every weight, and residual branches that go whole out of the graph; `mask` leaves the network in its old shape and zeroes what reads
+//! them, or what they add. Their outputs are equal.
 
 use std::collections::HashMap;
 
-use graph::{Conv, Graph, NodeId, Op, Shape, Tensor};
+use graph::{Branch, Conv, Graph, NodeId, Op, Shape, Tensor};
 
 use crate::constant::{dense_readers, tap_shares};
 use crate::coupling::is_dense;
@@ -18,6 +19,7 @@ use crate::{Compensation, Coupling, Error, Plan, Result};
 pub fn apply(graph: &Graph, plan: &Plan) -> Result<Graph> {
     let coupling = Coupling::of(graph)?;
     let removed = plan.resolve(graph, &coupling)?;
+    let branches = plan.branches(graph)?;
     let mut slim = compensate(graph, &coupling, plan)?;
     let kept: Vec<Vec<usize>> =
         (0..graph.nodes.len()).map(|id| coupling.positions(id, |class| !removed[class])).collect();
@@ -25,21 +27,59 @@ pub fn apply(graph: &Graph, plan: &Plan) -> Result<Graph> {
         let input = slim.nodes[id].inputs.first().map_or(&[][..], |&i| &kept[i]);
         cut(&mut slim.nodes[id].op, input, &kept[id]);
     }
+    let slim = slim.without_branches(&branches);
     slim.validate()?;
     Ok(slim)
 }
 
-/// The output channels of every node that the plan leaves, as [`apply`] puts them in order.
+/// What a slim graph has of the one it was cut from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// For every node of the slim graph the node it was.
+    pub nodes: Vec<NodeId>,
+    /// For every node of the slim graph the channels it still puts out, in its order.
+    pub channels: Vec<Vec<usize>>,
+}
+
+impl Kept {
+    /// All of `graph`.
+    ///
+    /// # Errors
+    /// The graph's shapes do not fit.
+    pub fn all(graph: &Graph) -> Result<Self> {
+        let shapes = graph.shapes(graph.meta.imgsz)?;
+        Ok(Self {
+            nodes: (0..shapes.len()).collect(),
+            channels: shapes.iter().map(|shape| (0..shape.c).collect()).collect(),
+        })
+    }
+
+    /// The same of what another plan, carried out later, leaves.
+    #[must_use]
+    pub fn then(&self, later: &Self) -> Self {
+        let channels = later.nodes.iter().zip(&later.channels);
+        Self {
+            nodes: later.nodes.iter().map(|&node| self.nodes[node]).collect(),
+            channels: channels.map(|(&node, kept)| kept.iter().map(|&c| self.channels[node][c]).collect()).collect(),
+        }
+    }
+}
+
+/// What [`apply`] leaves of `graph`.
 ///
 /// # Errors
 /// The plan was made for another graph.
-pub fn kept(graph: &Graph, plan: &Plan) -> Result<Vec<Vec<usize>>> {
+pub fn kept(graph: &Graph, plan: &Plan) -> Result<Kept> {
     let coupling = Coupling::of(graph)?;
     let removed = plan.resolve(graph, &coupling)?;
-    Ok((0..graph.nodes.len()).map(|id| coupling.positions(id, |class| !removed[class])).collect())
+    let branches = plan.branches(graph)?;
+    let nodes: Vec<NodeId> =
+        (0..graph.nodes.len()).filter(|&id| !branches.iter().any(|branch| branch.covers(id))).collect();
+    let channels = nodes.iter().map(|&id| coupling.positions(id, |class| !removed[class])).collect();
+    Ok(Kept { nodes, channels })
 }
 
-/// The graph in its old shape, compensated, with every weight that reads a removed channel set to zero: what
+/// The graph in its old shape, compensated, with every weight that reads a removed channel and all that a branch adds set to zero: what
 /// [`apply`] computes, at the old cost. With [`Plan::uncompensated`] it is the bare mask.
 ///
 /// # Errors
@@ -54,7 +94,28 @@ pub fn mask(graph: &Graph, plan: &Plan) -> Result<Graph> {
             for_input(&mut conv.weight, channel, |taps| taps.fill(0.0));
         }
     }
+    for branch in plan.branches(graph)? {
+        silence(&mut masked, &branch);
+    }
     Ok(masked)
+}
+
+/// Makes `branch` add nothing: its last convolution puts out zeros, which all behind it lets pass.
+fn silence(graph: &mut Graph, branch: &Branch) {
+    for &id in branch.nodes.iter().rev() {
+        match &mut graph.nodes[id].op {
+            Op::Conv(conv) => {
+                conv.weight.data.fill(0.0);
+                conv.bias.iter_mut().for_each(|bias| bias.fill(0.0));
+                return;
+            }
+            Op::BatchNorm(bn) => {
+                bn.mean.fill(0.0);
+                bn.beta.fill(0.0);
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Where a constant can be added to the output of a convolution.

@@ -133,6 +133,43 @@ fn a_pruned_detector_is_saved_as_a_checkpoint() {
     }
 }
 
+/// Blocks whose residual branches are gone, one of them or all, are still blocks of the family's own files.
+#[test]
+fn a_detector_without_its_residual_branches_is_saved_as_one_of_its_family() {
+    let names = ["yolo-fastest", "yolov5", "yolov8", "yolov9", "yolov10", "yolo11", "yolo12"];
+    // Two linked backbones are written by no package's code.
+    let written = |name: &str| name != "yolov9e" && names.iter().any(|family| name.starts_with(family));
+    for (name, graph) in models().into_iter().filter(|(name, _)| written(name)) {
+        let coupling = Coupling::of(&graph).unwrap();
+        let statistics = calibrate(&graph, &coupling, &[noise(2)]);
+        // So little that everything goes that may.
+        let none = prune::Budget { macs: Some(1e-9), ..prune::Budget::default() };
+        let none = none.target(prune::Size::of(&graph, &coupling).unwrap()).unwrap();
+        let settings = Similarity { limits: LOOSE, ..Similarity::default() };
+        let shortcuts = similarity::plan(&graph, &coupling, &statistics, &settings, &none).unwrap().shortcuts;
+        let plan =
+            |shortcuts: &[prune::Shortcut]| Plan { shortcuts: shortcuts.to_vec(), ..Plan::empty(&graph).unwrap() };
+        for some in [&shortcuts[..shortcuts.len().min(1)], &shortcuts[..]] {
+            let slim = surgery::apply(&graph, &plan(some)).unwrap();
+            assert_eq!(some.is_empty(), slim == graph, "{name}");
+            let masked = surgery::mask(&graph, &plan(some)).unwrap();
+            let image = noise(6);
+            let error = difference(&outputs(&slim, &image), &outputs(&masked, &image));
+            assert!(error < 1e-6, "{name}: surgery and masking differ by {error}");
+            let folder = tempfile::tempdir().unwrap();
+            let darknet = name.starts_with("yolo-fastest");
+            let path = folder.path().join(if darknet { "slim.cfg" } else { "slim.pt" });
+            let saved = match darknet {
+                true => darknet::save(&slim, &path).map(drop),
+                false => ultralytics::save(&slim, &path).map(drop),
+            };
+            saved.unwrap_or_else(|e| panic!("{name}: {e}: {}", plan(some)));
+            let again = load(&path, &LoadOptions::default()).unwrap();
+            assert_eq!(difference(&outputs(&again, &image), &outputs(&slim, &image)), 0.0, "{name}");
+        }
+    }
+}
+
 /// The same for what the package has beside plain detectors: a learnt upsampling, masks, keypoints and turned boxes.
 #[test]
 fn pruned_heads_of_every_task_are_saved_as_checkpoints() {

@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use common::{Builder, LOOSE, calibrate, recipes};
+use common::{Builder, LOOSE, calibrate, difference, outputs, recipes};
 use graph::{Act, Graph};
 use proptest::prelude::*;
 use prune::latency::{Measured, Table, kind};
@@ -145,4 +145,85 @@ fn times_of_another_network_are_refused() {
     assert!(error.contains("conv 5x5"), "{error}");
     let damaged = serde_json::to_string(&latency).unwrap().replacen("\"inputs\":[1", "\"inputs\":[99", 1);
     assert!(serde_json::from_str::<Latency>(&damaged).is_err());
+}
+
+/// A stem and one residual block of two convolutions for each of `widths`.
+fn residual(seed: u64, widths: &[usize]) -> Builder {
+    let mut b = Builder::new(seed);
+    let mut stream = b.block(0, 5, 3);
+    for &width in widths {
+        let hidden = b.block(stream, width, 3);
+        let out = b.block(hidden, 5, 1);
+        stream = b.push("add", graph::Op::Add, vec![stream, out]);
+    }
+    b.finish(false);
+    b
+}
+
+fn by_time(b: &mut Builder, share: f64, slope: [f64; 4], shortcuts: bool) -> (Plan, Latency) {
+    let latency = times(&b.graph, slope);
+    let coupling = Coupling::of(&b.graph).unwrap();
+    let size = Size::timed(&b.graph, &coupling, Some(&latency)).unwrap();
+    let budget = Budget { latency: Some(Amount::Share(share)), ..Budget::default() };
+    let target = budget.timed_target(size, Some(Arc::new(latency.clone()))).unwrap();
+    (span(b, &coupling, &target, shortcuts), latency)
+}
+
+fn span(b: &mut Builder, coupling: &Coupling, target: &prune::Target, shortcuts: bool) -> Plan {
+    b.rng = rand::SeedableRng::seed_from_u64(9);
+    let images: Vec<_> = (0..4).map(|_| b.image()).collect();
+    let statistics = calibrate(&b.graph, coupling, &images);
+    let settings = Similarity { limits: LOOSE, shortcuts, ..Similarity::default() };
+    similarity::plan(&b.graph, coupling, &statistics, &settings, target).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(60) })]
+
+    #[test]
+    fn branches_that_go_whole_are_counted_as_they_are(
+        seed: u64,
+        widths in prop::collection::vec(1..9_usize, 1..5),
+        share in 0.2..1.0_f64,
+        slope in prop::array::uniform4(0.1..100.0_f64),
+    ) {
+        let mut b = residual(seed, &widths);
+        let (plan, latency) = by_time(&mut b, share, slope, true);
+        let slim = surgery::apply(&b.graph, &plan).unwrap();
+        let counted = Size::timed(&slim, &Coupling::of(&slim).unwrap(), Some(&latency)).unwrap();
+        prop_assert_eq!(counted, plan.after);
+        prop_assert_eq!(slim.residual_branches().len(), widths.len() - plan.shortcuts.len());
+        let masked = surgery::mask(&b.graph, &plan).unwrap();
+        let image = b.image();
+        let error = difference(&outputs(&slim, &image), &outputs(&masked, &image));
+        prop_assert!(error < 1e-9, "outputs differ by {error}");
+    }
+}
+
+#[test]
+fn where_channels_save_no_time_branches_do() {
+    let mut b = residual(1, &[4, 6]);
+    let (plan, _) = by_time(&mut b, 0.8, [100.0, 0.0, 0.0, 0.0], true);
+    assert_eq!((plan.stop, plan.removals.len(), plan.shortcuts.len()), (Stop::Met, 0, 1), "{plan}");
+    let (without, _) = by_time(&mut b, 0.8, [100.0, 0.0, 0.0, 0.0], false);
+    assert_eq!((without.stop, without.shortcuts.len()), (Stop::Limits, 0), "{without}");
+}
+
+/// Channel by channel or all at once, a branch costs the same.
+#[test]
+fn a_branch_costs_what_its_channels_cost_one_after_another() {
+    let mut b = residual(2, &[4]);
+    let at_once = by_time(&mut b, 0.5, [100.0, 0.0, 0.0, 0.0], true).0;
+    let coupling = Coupling::of(&b.graph).unwrap();
+    let size = Size::of(&b.graph, &coupling).unwrap();
+    let target = Budget { macs: Some(1e-9), ..Budget::default() }.target(size).unwrap();
+    let slowly = span(&mut b, &coupling, &target, true);
+    let add = &at_once.shortcuts[0].add;
+    let hidden = &b.graph.nodes[4].name;
+    let before: Vec<f32> =
+        slowly.removals.iter().filter(|r| r.members.iter().any(|(node, _)| node == hidden)).map(|r| r.score).collect();
+    let last = slowly.shortcuts.iter().find(|s| s.add == *add).expect("goes too");
+    assert!(!before.is_empty(), "nothing went before it: {slowly}");
+    let (sum, whole) = (before.iter().sum::<f32>() + last.score, at_once.shortcuts[0].score);
+    assert!((sum - whole).abs() < 1e-4 * whole, "{sum} one by one, {whole} at once");
 }

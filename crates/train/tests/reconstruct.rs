@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use graph::{Act, Conv, Family, Graph, Meta, NodeId, Op, Tensor};
-use prune::{Budget, Coupling, Criterion, Importance, Limits, Multiple, Plan, Size, importance, surgery};
+use prune::surgery::Kept;
+use prune::{Budget, Coupling, Criterion, Importance, Limits, Multiple, Plan, Shortcut, Size, importance, surgery};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use train::calibrate::Images;
@@ -28,13 +29,7 @@ fn material(skip: usize, n: usize) -> Option<(Graph, Images)> {
 }
 
 /// `slim` brought back to `dense`, on images of `side` pixels whose places all count alike.
-fn job<'a>(
-    dense: &'a Graph,
-    slim: &'a Graph,
-    kept: &'a [Vec<usize>],
-    images: &'a Images,
-    side: usize,
-) -> Reconstruction<'a> {
+fn job<'a>(dense: &'a Graph, slim: &'a Graph, kept: &'a Kept, images: &'a Images, side: usize) -> Reconstruction<'a> {
     static ALIKE: BTreeMap<NodeId, Vec<f32>> = BTreeMap::new();
     Reconstruction { dense, slim, kept, images, imgsz: [side; 2], seed: 0, focus: &ALIKE }
 }
@@ -84,7 +79,10 @@ fn copies_are_made_up_for_to_the_border() {
     };
     let kept = |plan: &Plan| surgery::kept(&dense, plan).expect("channels");
     // One of each pair of copies has to stay.
-    let plan = (0..).map(halved).find(|plan| kept(plan)[1].iter().map(|c| c % 2).sum::<usize>() == 1).expect("a seed");
+    let plan = (0..)
+        .map(halved)
+        .find(|plan| kept(plan).channels[1].iter().map(|c| c % 2).sum::<usize>() == 1)
+        .expect("a seed");
     let kept = kept(&plan);
     let slim = surgery::apply(&dense, &plan).expect("cut");
     let mut rng = ChaCha8Rng::seed_from_u64(6);
@@ -125,12 +123,9 @@ fn with_sum(kept: usize, act: Act) -> Graph {
 fn what_is_added_last_makes_up_for_what_was_there() {
     for (act, left) in [(Act::Identity, 1e-5), (Act::Leaky, 0.5)] {
         let (dense, slim) = (with_sum(4, act), with_sum(2, act));
-        let all = |graph: &Graph| {
-            graph.shapes([16, 16]).expect("shapes").iter().map(|s| (0..s.c).collect()).collect::<Vec<_>>()
-        };
         let mut rng = ChaCha8Rng::seed_from_u64(8);
         let on = Images { data: (0..16 * 16 * 16 * 3).map(|_| rng.random()).collect(), n: 16 };
-        let kept = all(&slim);
+        let kept = Kept::all(&slim).expect("shapes");
         let job = job(&dense, &slim, &kept, &on, 16);
         let better = job.run(|_| {}).expect("runs").0;
         // The same with the branch that lost nothing as it was.
@@ -144,10 +139,46 @@ fn what_is_added_last_makes_up_for_what_was_there() {
     }
 }
 
+/// A convolution, a residual branch of two and one that reads their sum, all linear.
+fn with_branch() -> Graph {
+    let meta = Meta { family: Family::Other, names: vec![], imgsz: [16, 16] };
+    let mut graph = Graph::new(meta, 3);
+    let mut rng = ChaCha8Rng::seed_from_u64(9);
+    let mut push = |graph: &mut Graph, name: &str, [from, inputs, outputs]: [usize; 3]| {
+        let weight = (0..inputs * outputs).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let weight = Tensor::new([outputs, inputs, 1, 1], weight);
+        graph.push(name, Op::Conv(Conv { weight, bias: None, stride: [1, 1], pad: [0, 0], groups: 1 }), vec![from])
+    };
+    let stream = push(&mut graph, "stream", [0, 3, 4]);
+    let start = push(&mut graph, "branch.start", [stream, 4, 2]);
+    let end = push(&mut graph, "branch.end", [start, 2, 4]);
+    let sum = graph.push("sum", Op::Add, vec![stream, end]);
+    push(&mut graph, "reader", [sum, 4, 5]);
+    graph
+}
+
+#[test]
+fn a_branch_that_is_gone_is_made_up_for_by_what_reads_the_sum() {
+    let dense = with_branch();
+    let shortcuts = vec![Shortcut { score: 0.0, add: "sum".into() }];
+    let plan = Plan { shortcuts, ..Plan::empty(&dense).expect("a plan") };
+    let (slim, kept) = (surgery::apply(&dense, &plan).expect("cut"), surgery::kept(&dense, &plan).expect("kept"));
+    assert_eq!((&kept.nodes[..], slim.nodes.len()), (&[0, 1, 5][..], 3));
+    let mut rng = ChaCha8Rng::seed_from_u64(8);
+    let on = Images { data: (0..16 * 16 * 16 * 3).map(|_| rng.random()).collect(), n: 16 };
+    let (better, refitted) = job(&dense, &slim, &kept, &on, 16).run(|_| {}).expect("runs");
+    assert_eq!(refitted.iter().map(|r| r.node.as_str()).collect::<Vec<_>>(), ["reader"]);
+    let run = |g: &Graph| Infer::new(g, [16, 16]).expect("fits").run(&on.data, on.n).expect("runs").remove(0).data;
+    let dense = run(&dense);
+    let error = |g: &Graph| run(g).iter().zip(&dense).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+    let (before, after) = (error(&slim), error(&better));
+    assert!(before > 1.0 && after < 1e-6 * before, "{before} before, {after} after");
+}
+
 #[test]
 fn what_is_equal_is_left_alone() {
     let Some((dense, on)) = material(0, 8) else { return };
-    let kept = surgery::kept(&dense, &Plan::empty(&dense).expect("a plan")).expect("all");
+    let kept = Kept::all(&dense).expect("shapes");
     let job = job(&dense, &dense, &kept, &on, SIZE);
     let (same, refitted) = job.run(|_| {}).expect("runs");
     assert_eq!(same, dense);
@@ -157,7 +188,7 @@ fn what_is_equal_is_left_alone() {
 #[test]
 fn three_images_are_too_few_to_judge_by() {
     let dense = with_copies();
-    let kept = surgery::kept(&dense, &Plan::empty(&dense).expect("a plan")).expect("all");
+    let kept = Kept::all(&dense).expect("shapes");
     let mut other = dense.clone();
     if let Op::Conv(conv) = &mut other.nodes[3].op {
         conv.weight.data[0] += 1.0;

@@ -2,6 +2,7 @@
 
 use data::{Augment, Batch, Dataset, Item, Loader, LoaderConfig, Mode};
 use graph::Graph;
+use prune::surgery::Kept;
 use prune::{Coupling, Importance, Plan, Sensitivity, Similarity, Statistics, Target, importance, similarity, surgery};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -309,22 +310,14 @@ impl Cut<'_> {
     }
 }
 
-/// For every node the channels of `dense` that are left after all of `plans`, in the order they are left in.
-fn trace(dense: &Graph, plans: &[Plan]) -> miette::Result<Vec<Vec<usize>>> {
-    let mut graph = dense.clone();
-    let mut kept: Option<Vec<Vec<usize>>> = None;
+/// What is left of `dense` after all of `plans`.
+fn trace(dense: &Graph, plans: &[Plan]) -> miette::Result<Kept> {
+    let (mut graph, mut kept) = (dense.clone(), Kept::all(dense)?);
     for plan in plans {
-        let now = surgery::kept(&graph, plan)?;
+        kept = kept.then(&surgery::kept(&graph, plan)?);
         graph = surgery::apply(&graph, plan)?;
-        kept = Some(match kept {
-            None => now,
-            Some(before) => before.iter().zip(now).map(|(b, now)| now.into_iter().map(|c| b[c]).collect()).collect(),
-        });
     }
-    match kept {
-        Some(kept) => Ok(kept),
-        None => Ok(surgery::kept(dense, &Plan::empty(dense)?)?),
-    }
+    Ok(kept)
 }
 
 /// Carries out `plan`.

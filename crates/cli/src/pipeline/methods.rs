@@ -97,7 +97,7 @@ pub const METHODS: &[Method] = &[
             r.similarity.mode = Mode::Pairwise;
             // The budget decides, not the threshold: otherwise stage 1 would do most of the work.
             r.similarity.threshold = 0.0;
-            r.reconstruct = false;
+            unmended(r);
         },
     },
     Method {
@@ -105,7 +105,7 @@ pub const METHODS: &[Method] = &[
         about: "both stages, all kept channels stand in",
         set: |r| {
             r.similarity_share = BOTH;
-            r.reconstruct = false;
+            unmended(r);
         },
     },
     Method {
@@ -125,6 +125,12 @@ pub const METHODS: &[Method] = &[
     Method { name: "rounds", about: "ours in two rounds, each healed for half of the epochs", set: |r| r.rounds = 2 },
     Method { name: "prunella", about: "stage 2, all kept channels stand in, then reconstruction", set: |_| {} },
 ];
+
+/// No reconstruction, and so no branch that goes whole.
+fn unmended(recipe: &mut Recipe) {
+    recipe.reconstruct = false;
+    recipe.similarity.shortcuts = false;
+}
 
 /// Pruning as it is usually published: rank, cut, train.
 fn plain(recipe: &mut Recipe, criterion: Criterion) {

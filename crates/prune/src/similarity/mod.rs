@@ -6,11 +6,14 @@
 //! different layers must compare; or, where it has been measured, in units of what the detector says in the end
 //! ([`Sensitivity`]), which also knows which layers matter. Classes go greedily across the whole graph, by loss per unit of budget saved.
 //!
+//! A residual branch may go whole ([`shortcut`]): its last channels with all that leads to them and away from them.
+//!
 //! [`Mode::Pairwise`] is the reading of the paper's abstract: one channel stands in for another. [`Mode::Span`] is ours: all
 //! that stay stand in together. Selection and compensation are separate: what is written into the plan is computed afresh
 //! from the statistics once the set of removed classes is known.
 
 mod pairwise;
+mod shortcut;
 mod span;
 
 use graph::{Conv, Graph, NodeId};
@@ -22,9 +25,10 @@ use crate::constant::dense_readers;
 use crate::importance::output_scale;
 use crate::statistics::{ChannelStats, Statistics, observed};
 use crate::{
-    ClassId, Compensation, Coupling, Error, Latency, Limits, Multiple, Plan, Result, Row, Sensitivity, Size, Stop,
-    Target,
+    ClassId, Compensation, Coupling, Error, Latency, Limits, Multiple, Plan, Result, Row, Sensitivity, Shortcut, Size,
+    Stop, Target,
 };
+use shortcut::Candidate;
 
 /// Samples (images * H * W) a channel below which [`Mode::Span`] is warned of fitting noise: with n samples and C channels
 /// least squares does worse on new data by about the factor n / (n - C).
@@ -43,6 +47,9 @@ pub struct Similarity {
     /// No least count by default: what a removal costs is known in one unit for all layers, and a layer that is not needed may go to
     /// its last channel.
     pub limits: Limits,
+    /// Residual branches may go whole ([`Mode::Span`] only). What they added on average goes with them, so the weights have to be
+    /// refitted afterwards (`train::reconstruct`).
+    pub shortcuts: bool,
 }
 
 impl Default for Similarity {
@@ -52,6 +59,7 @@ impl Default for Similarity {
             threshold: 0.8,
             ridge: 1e-5,
             limits: Limits { multiple: Multiple::Vectors, ..Limits::NONE },
+            shortcuts: true,
         }
     }
 }
@@ -98,11 +106,12 @@ pub fn plan(
         if target.met(search.tracker.size()) {
             break Stop::Met;
         }
-        match search.cheapest_set(target) {
-            Ok((set, step)) => (0..step).for_each(|_| {
+        match search.cheapest(target) {
+            Ok(Step::Channels { set, count }) => (0..count).for_each(|_| {
                 let class = search.cheapest_class(set);
                 search.remove(class);
             }),
+            Ok(Step::Branch(branch)) => search.shorten(branch),
             Err(stop) => break stop,
         }
     };
@@ -170,6 +179,15 @@ struct Price {
     allowed: bool,
 }
 
+/// What the search may do next.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// Take the `count` cheapest classes of a set.
+    Channels { set: usize, count: usize },
+    /// Take a branch out whole: an index in [`Search::branches`].
+    Branch(usize),
+}
+
 /// The state of the greedy search.
 struct Search<'a> {
     graph: &'a Graph,
@@ -186,6 +204,9 @@ struct Search<'a> {
     places: Vec<Vec<(usize, Vec<usize>)>>,
     /// Of every class; current for those not removed and not pinned.
     prices: Vec<Price>,
+    /// The residual branches that are there and may go whole.
+    branches: Vec<Candidate>,
+    shortcuts: Vec<Shortcut>,
 }
 
 impl<'a> Search<'a> {
@@ -219,9 +240,25 @@ impl<'a> Search<'a> {
         let tracker = Tracker::new(graph, coupling, latency)?;
         let prices = vec![Price { loss: f64::INFINITY, allowed: false }; places.len()];
         let before = tracker.size();
-        let removed = Vec::new();
-        let mut search =
-            Self { graph, coupling, statistics, settings, before, tracker, removed, ports, nodes, places, prices };
+        let branches = match (settings.shortcuts, settings.mode) {
+            (true, Mode::Span) => shortcut::candidates(graph, &nodes, &ports),
+            _ => vec![],
+        };
+        let mut search = Self {
+            graph,
+            coupling,
+            statistics,
+            settings,
+            before,
+            tracker,
+            removed: vec![],
+            ports,
+            nodes,
+            places,
+            prices,
+            branches,
+            shortcuts: vec![],
+        };
         (0..search.prices.len()).for_each(|class| search.reprice(class));
         Ok(search)
     }
@@ -245,10 +282,21 @@ impl<'a> Search<'a> {
         self.coupling.sets[set].classes.iter().copied().filter(there)
     }
 
-    /// The set to take the next step in, and how many classes that step takes: the least loss per unit of budget saved.
-    fn cheapest_set(&mut self, target: &Target) -> Result<(usize, usize), Stop> {
-        let mut best: Option<(f64, usize, usize)> = None;
+    /// The next step: the least loss per unit of budget saved.
+    fn cheapest(&mut self, target: &Target) -> Result<Step, Stop> {
+        let mut best: Option<(f64, Step)> = None;
         let mut stop = Stop::Limits;
+        let now = self.tracker.size();
+        let mut offer = |loss: f64, progress: f64, step: Step| {
+            let rate = loss / progress;
+            if progress > 0.0 && best.is_none_or(|(least, _)| rate < least) {
+                best = Some((rate, step));
+            }
+        };
+        for (id, branch) in self.branches.iter().enumerate() {
+            let saved = self.tracker.saving_of(&branch.branch);
+            offer(branch.loss, target.progress(saved, now) + branch.layers(target), Step::Branch(id));
+        }
         for (id, set) in self.coupling.sets.iter().enumerate() {
             let kept = self.tracker.kept(id);
             let Some(next) = self.settings.limits.next_down(set.classes.len(), kept) else { continue };
@@ -262,14 +310,10 @@ impl<'a> Search<'a> {
                 continue;
             }
             losses.select_nth_unstable_by(step - 1, f64::total_cmp);
-            let now = self.tracker.size();
-            let progress = target.progress(self.tracker.saving(id, step), now);
-            let rate = losses[..step].iter().sum::<f64>() / progress;
-            if progress > 0.0 && best.is_none_or(|(least, ..)| rate < least) {
-                best = Some((rate, id, step));
-            }
+            let saved = self.tracker.saving(id, step);
+            offer(losses[..step].iter().sum(), target.progress(saved, now), Step::Channels { set: id, count: step });
         }
-        best.map(|(_, set, step)| (set, step)).ok_or(stop)
+        best.map(|(_, step)| step).ok_or(stop)
     }
 
     /// The cheapest class of a set. Within a step of several, one that is not allowed any more comes last.
@@ -287,6 +331,9 @@ impl<'a> Search<'a> {
         let places = std::mem::take(&mut self.places[class]);
         let mut dirty: Vec<ClassId> = Vec::new();
         for (port, positions) in &places {
+            if let Some(branch) = self.branches.iter_mut().find(|branch| branch.port == *port) {
+                branch.lose(self.ports[*port].price(positions).loss);
+            }
             self.ports[*port].remove(positions);
             dirty.extend(self.coupling.channels(self.nodes[*port]));
         }
@@ -295,9 +342,18 @@ impl<'a> Search<'a> {
         dirty.into_iter().for_each(|class| self.reprice(class));
     }
 
+    fn shorten(&mut self, branch: usize) {
+        let Candidate { branch, loss, .. } = self.branches.swap_remove(branch);
+        self.tracker.shorten(&branch);
+        self.shortcuts.push(Shortcut { score: loss as f32, add: self.graph.nodes[branch.add].name.clone() });
+        // Branches within it have gone with it.
+        self.branches.retain(|other| !branch.covers(other.branch.add));
+    }
+
     fn finish(self, stop: Stop) -> Result<Plan> {
         let mut plan = Plan::assemble(self.graph, self.coupling, &self.tracker, &self.removed, self.before);
         plan.compensations = self.compensations()?;
+        plan.shortcuts = self.shortcuts.clone();
         plan.stop = stop;
         plan.notes.extend(self.thin_statistics());
         plan.method = match self.settings.mode {
@@ -338,7 +394,8 @@ impl<'a> Search<'a> {
             let consumers = consumers.map(|(id, _)| self.graph.nodes[id].name.clone()).collect();
             Ok(Compensation { tensor: self.graph.nodes[node].name.clone(), consumers, rows })
         };
-        let mut all = self.nodes.par_iter().map(rows).collect::<Result<Vec<_>>>()?;
+        let there: Vec<NodeId> = self.nodes.iter().copied().filter(|&node| !self.tracker.is_gone(node)).collect();
+        let mut all = there.par_iter().map(rows).collect::<Result<Vec<_>>>()?;
         all.retain(|compensation| !compensation.rows.is_empty());
         Ok(all)
     }

@@ -14,6 +14,7 @@ use std::ops::Range;
 
 use graph::{Act, BoxDecode, Graph, Head, Node, NodeId, Op};
 use kernels::{Layout, View};
+use prune::surgery::Kept;
 use prune::{Refit, refit};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -49,8 +50,8 @@ pub struct Reconstruction<'a> {
     /// The detector `slim` was cut from.
     pub dense: &'a Graph,
     pub slim: &'a Graph,
-    /// For every node the channels of `dense` that `slim` still has, in its order.
-    pub kept: &'a [Vec<usize>],
+    /// What `slim` has of `dense`.
+    pub kept: &'a Kept,
     pub images: &'a Images,
     /// (H, W) of the images.
     pub imgsz: [usize; 2],
@@ -74,16 +75,24 @@ impl Reconstruction<'_> {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         let mut theirs = Maps::new(self.dense, self.imgsz)?;
         let mut ours = Maps::new(&slim, self.imgsz)?;
+        // The next of the dense detector's nodes: it may have some that `slim` has not.
+        let mut next = 0;
         for (id, room) in self.room(&theirs, &ours).into_iter().enumerate() {
             let n = theirs.n();
             // Images that join run from the start: not for a few more.
             if n == 0 || (n < room && (room >= 2 * n || room == self.images.n)) {
                 let image = self.images.data.len() / self.images.n;
                 let more = &self.images.data[n * image..room * image];
-                theirs.add(self.dense, id, more);
+                theirs.add(self.dense, next, more);
                 ours.add(&slim, id, more);
             }
-            theirs.compute(self.dense, id);
+            let origin = self.kept.nodes[id];
+            for id in next..origin {
+                theirs.compute(self.dense, id);
+                theirs.drop_read(id);
+            }
+            theirs.compute(self.dense, origin);
+            next = origin + 1;
             ours.compute(&slim, id);
             if matches!(&slim.nodes[id].op, Op::Conv(conv) if conv.groups == 1)
                 && let Some(change) = self.change(&slim, id, &theirs, &ours, &mut rng)
@@ -92,7 +101,7 @@ impl Reconstruction<'_> {
                 apply(&mut slim, id, &change.change);
                 ours.compute(&slim, id);
             }
-            theirs.drop_read(id);
+            theirs.drop_read(origin);
             ours.drop_read(id);
             done(id + 1);
         }
@@ -101,9 +110,10 @@ impl Reconstruction<'_> {
 
     /// For every node how many images there is room for from it on.
     fn room(&self, theirs: &Maps, ours: &Maps) -> Vec<usize> {
-        let held = theirs.held().into_iter().zip(ours.held());
+        let (theirs, ours) = (theirs.held(), ours.held());
         // What is missing of an output is a map of its own.
-        let mut room: Vec<usize> = held.map(|(theirs, ours)| MEMORY / (4 * (theirs + 2 * ours))).collect();
+        let held = self.kept.nodes.iter().zip(ours).map(|(&origin, ours)| theirs[origin] + 2 * ours);
+        let mut room: Vec<usize> = held.map(|held| MEMORY / (4 * held)).collect();
         for id in (0..room.len().saturating_sub(1)).rev() {
             room[id] = room[id].min(room[id + 1]);
         }
@@ -111,9 +121,11 @@ impl Reconstruction<'_> {
     }
 
     fn change(&self, slim: &Graph, id: NodeId, theirs: &Maps, ours: &Maps, rng: &mut ChaCha8Rng) -> Option<Refit> {
-        let heard = Heard::behind(self.dense, id, &self.kept[id]);
-        let beside = heard.beside.map(|other| lacking(theirs.of(other), ours.of(other), &self.kept[other]));
-        let mut missing = missing(self.dense, slim, id, &self.kept[id], theirs, ours);
+        let origin = self.kept.nodes[id];
+        let kept = &self.kept.channels[id];
+        let heard = Heard::behind(self.dense, origin, kept);
+        let beside = heard.beside.and_then(|beside| self.lacking_beside(slim, beside, theirs, ours));
+        let mut missing = missing([self.dense, slim], [origin, id], kept, theirs, ours);
         if let (Some(beside), Act::Identity) = (&beside, heard.act) {
             heard.add(beside, &mut missing);
         }
@@ -130,7 +142,7 @@ impl Reconstruction<'_> {
         let Op::Conv(conv) = &slim.nodes[id].op else { return None };
         let features = conv.weight.shape[1..].iter().product::<usize>() + 1;
         let x = ours.of(slim.nodes[id].inputs[0]);
-        let focus = self.focus.get(&id).map(Vec::as_slice);
+        let focus = self.focus.get(&origin).map(Vec::as_slice);
         let plane = missing.layout.h * missing.layout.w;
         let mut taken = |images: Range<usize>| {
             let at = samples::draw(images.start * plane..images.end * plane, features, focus, rng);
@@ -148,7 +160,7 @@ impl Reconstruction<'_> {
             return Some(Refit { change: all_normal.solve(linear.ridge)?, ..linear });
         }
         let beyond = |samples, at: &[usize]| {
-            let wanted = heard.of(theirs.of(id), at);
+            let wanted = heard.of(theirs.of(origin), at);
             let more: Option<Vec<f32>> =
                 beside.as_ref().map(|beside| at.iter().flat_map(|&p| beside.view().pixel(p).to_vec()).collect());
             Beyond::new(samples, heard.act, wanted, more.as_deref(), &heard.scale)
@@ -157,6 +169,22 @@ impl Reconstruction<'_> {
         let all = Part { heard: beyond(&all, &all_at), normal: &all_normal };
         beyond::refit(&fit, &beyond(&check, &check_at), &all, linear, &heard.scale)
     }
+
+    /// What the slim detector's map beside lacks of the dense one's, where there is one still.
+    fn lacking_beside(&self, slim: &Graph, beside: Beside, theirs: &Maps, ours: &Maps) -> Option<Map> {
+        let add = self.kept.nodes.binary_search(&beside.add).ok()?;
+        let other = slim.nodes[add].inputs[beside.operand];
+        let dense = self.dense.nodes[beside.add].inputs[beside.operand];
+        Some(lacking(theirs.of(dense), ours.of(other), &self.kept.channels[other]))
+    }
+}
+
+/// The other operand of an addition.
+#[derive(Clone, Copy)]
+struct Beside {
+    /// The addition, of the dense detector.
+    add: NodeId,
+    operand: usize,
 }
 
 /// What is done to the outputs of a convolution before anything else reads them.
@@ -169,7 +197,7 @@ struct Heard<'a> {
     act: Act,
     /// The map that is there already when the result is added to it: what that lacks, the result may make up for (He, Zhang and Sun
     /// 2017, "Channel pruning for accelerating very deep neural networks", refit residual branches so).
-    beside: Option<NodeId>,
+    beside: Option<Beside>,
 }
 
 impl<'a> Heard<'a> {
@@ -190,12 +218,13 @@ impl<'a> Heard<'a> {
             }
             _ => (Act::Identity, end),
         };
-        let beside = match only_reader(dense, last).map(|reader| &dense.nodes[reader]) {
-            Some(Node { op: Op::Add, inputs, .. }) if inputs.len() == 2 => {
-                inputs.iter().copied().find(|&other| other != last).filter(|&other| other < id)
+        let beside = only_reader(dense, last).and_then(|add| match &dense.nodes[add] {
+            Node { op: Op::Add, inputs, .. } if inputs.len() == 2 => {
+                let operand = inputs.iter().position(|&other| other != last && other < id)?;
+                Some(Beside { add, operand })
             }
             _ => None,
-        };
+        });
         Self { kept, scale, shift, act, beside }
     }
 
@@ -235,17 +264,19 @@ fn said(head: &Head, input: usize) -> Act {
     if probabilities { Act::Sigmoid } else { Act::Identity }
 }
 
-/// What the outputs of convolution `id` of `slim` lack of those of `dense`, both less the mean their BatchNorm subtracts.
-fn missing(dense: &Graph, slim: &Graph, id: NodeId, kept: &[usize], theirs: &Maps, ours: &Maps) -> Map {
-    let mean = |graph: &Graph| match norm_after(graph, id).map(|norm| &graph.nodes[norm].op) {
+/// What the outputs of a convolution of the slim one of two graphs lack of those of the dense one, both less the mean their BatchNorm
+/// subtracts. Graphs and nodes are the dense one's and the slim one's.
+fn missing(graphs: [&Graph; 2], [theirs_id, id]: [NodeId; 2], kept: &[usize], theirs: &Maps, ours: &Maps) -> Map {
+    let mean = |graph: &Graph, id: NodeId| match norm_after(graph, id).map(|norm| &graph.nodes[norm].op) {
         Some(Op::BatchNorm(bn)) => Some(bn.mean.clone()),
         _ => None,
     };
-    let shift: Vec<f32> = match (mean(slim), mean(dense)) {
+    let [dense, slim] = graphs;
+    let shift: Vec<f32> = match (mean(slim, id), mean(dense, theirs_id)) {
         (Some(own), Some(other)) => own.iter().zip(kept).map(|(own, &k)| own - other[k]).collect(),
         _ => vec![0.0; kept.len()],
     };
-    let mut map = lacking(theirs.of(id), ours.of(id), kept);
+    let mut map = lacking(theirs.of(theirs_id), ours.of(id), kept);
     map.data.par_chunks_mut(kept.len()).for_each(|to| to.iter_mut().zip(&shift).for_each(|(to, shift)| *to += shift));
     map
 }

@@ -108,7 +108,7 @@ impl<'g> Blocks<'g> {
         let made_of = |needed: &[&str], optional: &[&str]| part.is_made_of(needed, optional);
         let has = |name: &str| Py::Bool(part.child(name).is_some());
         let half = || vec![("c", Py::size(self.half(part)))];
-        Some(if made_of(&["split0", "split1", "cv1", "m", "cat", "cv2"], &[]) {
+        Some(if made_of(&["split0", "split1", "cv1", "cat", "cv2"], &["m"]) {
             self.halves(part, path)
         } else if made_of(&["split0", "split1", "cv1", "attn", "add0", "ffn", "add1", "cat", "cv2"], &[]) {
             self.block("PSA", part, path, &["cv1", "cv2", "attn", "ffn"], half())
@@ -123,9 +123,9 @@ impl<'g> Blocks<'g> {
         } else if made_of(&["cv1", "cv2", "cv3", "cv4", "cv5", "cat"], &[]) {
             let c = vec![("c", Py::size(self.conv(part, &["cv1", "conv"]).map_or(0, Conv::out_channels)))];
             self.block("SPPELAN", part, path, &["cv1", "cv2", "cv3", "cv4", "cv5"], c)
-        } else if made_of(&["cv1", "cv2", "cv3", "m", "cat"], &[]) {
+        } else if made_of(&["cv1", "cv2", "cv3", "cat"], &["m"]) {
             let inside = path.contains(".m.") && self.package == Package::Ultralytics;
-            self.block(if inside { "C3k" } else { "C3" }, part, path, &["cv1", "cv2", "cv3", "m"], vec![])
+            self.c3(if inside { "C3k" } else { "C3" }, part, path)
         } else if made_of(&["cv1", "m", "cat", "cv2"], &["gamma", "add"]) {
             match part.child("m").is_some_and(|m| m.children().iter().any(|(_, block)| block.node.is_none())) {
                 true => self.a2c2f(part, path),
@@ -188,8 +188,8 @@ impl<'g> Blocks<'g> {
         else {
             return Err(foreign(path, "cuts and joins in a way no block does"));
         };
-        let c = vec![("c", Py::size(self.half(part)))];
         if !cat.inputs.starts_with(&[first, second]) {
+            let c = vec![("c", Py::size(self.half(part)))];
             return self.block("C2PSA", part, path, &["cv1", "cv2", "m"], c);
         }
         let inverted = |m: &Part<'g>| m.children().iter().any(|(_, block)| block.is_made_of(&["cv1"], &["add"]));
@@ -198,7 +198,33 @@ impl<'g> Blocks<'g> {
             Family::Yolo11 | Family::Yolo12 | Family::Yolo26 => "C3k2",
             _ => "C2f",
         };
-        self.with_list(name, part, path, Module::with(c))
+        self.of_halves(name, part, path, cat.inputs.len())
+    }
+
+    /// A `C3` or `C3k`; of the blocks it once had some or all may be gone.
+    fn c3(&self, name: &str, part: &Part<'g>, path: &str) -> Result<Py<'g>> {
+        let blocks = match part.child("m") {
+            Some(m) => self.any(m, &inner(path, "m"))?,
+            None => list("Sequential", Vec::<(&str, _)>::new()),
+        };
+        let convs = self.children(part, path, &["cv1", "cv2", "cv3"])?;
+        self.make(name, Module::default().holding(convs).holding([("m", blocks)]), path)
+    }
+
+    /// A block that joins the halves of a map with what a list `m` of blocks makes of them one after another. A block that is gone
+    /// leaves one that does nothing: its map is joined all the same.
+    fn of_halves(&self, name: &str, part: &Part<'g>, path: &str, joined: usize) -> Result<Py<'g>> {
+        let list_path = inner(path, "m");
+        let block = |i: usize| {
+            let number = i.to_string();
+            let block = part.child("m").and_then(|m| m.child(&number));
+            let module = block.map_or(Ok(identity()), |block| self.any(block, &inner(&list_path, &number)))?;
+            Ok((number, module))
+        };
+        let blocks = (0..joined.saturating_sub(2)).map(block).collect::<Result<Vec<(String, _)>>>()?;
+        let convs = self.children(part, path, &["cv1", "cv2"])?;
+        let module = Module::with(vec![("c", Py::size(self.half(part)))]);
+        self.make(name, module.holding(convs).holding([("m", list("ModuleList", blocks))]), path)
     }
 
     /// A block `name` of `cv1`, a list `m` of blocks and `cv2`.

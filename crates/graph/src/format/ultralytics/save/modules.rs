@@ -24,8 +24,8 @@ impl<'g> Module<'g> {
     }
 
     /// Adds submodules.
-    pub fn holding(mut self, children: impl IntoIterator<Item = (&'g str, Py<'g>)>) -> Self {
-        self.children.extend(children.into_iter().map(|(name, child)| (Cow::Borrowed(name), child)));
+    pub fn holding(mut self, children: impl IntoIterator<Item = (impl Into<Cow<'g, str>>, Py<'g>)>) -> Self {
+        self.children.extend(children.into_iter().map(|(name, child)| (name.into(), child)));
         self
     }
 
@@ -67,7 +67,7 @@ pub(super) fn identity<'g>() -> Py<'g> {
 }
 
 /// `Sequential` or `ModuleList`.
-pub(super) fn list<'g>(class: &'static str, children: Vec<(&'g str, Py<'g>)>) -> Py<'g> {
+pub(super) fn list<'g>(class: &'static str, children: Vec<(impl Into<Cow<'g, str>>, Py<'g>)>) -> Py<'g> {
     Module::default().holding(children).build(("torch.nn.modules.container", class))
 }
 
