@@ -13,7 +13,7 @@ use crate::coupling::is_dense;
 
 /// What each layer of a branch counts for where no budget is of time, in layers of average cost: a layer takes time however few channels
 /// it has, and a budget of multiply-accumulates is there for the sake of time (docs/results/latency.md).
-const LAYER: f64 = 0.1;
+const LAYER: f64 = 0.03;
 
 /// A branch that is there.
 pub(super) struct Candidate {
