@@ -98,6 +98,23 @@ impl Graph {
         readers
     }
 
+    /// The graph without the nodes for which `instead` names an earlier one, which their readers read from then on.
+    pub(crate) fn without(&self, instead: impl Fn(NodeId) -> Option<NodeId>) -> Self {
+        let mut number = vec![0; self.nodes.len()];
+        let mut graph = Self { nodes: vec![], meta: self.meta.clone() };
+        for (id, node) in self.nodes.iter().enumerate() {
+            if let Some(other) = instead(id) {
+                number[id] = number[other];
+                continue;
+            }
+            number[id] = graph.nodes.len();
+            let mut node = node.clone();
+            node.inputs.iter_mut().for_each(|input| *input = number[*input]);
+            graph.nodes.push(node);
+        }
+        graph
+    }
+
     /// Shape of every node's output for an input of `imgsz` = (H, W) pixels; the head's is (0, 0, 0).
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::{Graph, Head, NodeId, Op};
+use crate::{Graph, Head, Node, NodeId, Op};
 
 impl Graph {
     /// Which nodes any of `maps` depends on, themselves among them.
@@ -32,17 +32,11 @@ impl Graph {
     pub fn for_inference(&self) -> Cow<'_, Self> {
         let Some([one, many]) = self.branches() else { return Cow::Borrowed(self) };
         let (predicts, helps) = (self.behind(one), self.behind(many));
-        let mut number = vec![0; self.nodes.len()];
-        let mut graph = Self { nodes: vec![], meta: self.meta.clone() };
-        for (id, node) in self.nodes.iter().enumerate().filter(|&(id, _)| predicts[id] || !helps[id]) {
-            number[id] = graph.nodes.len();
-            let mut node = node.clone();
-            if let Op::Head(Head::Dfl(head)) = &mut node.op {
-                node.inputs.truncate(head.pairs());
-                head.one_to_many = false;
-            }
-            node.inputs.iter_mut().for_each(|input| *input = number[*input]);
-            graph.nodes.push(node);
+        // Nothing but the head reads the maps that go, and it is not told of them any more.
+        let mut graph = self.without(|id| (helps[id] && !predicts[id]).then_some(0));
+        if let Some(Node { op: Op::Head(Head::Dfl(head)), inputs, .. }) = graph.nodes.last_mut() {
+            inputs.truncate(head.pairs());
+            head.one_to_many = false;
         }
         Cow::Owned(graph)
     }

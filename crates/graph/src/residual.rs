@@ -58,19 +58,7 @@ impl Graph {
 
     /// The graph in which `branches` are not there and whatever read their additions reads the maps they were added to.
     pub fn without_branches(&self, branches: &[Branch]) -> Self {
-        let mut number = vec![0; self.nodes.len()];
-        let mut graph = Self { nodes: vec![], meta: self.meta.clone() };
-        for (id, node) in self.nodes.iter().enumerate() {
-            if let Some(branch) = branches.iter().find(|branch| branch.covers(id)) {
-                number[id] = number[branch.stream];
-                continue;
-            }
-            number[id] = graph.nodes.len();
-            let mut node = node.clone();
-            node.inputs.iter_mut().for_each(|input| *input = number[*input]);
-            graph.nodes.push(node);
-        }
-        graph
+        self.without(|id| branches.iter().find(|branch| branch.covers(id)).map(|branch| branch.stream))
     }
 }
 

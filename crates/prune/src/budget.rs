@@ -411,13 +411,12 @@ impl<'a> Tracker<'a> {
 
     /// What a residual branch that goes whole would save now.
     pub(crate) fn saving_of(&self, branch: &Branch) -> Size {
-        let free = |&class: &ClassId| !self.removed[class] && self.coupling.classes[class].pinned.is_none();
+        let free = |&&class: &&ClassId| !self.removed[class] && self.coupling.classes[class].pinned.is_none();
         let mut saved = Size::default();
         for &node in branch.nodes.iter().chain([&branch.add]).filter(|&&node| !self.gone[node]) {
             saved = saved.plus(self.cost(node));
             if is_dense(&self.graph.nodes[node].op) {
-                saved.channels +=
-                    self.coupling.channels(node).iter().copied().filter(|class| free(class)).count() as u64;
+                saved.channels += self.coupling.channels(node).iter().filter(free).count() as u64;
             }
         }
         saved

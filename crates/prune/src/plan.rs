@@ -197,9 +197,6 @@ impl Plan {
     /// # Errors
     /// The plan was made for another graph.
     pub(crate) fn branches(&self, graph: &Graph) -> Result<Vec<Branch>> {
-        if self.shortcuts.is_empty() {
-            return Ok(vec![]);
-        }
         let all = graph.residual_branches();
         let find = |shortcut: &Shortcut| {
             let branch = all.iter().find(|branch| graph.nodes[branch.add].name == shortcut.add);

@@ -241,7 +241,7 @@ impl<'a> Search<'a> {
         let prices = vec![Price { loss: f64::INFINITY, allowed: false }; places.len()];
         let before = tracker.size();
         let branches = match (settings.shortcuts, settings.mode) {
-            (true, Mode::Span) => shortcut::candidates(graph, &nodes, &ports),
+            (true, Mode::Span) => shortcut::candidates(graph, coupling, &nodes, &ports),
             _ => vec![],
         };
         let mut search = Self {

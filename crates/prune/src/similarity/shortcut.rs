@@ -2,14 +2,14 @@
 //!
 //! What is lost is the variance of the last channels that the branch's last convolution reads: those removed before have cost theirs.
 //! The greedy search counts every removal on top of what is gone, so what all of them would cost together is known from the
-//! start, and each removal takes its share of it. By multiply-accumulates a branch goes when its last channel does; by time it
-//! goes earlier, as each of its nodes takes time however narrow it is.
+//! start, and each removal takes its share of it. By time a branch goes earlier than by multiply-accumulates, as each of its nodes takes time
+//! however narrow it is.
 
 use graph::{Branch, Graph, NodeId, Op};
 
 use super::Port;
-use crate::Target;
 use crate::coupling::is_dense;
+use crate::{Coupling, Target};
 
 /// What each layer of a branch counts for where no budget is of time, in layers of average cost: a layer takes time however few channels
 /// it has, and a budget of multiply-accumulates is there for the sake of time (docs/results/latency.md).
@@ -39,15 +39,19 @@ impl Candidate {
 }
 
 /// The branches of `graph` that end in a dense convolution which reads one of the `ports`, by their `nodes`.
-pub(super) fn candidates(graph: &Graph, nodes: &[NodeId], ports: &[Box<dyn Port>]) -> Vec<Candidate> {
-    let shapes = graph.shapes(graph.meta.imgsz).unwrap_or_default();
+pub(super) fn candidates(
+    graph: &Graph,
+    coupling: &Coupling,
+    nodes: &[NodeId],
+    ports: &[Box<dyn Port>],
+) -> Vec<Candidate> {
     let is_layer = |id: NodeId| matches!(graph.nodes[id].op, Op::Conv(_) | Op::Add);
     let layers = (0..graph.nodes.len()).filter(|&id| is_layer(id)).count();
     let candidate = |branch: Branch| {
         let last = branch.nodes.iter().rev().find(|&&id| !passes_zero(&graph.nodes[id].op))?;
         let read = is_dense(&graph.nodes[*last].op).then(|| graph.nodes[*last].inputs[0])?;
         let port = nodes.iter().position(|&node| node == read && branch.covers(node))?;
-        let all: Vec<usize> = (0..shapes.get(read)?.c).collect();
+        let all: Vec<usize> = (0..coupling.channels(read).len()).collect();
         let loss = ports[port].price(&all).loss;
         let share = (branch.nodes.iter().filter(|&&id| is_layer(id)).count() + 1) as f64 / layers as f64;
         Some(Candidate { branch, port, loss, share })
