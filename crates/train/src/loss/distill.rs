@@ -62,7 +62,7 @@ impl Distill {
             let anchors = (s.data.len() / columns) as f64;
             let weight = f64::from(self.weight);
             let box_scale = weight * f64::from(gains.box_gain) / (4.0 * certain);
-            let obj_scale = weight * f64::from(gains.obj_gain * v5::balance(student.len(), i)) / anchors;
+            let obj_scale = weight * f64::from(gains.obj_gain * v5::balance(head, i)) / anchors;
             let cls_scale = weight * f64::from(gains.cls_gain) / (head.classes as f64 * certain);
 
             let mut grad = vec![0.0f32; s.data.len()];

@@ -66,7 +66,7 @@ impl V5Loss {
         check_targets(targets, batch, head.classes)?;
         let (mut sums, mut grads) = ([0.0f64; 3], Vec::with_capacity(maps.len()));
         for (i, (level, map)) in head.levels.iter().zip(maps).enumerate() {
-            let (parts, grad) = self.level(level, head.classes, map, targets, balance(maps.len(), i));
+            let (parts, grad) = self.level(level, head.classes, map, targets, balance(head, i));
             sums.iter_mut().zip(parts).for_each(|(sum, part)| *sum += part);
             grads.push(grad);
         }
@@ -139,9 +139,10 @@ pub(super) fn check(head: &AnchorHead) -> Result<()> {
     Ok(())
 }
 
-/// How much a level's objectness counts: small objects have many more cells than objects.
-pub(super) fn balance(levels: usize, level: usize) -> f32 {
-    if levels == 3 { [4.0, 1.0, 0.4][level] } else { [4.0, 1.0, 0.25, 0.06, 0.02][level.min(4)] }
+/// How much a level's objectness counts: the finer its cells, the more of them see no object. Darknet's heads begin with the coarsest.
+pub(super) fn balance(head: &AnchorHead, level: usize) -> f32 {
+    let finer = head.levels.iter().filter(|other| other.stride < head.levels[level].stride).count();
+    if head.levels.len() == 3 { [4.0, 1.0, 0.4][finer] } else { [4.0, 1.0, 0.25, 0.06, 0.02][finer.min(4)] }
 }
 
 /// Sum of the objectness cross-entropy over all anchors of all images; adds `scale` times its slope to `grad`.
@@ -288,6 +289,17 @@ mod tests {
     fn darknet_levels_know_no_neighbours() {
         let level = AnchorLevel { decode: BoxDecode::Darknet { scale_xy: 1.0 }, ..level() };
         assert_eq!(cells(&assign(&level, [10, 10], &[target([0.425, 0.675, 0.2, 0.2])], 4.0)), [(0, 4, 6)]);
+    }
+
+    #[test]
+    fn the_finest_level_counts_most_in_whatever_order_they_come() {
+        let head = |strides: &[usize]| AnchorHead {
+            classes: 1,
+            levels: strides.iter().map(|&stride| AnchorLevel { stride, ..level() }).collect(),
+        };
+        let all = |head: AnchorHead| (0..head.levels.len()).map(|i| balance(&head, i)).collect::<Vec<_>>();
+        assert_eq!(all(head(&[8, 16, 32])), [4.0, 1.0, 0.4]);
+        assert_eq!(all(head(&[32, 16])), [1.0, 4.0]);
     }
 
     #[test]
