@@ -50,8 +50,10 @@ pub struct TrainConfig {
     pub sparse: Option<SparseConfig>,
     /// Weight of the distillation loss where a teacher is given; 0 turns it off.
     pub distill: f32,
-    /// What boxes count in losses of heads with anchors, in units of YOLOv5's gain; see [`Criterion::weighing_boxes`].
+    /// What boxes count in losses of heads with anchors, in units of YOLOv5's gain; see [`Criterion::tuned`].
     pub boxes: f32,
+    /// How far an object's sides may be from an anchor's for the anchor to learn it, as a factor; YOLOv5's has the same name.
+    pub anchor_t: f32,
 }
 
 impl Default for TrainConfig {
@@ -71,6 +73,7 @@ impl Default for TrainConfig {
             sparse: None,
             distill: 0.0,
             boxes: 4.0,
+            anchor_t: 3.0,
         }
     }
 }
@@ -78,7 +81,13 @@ impl Default for TrainConfig {
 impl TrainConfig {
     /// YOLOv5's optimiser, rates and gains.
     pub fn yolov5() -> Self {
-        Self { optimizer: OptimConfig::default(), schedule: ScheduleConfig::default(), boxes: 1.0, ..Self::default() }
+        Self {
+            optimizer: OptimConfig::default(),
+            schedule: ScheduleConfig::default(),
+            boxes: 1.0,
+            anchor_t: 4.0,
+            ..Self::default()
+        }
     }
 
     /// First of the epochs without mosaics, from 0.
@@ -164,7 +173,7 @@ impl<'a> Run<'a> {
                 help: "fit the head to the dataset's classes first".into(),
             });
         }
-        let criterion = Criterion::of(head, config.imgsz)?.weighing_boxes(config.boxes);
+        let criterion = Criterion::of(head, config.imgsz)?.tuned(config.boxes, config.anchor_t);
         let loader_config = LoaderConfig {
             size: config.imgsz as u32,
             batch: config.batch,

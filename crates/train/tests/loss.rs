@@ -84,7 +84,7 @@ fn boxes_count_as_much_as_they_are_told_to() {
     let golden = Golden::open("loss_v5.safetensors");
     let (head, published) = (Head::Anchor(v5_head()), Criterion::V5(V5Loss::default()));
     let of = |criterion: Criterion| criterion.evaluate(&head, &golden.maps(), &golden.targets()).unwrap();
-    let (plain, weighed) = (of(published.clone()), of(published.weighing_boxes(4.0)));
+    let (plain, weighed) = (of(published.clone()), of(published.tuned(4.0, 4.0)));
     let factors = [4.0, 1.0, 1.0];
     for ((plain, weighed), factor) in plain.value.parts.iter().zip(weighed.value.parts).zip(factors) {
         assert_eq!((plain.0, factor * plain.1), weighed);
@@ -98,6 +98,19 @@ fn boxes_count_as_much_as_they_are_told_to() {
         }
     }
     assert!(moved > 0, "no box is matched: nothing is shown");
+}
+
+#[test]
+fn fewer_anchors_learn_a_box_where_they_have_to_be_nearer() {
+    let golden = Golden::open("loss_v5.safetensors");
+    let head = Head::Anchor(v5_head());
+    let learning = |anchor_t: f32| {
+        let criterion = Criterion::V5(V5Loss::default()).tuned(1.0, anchor_t);
+        let out = criterion.evaluate(&head, &golden.maps(), &golden.targets()).unwrap();
+        out.grads.iter().flat_map(|g| g.chunks_exact(9)).filter(|anchor| anchor[0] != 0.0).count()
+    };
+    let [published, half, nearest] = [4.0, 2.0, 1.0].map(learning);
+    assert!(published > half && half > nearest && nearest > 0, "{published} {half} {nearest}");
 }
 
 /// Keeps the losses of the last epoch.

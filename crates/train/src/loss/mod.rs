@@ -99,13 +99,15 @@ impl Criterion {
         }
     }
 
-    /// The same with boxes counting `factor` times as much in losses of heads with anchors; other losses as they are. YOLOv5's gains were
-    /// chosen on COCO's eighty classes; what a detector of few classes lacks is mostly where its boxes end
-    /// (docs/results/bccd-yolov5n.md).
+    /// The same with boxes counting `boxes` times as much in losses of heads with anchors, and anchors learning objects within a factor of
+    /// `anchor_t` of their own sides (see [`V5Loss::anchor_t`]); other losses as they are. YOLOv5's numbers, 1 and 4, were
+    /// chosen on COCO's eighty classes; what a detector of few classes lacks is mostly where its boxes end, and a slim one
+    /// has less to say with fewer anchors an object (docs/results/bccd-yolov5n.md).
     #[must_use]
-    pub fn weighing_boxes(mut self, factor: f32) -> Self {
+    pub fn tuned(mut self, boxes: f32, anchor_t: f32) -> Self {
         if let Self::V5(loss) = &mut self {
-            loss.box_gain *= factor;
+            loss.box_gain *= boxes;
+            loss.anchor_t = anchor_t;
         }
         self
     }

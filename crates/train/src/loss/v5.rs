@@ -3,7 +3,8 @@
 //! The rule is that of YOLOv5 7.0's `ComputeLoss`, written from its description and held to its numbers. A target is
 //! matched with every anchor of every level whose shape is within a factor [`V5Loss::anchor_t`], in its own cell and, as
 //! a YOLOv5 box can reach half a cell past its own, in the nearest cell along either axis. Objectness learns the CIoU the
-//! prediction has just reached. Levels decoded by Darknet's rule are trained the same way, in their own cell only.
+//! prediction has just reached. Levels decoded by Darknet's rule are trained the same way, in their own cell only. Where
+//! the factor is less than the published one, a target that would be left without an anchor keeps the nearest.
 
 use data::Target;
 use graph::{AnchorHead, AnchorLevel, BoxDecode, Error, Result};
@@ -20,6 +21,10 @@ pub(super) const PARTS: [&str; 3] = ["box", "obj", "cls"];
 /// Channels of an anchor before its classes: x, y, w, h, objectness.
 pub(super) const BOX: usize = 5;
 
+/// The published [`V5Loss::anchor_t`]. It is how many times its anchor's sides a YOLOv5 box can have, so no anchor that is further off is
+/// ever matched for being the nearest.
+const REACH: f32 = 4.0;
+
 /// Gains and thresholds; the defaults are YOLOv5's `hyp.scratch-low` before scaling.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -27,7 +32,7 @@ pub struct V5Loss {
     pub box_gain: f32,
     pub obj_gain: f32,
     pub cls_gain: f32,
-    /// Largest ratio between a side of a target and the same side of an anchor it is matched with.
+    /// Ratio between a side of a target and the same side of an anchor, below which the two are matched.
     pub anchor_t: f32,
     /// Class targets are `1 - s / 2` and `s / 2` instead of 1 and 0.
     pub label_smoothing: f32,
@@ -35,7 +40,7 @@ pub struct V5Loss {
 
 impl Default for V5Loss {
     fn default() -> Self {
-        Self { box_gain: 0.05, obj_gain: 1.0, cls_gain: 0.5, anchor_t: 4.0, label_smoothing: 0.0 }
+        Self { box_gain: 0.05, obj_gain: 1.0, cls_gain: 0.5, anchor_t: REACH, label_smoothing: 0.0 }
     }
 }
 
@@ -64,13 +69,28 @@ impl V5Loss {
         let batch = maps.first().map_or(0, |m| m.n);
         check(head)?;
         check_targets(targets, batch, head.classes)?;
+        let targets = self.limits(head, maps, targets);
         let (mut sums, mut grads) = ([0.0f64; 3], Vec::with_capacity(maps.len()));
         for (i, (level, map)) in head.levels.iter().zip(maps).enumerate() {
-            let (parts, grad) = self.level(level, head.classes, map, targets, balance(head, i));
+            let (parts, grad) = self.level(level, head.classes, map, &targets, balance(head, i));
             sums.iter_mut().zip(parts).for_each(|(sum, part)| *sum += part);
             grads.push(grad);
         }
         Ok(LossOutput::new([0, 1, 2].map(|k| (PARTS[k], sums[k])), batch as f64, grads))
+    }
+
+    /// How far off an anchor may be to be matched with each target: within [`Self::anchor_t`], or as far as the nearest of
+    /// all levels.
+    fn limits<'a>(&self, head: &AnchorHead, maps: &[RawMap], targets: &'a [Target]) -> Vec<Limited<'a>> {
+        let nearest = |target: &Target| {
+            let levels = head.levels.iter().zip(maps);
+            let all =
+                levels.flat_map(|(level, m)| level.anchors.iter().map(|a| mismatch(level, a, [m.h, m.w], target)));
+            all.fold(REACH, f32::min)
+        };
+        // One step up, as a target is matched with what is below its limit.
+        let limit = |target| self.anchor_t.max(nearest(target).next_up().min(REACH));
+        targets.iter().map(|target| Limited { target, limit: limit(target) }).collect()
     }
 
     /// Box, objectness and class loss of one level with gains, and the gradient of their sum times the batch size.
@@ -79,13 +99,13 @@ impl V5Loss {
         level: &AnchorLevel,
         classes: usize,
         map: &RawMap,
-        targets: &[Target],
+        targets: &[Limited],
         balance: f32,
     ) -> ([f64; 3], Vec<f32>) {
         let anchors = level.anchors.len();
         let columns = BOX + classes;
         let [n, h, w] = dims(map, anchors * columns);
-        let matches = assign(level, [h, w], targets, self.anchor_t);
+        let matches = assign(level, [h, w], targets);
         let mut grad = vec![0.0f32; map.data.len()];
         let mut objectness = vec![0.0f32; n * h * w * anchors];
         let (mut box_sum, mut cls_sum) = (0.0, 0.0);
@@ -189,6 +209,25 @@ pub(super) fn decode(level: &AnchorLevel, anchor: usize, raw: &[f32]) -> ([f64; 
     (value, slope)
 }
 
+/// A target and the [`mismatch`] below which an anchor learns it.
+struct Limited<'a> {
+    target: &'a Target,
+    limit: f32,
+}
+
+/// Centre, width and height of a target, in cells of a grid of (H, W).
+fn in_cells([h, w]: [usize; 2], target: &Target) -> [f32; 4] {
+    let [x, y, bw, bh] = target.bbox;
+    [x * w as f32, y * h as f32, bw * w as f32, bh * h as f32]
+}
+
+/// The larger of the ratios between the sides of a target and of an anchor, either way round: 1 where the two are alike.
+fn mismatch(level: &AnchorLevel, anchor: &[f32; 2], grid: [usize; 2], target: &Target) -> f32 {
+    let cells = in_cells(grid, target);
+    let ratio = |k: usize| cells[k + 2] / (anchor[k] / level.stride as f32);
+    (0..2).map(|k| ratio(k).max(1.0 / ratio(k))).fold(0.0, f32::max)
+}
+
 /// A target at an anchor that shall predict it.
 #[derive(Clone, Debug, PartialEq)]
 struct Match {
@@ -203,18 +242,13 @@ struct Match {
 
 /// All matches of a level with a grid of (H, W) cells: own cells first, then left, upper, right, lower neighbours; within
 /// each by anchor, then by target.
-fn assign(level: &AnchorLevel, [h, w]: [usize; 2], targets: &[Target], anchor_t: f32) -> Vec<Match> {
-    let stride = level.stride as f32;
+fn assign(level: &AnchorLevel, [h, w]: [usize; 2], targets: &[Limited]) -> Vec<Match> {
     let grid = [w as f32, h as f32];
     let mut fitting = Vec::new();
     for (anchor, prior) in level.anchors.iter().enumerate() {
-        for target in targets {
-            let [x, y, bw, bh] = target.bbox;
-            let cells = [x * grid[0], y * grid[1], bw * grid[0], bh * grid[1]];
-            let ratio = |k: usize| cells[k + 2] / (prior[k] / stride);
-            let worst = (0..2).map(|k| ratio(k).max(1.0 / ratio(k))).fold(0.0, f32::max);
-            if worst < anchor_t {
-                fitting.push((anchor, target, cells));
+        for Limited { target, limit } in targets {
+            if mismatch(level, prior, [h, w], target) < *limit {
+                fitting.push((anchor, target, in_cells([h, w], target)));
             }
         }
     }
@@ -254,6 +288,11 @@ mod tests {
         Target { image: 0, class: 1, bbox }
     }
 
+    /// The matches of one level that is all the head, by the published rule.
+    fn matches(level: &AnchorLevel, bbox: [f32; 4]) -> Vec<Match> {
+        assign(level, [10, 10], &[Limited { target: &target(bbox), limit: REACH }])
+    }
+
     fn cells(matches: &[Match]) -> Vec<(usize, usize, usize)> {
         matches.iter().map(|m| (m.anchor, m.x, m.y)).collect()
     }
@@ -261,7 +300,7 @@ mod tests {
     #[test]
     fn a_target_takes_the_two_nearest_neighbours() {
         // On a 10 x 10 grid: centre (4.25, 6.75), 2 cells wide and high; the second anchor has 8 cells: ratio 4, too much.
-        let matches = assign(&level(), [10, 10], &[target([0.425, 0.675, 0.2, 0.2])], 4.0);
+        let matches = matches(&level(), [0.425, 0.675, 0.2, 0.2]);
         assert_eq!(cells(&matches), [(0, 4, 6), (0, 3, 6), (0, 4, 7)]);
         let want = [1.25, 0.75, 2.0, 2.0];
         assert!(matches[1].truth.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-5), "{:?}", matches[1].truth);
@@ -269,26 +308,57 @@ mod tests {
 
     #[test]
     fn no_neighbour_lies_outside_the_grid() {
-        let matches = assign(&level(), [10, 10], &[target([0.03, 0.97, 0.2, 0.2])], 4.0);
+        let matches = matches(&level(), [0.03, 0.97, 0.2, 0.2]);
         assert_eq!(cells(&matches), [(0, 0, 9)]);
     }
 
     #[test]
     fn a_target_on_the_far_edge_stays_in_the_last_cell() {
-        let matches = assign(&level(), [10, 10], &[target([1.0, 0.55, 0.2, 0.2])], 4.0);
+        let matches = matches(&level(), [1.0, 0.55, 0.2, 0.2]);
         assert!(matches.iter().all(|m| m.x < 10), "{matches:?}");
     }
 
     #[test]
     fn both_anchors_within_the_ratio_are_taken() {
-        let matches = assign(&level(), [10, 10], &[target([0.55, 0.55, 0.4, 0.4])], 4.0);
+        let matches = matches(&level(), [0.55, 0.55, 0.4, 0.4]);
         assert_eq!(matches.iter().map(|m| m.anchor).take(2).collect::<Vec<_>>(), [0, 1]);
     }
 
     #[test]
     fn darknet_levels_know_no_neighbours() {
         let level = AnchorLevel { decode: BoxDecode::Darknet { scale_xy: 1.0 }, ..level() };
-        assert_eq!(cells(&assign(&level, [10, 10], &[target([0.425, 0.675, 0.2, 0.2])], 4.0)), [(0, 4, 6)]);
+        assert_eq!(cells(&matches(&level, [0.425, 0.675, 0.2, 0.2])), [(0, 4, 6)]);
+    }
+
+    /// Two levels with anchors of 16, 64 and 128 pixels, on images of 160.
+    #[test]
+    fn a_target_without_a_near_anchor_keeps_the_nearest_of_all_levels() {
+        let coarse = AnchorLevel { stride: 16, anchors: vec![[128.0, 128.0]], ..level() };
+        let head = AnchorHead { classes: 2, levels: vec![level(), coarse] };
+        let maps = [RawMap { n: 1, h: 20, w: 20, c: 14, data: &[] }, RawMap { n: 1, h: 10, w: 10, c: 7, data: &[] }];
+        let anchors = |anchor_t: f32, side: f32| {
+            let targets = [target([0.55, 0.55, side / 160.0, side / 160.0])];
+            let loss = V5Loss { anchor_t, ..V5Loss::default() };
+            let limited = loss.limits(&head, &maps, &targets);
+            let of = |(level, map): (&AnchorLevel, &RawMap)| {
+                let mut found: Vec<_> = assign(level, [map.h, map.w], &limited).iter().map(|m| m.anchor).collect();
+                found.sort_unstable();
+                found.dedup();
+                found.into_iter().map(|a| level.anchors[a][0]).collect::<Vec<_>>()
+            };
+            head.levels.iter().zip(&maps).flat_map(of).collect::<Vec<_>>()
+        };
+        // The published rule.
+        assert_eq!(anchors(4.0, 40.0), [16.0, 64.0, 128.0]);
+        assert_eq!(anchors(2.0, 40.0), [64.0]);
+        // None is within a factor of 1.2; 64 is nearest, and what is within 2.5 beside it is not taken.
+        assert_eq!(anchors(1.2, 40.0), [64.0]);
+        assert_eq!(anchors(1.2, 28.0), [16.0]);
+        assert_eq!(anchors(1.2, 90.0), [64.0]);
+        assert_eq!(anchors(1.2, 92.0), [128.0]);
+        // Beyond what a box can reach no anchor is asked, whatever the factor.
+        assert_eq!(anchors(1.2, 3.0), [0.0; 0]);
+        assert_eq!(anchors(4.0, 3.0), [0.0; 0]);
     }
 
     #[test]
