@@ -21,6 +21,18 @@ pub struct Images {
     pub n: usize,
 }
 
+impl Images {
+    /// Every image, `width` pixels wide, followed by its left-right mirror: (2N, H, W, 3).
+    pub fn with_mirrors(&self, width: usize) -> Self {
+        let mut data = Vec::with_capacity(2 * self.data.len());
+        for image in self.data.chunks(self.data.len().checked_div(self.n).unwrap_or(1).max(1)) {
+            data.extend_from_slice(image);
+            data.extend(image.chunks(3 * width).flat_map(|row| row.chunks(3).rev()).flatten());
+        }
+        Self { data, n: 2 * self.n }
+    }
+}
+
 /// Mean and covariance of the channels of `nodes` over every position of `batches`, in inference mode.
 ///
 /// # Errors
@@ -367,6 +379,18 @@ mod tests {
     use graph::{Act, Conv, Family, Meta, Tensor};
 
     use super::*;
+
+    #[test]
+    fn mirrors_follow_their_images() {
+        // Two images of 2 x 2 pixels.
+        let pixels: Vec<u8> = (0..8).flat_map(|p| [p, 10 + p, 20 + p]).collect();
+        let both = Images { data: pixels, n: 2 }.with_mirrors(2);
+        assert_eq!(both.n, 4);
+        let reds: Vec<u8> = both.data.chunks(3).map(|p| p[0]).collect();
+        assert_eq!(reds, [0, 1, 2, 3, 1, 0, 3, 2, 4, 5, 6, 7, 5, 4, 7, 6]);
+        assert!(both.data.chunks(3).all(|p| p[1] == 10 + p[0] && p[2] == 20 + p[0]));
+        assert_eq!(Images { data: vec![], n: 0 }.with_mirrors(2).data, []);
+    }
 
     #[test]
     fn a_position_is_minded_by_every_window_that_reads_it() {
