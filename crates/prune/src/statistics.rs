@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use graph::{Graph, NodeId};
+use graph::{Graph, NodeId, Op};
 
 use crate::constant::dense_readers;
 use crate::{Coupling, Error, Result, Sensitivity};
@@ -11,11 +11,15 @@ use crate::{Coupling, Error, Result, Sensitivity};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Statistics {
     pub by_node: BTreeMap<NodeId, ChannelStats>,
+    /// Of all that a dense convolution of several taps reads at a place, by convolution: (I kh kw) features in the order of its weights.
+    /// Neighbouring pixels tell much of one another, so what one tap lacks the others know. Taps of a convolution that is missing
+    /// here are taken as uncorrelated.
+    pub by_reader: BTreeMap<NodeId, ChannelStats>,
     /// What the detector minds. Where nothing was measured, every reader of a tensor counts alike.
     pub sensitivity: Sensitivity,
 }
 
-/// First and second moments of the C channels of one tensor over all images and positions.
+/// First and second moments of the C channels of one tensor, or of what a convolution reads, over all images and positions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChannelStats {
     /// (C).
@@ -51,21 +55,35 @@ impl ChannelStats {
 impl Statistics {
     /// The statistics of a node's output, checked against its shape.
     pub(crate) fn of(&self, graph: &Graph, coupling: &Coupling, node: NodeId) -> Result<&ChannelStats> {
-        let fail = |what: String| Error::Statistics { node: graph.nodes[node].name.clone(), what };
-        let stats = self.by_node.get(&node).ok_or_else(|| fail("there are none".into()))?;
-        let c = coupling.channels(node).len();
-        if stats.mean.len() != c || stats.cov.len() != c * c {
-            let (mean, cov) = (stats.mean.len(), stats.cov.len());
-            return Err(fail(format!("{mean} means and {cov} covariances for {c} channels")));
-        }
-        if stats.count == 0 {
-            return Err(fail("no sample was seen".into()));
-        }
-        if stats.mean.iter().chain(&stats.cov).any(|v| !v.is_finite()) {
-            return Err(fail("a value is not finite".into()));
-        }
-        Ok(stats)
+        checked(self.by_node.get(&node), &graph.nodes[node].name, coupling.channels(node).len())
     }
+
+    /// The statistics of what a convolution reads, checked against its weights.
+    pub(crate) fn of_reader(&self, graph: &Graph, coupling: &Coupling, reader: NodeId) -> Result<&ChannelStats> {
+        let node = &graph.nodes[reader];
+        let taps = match &node.op {
+            Op::Conv(conv) => conv.kernel().iter().product(),
+            _ => 1,
+        };
+        checked(self.by_reader.get(&reader), &node.name, coupling.channels(node.inputs[0]).len() * taps)
+    }
+}
+
+/// `stats` if there are any and they are of `c` channels.
+fn checked<'a>(stats: Option<&'a ChannelStats>, name: &str, c: usize) -> Result<&'a ChannelStats> {
+    let fail = |what: String| Error::Statistics { node: name.to_string(), what };
+    let stats = stats.ok_or_else(|| fail("there are none".into()))?;
+    if stats.mean.len() != c || stats.cov.len() != c * c {
+        let (mean, cov) = (stats.mean.len(), stats.cov.len());
+        return Err(fail(format!("{mean} means and {cov} covariances for {c} channels")));
+    }
+    if stats.count == 0 {
+        return Err(fail("no sample was seen".into()));
+    }
+    if stats.mean.iter().chain(&stats.cov).any(|v| !v.is_finite()) {
+        return Err(fail("a value is not finite".into()));
+    }
+    Ok(stats)
 }
 
 /// The nodes whose output statistics stage 2 needs: those a dense convolution reads and of which a channel may go.

@@ -6,7 +6,10 @@ use common::{Builder, LOOSE, calibrate, difference, duplicate, outputs, recipes,
 use graph::reference::{Map, forward};
 use graph::{Act, BatchNorm, Graph, NodeId, Op, cost};
 use proptest::prelude::*;
-use prune::{Compensation, Coupling, Limits, Mode, Multiple, Plan, Similarity, Statistics, Stop, similarity, surgery};
+use prune::{
+    ChannelStats, Compensation, Coupling, Limits, Mode, Multiple, Plan, Similarity, Statistics, Stop, similarity,
+    surgery,
+};
 
 const BOTH: [Mode; 2] = [Mode::Pairwise, Mode::Span];
 
@@ -209,6 +212,86 @@ fn summed_losses_are_the_measured_loss() {
             "{mode:?}: predicted {predicted}, measured {measured}"
         );
     }
+}
+
+/// Taps that read neighbouring pixels stand in for one another: what the search adds up, block by block, is what least squares over
+/// all that is still read loses, found here in one go from the covariance.
+#[test]
+fn taps_stand_in_together() {
+    let mut b = Builder::new(9);
+    let block = b.block(0, 6, 3);
+    let reader = b.conv(block, 4, 3, 1, 1, false);
+    b.finish(false);
+    let images = images(&mut b, 6);
+    let coupling = Coupling::of(&b.graph).unwrap();
+    let mut statistics = calibrate(&b.graph, &coupling, &images);
+    let stats = of_taps(&b.graph, reader, &images);
+    let sensitivity: Vec<f64> = (0..4).map(|o| 1.0 + o as f64).collect();
+    statistics.sensitivity.outputs.insert(reader, sensitivity.clone());
+    statistics.by_reader.insert(reader, stats.clone());
+    let removed = [4, 1, 3];
+    let classes: Vec<usize> = removed.iter().map(|&c| coupling.channels(block)[c]).collect();
+    let plan = similarity::replace(&b.graph, &coupling, &statistics, &settings(Mode::Span), &classes).unwrap();
+    let found: f64 = plan.removals.iter().map(|r| f64::from(r.score)).sum();
+
+    // The ridge that stage 2 puts on the diagonal belongs to the covariance.
+    let f = stats.mean.len();
+    let at = |i: usize, j: usize| stats.cov[i * f + j] * if i == j { 1.0 + 1e-4 } else { 1.0 };
+    let gone: Vec<usize> = removed.iter().flat_map(|&c| 9 * c..9 * c + 9).collect();
+    let kept: Vec<usize> = (0..f).filter(|i| !gone.contains(i)).collect();
+    let left = residual(&gone, &kept, at);
+    let Op::Conv(conv) = &b.graph.nodes[reader].op else { panic!("a convolution") };
+    let expected: f64 = (0..4)
+        .map(|o| {
+            let w: Vec<f64> = gone.iter().map(|&i| f64::from(conv.weight.outer(o)[i])).collect();
+            let quadratic =
+                |(i, wi): (usize, &f64)| wi * w.iter().enumerate().map(|(j, wj)| left[i][j] * wj).sum::<f64>();
+            sensitivity[o] * w.iter().enumerate().map(quadratic).sum::<f64>()
+        })
+        .sum();
+    assert!((found - expected).abs() < 1e-3 * expected, "{found} for {expected}");
+
+    // Apart, each tap has to make do with the others of its own place.
+    statistics.by_reader.clear();
+    let apart = similarity::replace(&b.graph, &coupling, &statistics, &settings(Mode::Span), &classes).unwrap();
+    let apart: f64 = apart.removals.iter().map(|r| f64::from(r.score)).sum();
+    assert!(found < 0.9 * apart, "{found} together, {apart} apart");
+}
+
+/// Covariance of all that `reader`, of 3x3 taps at stride 1 with a border of 1, reads at a place.
+fn of_taps(graph: &Graph, reader: usize, images: &[Map]) -> ChannelStats {
+    let node = graph.nodes[reader].inputs[0];
+    let runs: Vec<Map> = images.iter().map(|image| forward(graph, image).unwrap().swap_remove(node)).collect();
+    let (c, h, w) = (runs[0].shape.c, runs[0].shape.h, runs[0].shape.w);
+    let (mut count, mut sums, mut products) = (0, vec![0.0; 9 * c], vec![0.0; 81 * c * c]);
+    for (map, place) in runs.iter().flat_map(|map| (0..h * w).map(move |place| (map, place))) {
+        let read = |feature: usize| {
+            let (row, column) =
+                ((place / w + feature % 9 / 3).wrapping_sub(1), (place % w + feature % 3).wrapping_sub(1));
+            if row < h && column < w { map.channel(feature / 9)[row * w + column] } else { 0.0 }
+        };
+        let all: Vec<f64> = (0..9 * c).map(read).collect();
+        count += 1;
+        for i in 0..9 * c {
+            sums[i] += all[i];
+            (0..9 * c).for_each(|j| products[i * 9 * c + j] += all[i] * all[j]);
+        }
+    }
+    ChannelStats::from_sums(count, &sums, &products)
+}
+
+/// Covariance of what least squares on the `kept` leaves of the `gone`: by eliminating the kept one after the other.
+fn residual(gone: &[usize], kept: &[usize], at: impl Fn(usize, usize) -> f64) -> Vec<Vec<f64>> {
+    let all: Vec<usize> = kept.iter().chain(gone).copied().collect();
+    let mut s: Vec<Vec<f64>> = all.iter().map(|&i| all.iter().map(|&j| at(i, j)).collect()).collect();
+    for k in 0..kept.len() {
+        let pivot = s[k].clone();
+        for row in s.iter_mut().skip(k + 1) {
+            let by = row[k] / pivot[k];
+            row.iter_mut().zip(&pivot).for_each(|(v, p)| *v -= by * p);
+        }
+    }
+    s[kept.len()..].iter().map(|row| row[kept.len()..].to_vec()).collect()
 }
 
 /// Squared difference of a node's output in two graphs, as a share of its variance in the first.

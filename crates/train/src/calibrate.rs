@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use graph::{Graph, Head, NodeId, Op};
+use graph::{Conv, Graph, Head, NodeId, Op};
 use kernels::{ConvShape, Layout, View, ViewMut};
 use prune::{ChannelStats, Sensitivity, Statistics};
 use rand::SeedableRng;
@@ -13,24 +13,13 @@ use crate::evaluate::raw;
 use crate::loss::{Criterion, probe};
 use crate::maps::Maps;
 use crate::net::{BnUpdate, Infer, TrainNet, conv_shape};
+use crate::samples::{Places, Samples, enough};
 use crate::{Gradients, Result};
 
 /// Images of one size: (N, H, W, 3) bytes.
 pub struct Images {
     pub data: Vec<u8>,
     pub n: usize,
-}
-
-impl Images {
-    /// Every image, `width` pixels wide, followed by its left-right mirror: (2N, H, W, 3).
-    pub fn with_mirrors(&self, width: usize) -> Self {
-        let mut data = Vec::with_capacity(2 * self.data.len());
-        for image in self.data.chunks(self.data.len().checked_div(self.n).unwrap_or(1).max(1)) {
-            data.extend_from_slice(image);
-            data.extend(image.chunks(3 * width).flat_map(|row| row.chunks(3).rev()).flatten());
-        }
-        Self { data, n: 2 * self.n }
-    }
 }
 
 /// Mean and covariance of the channels of `nodes` over every position of `batches`, in inference mode.
@@ -54,15 +43,23 @@ pub fn statistics<E: From<graph::Error>>(
         })?;
     }
     let by_node = sums.into_iter().map(|(node, m)| (node, m.finish())).collect();
-    Ok(Statistics { by_node, sensitivity: Sensitivity::default() })
+    Ok(Statistics { by_node, ..Statistics::default() })
 }
 
 /// Share of the weight that all positions have alike in [`focused_statistics`]: what is not minded today may be once something
 /// else is wrong.
 const EVEN: f64 = 0.1;
 
+/// Features of a convolution (taps of input channels) at most for which [`focused_statistics`] looks at its taps together: their covariance
+/// has the square of that.
+const FEATURES: usize = 2304;
+
+/// Images after which [`focused_statistics`] has seen enough places to tell what taps have to do with one another.
+const IMAGES_FOR_TAPS: usize = 256;
+
 /// The same with every position weighed by how much an error in what is read there is minded: most of an image is background, and
-/// channels that agree there need not agree on an object.
+/// channels that agree there need not agree on an object. And the statistics of all that a convolution of several taps reads, at places
+/// drawn likewise.
 ///
 /// # Errors
 /// As [`sensitivity`].
@@ -75,6 +72,8 @@ pub fn focused_statistics<E: From<graph::Error>>(
     let mut infer = Infer::new(graph, imgsz)?;
     let mut probes = Probes::new(graph, imgsz)?;
     let mut sums: BTreeMap<NodeId, Moments> = BTreeMap::new();
+    let mut taps: BTreeMap<NodeId, Taps> = BTreeMap::new();
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
     for batch in batches {
         let batch = batch?;
         let mut focus: BTreeMap<NodeId, Vec<f32>> = BTreeMap::new();
@@ -82,14 +81,69 @@ pub fn focused_statistics<E: From<graph::Error>>(
             focus.insert(node, squares(dy));
         })?;
         infer.run_observed(&batch.data, batch.n, |node, map| {
-            if nodes.contains(&node) {
-                let weights = minded(graph, node, map.layout, &focus);
-                sums.entry(node).or_insert_with(|| Moments::around(map)).add(map, Some(&weights));
+            if !nodes.contains(&node) {
+                return;
+            }
+            let weights = minded(graph, node, map.layout, &focus);
+            sums.entry(node).or_insert_with(|| Moments::around(map)).add(map, Some(&weights));
+            for (id, conv) in wide_readers(graph, node) {
+                let focus = focus.get(&id).map(Vec::as_slice);
+                taps.entry(id).or_insert_with(|| Taps::of(conv)).add(conv, map, focus, &mut rng);
             }
         })?;
     }
-    let by_node = sums.into_iter().map(|(node, m)| (node, m.finish())).collect();
-    Ok(Statistics { by_node, sensitivity: Sensitivity::default() })
+    Ok(Statistics {
+        by_node: sums.into_iter().map(|(node, m)| (node, m.finish())).collect(),
+        by_reader: taps.into_iter().map(|(reader, t)| (reader, t.finish())).collect(),
+        sensitivity: Sensitivity::default(),
+    })
+}
+
+/// The dense convolutions of several taps that read `node` and are not too wide.
+fn wide_readers(graph: &Graph, node: NodeId) -> impl Iterator<Item = (NodeId, &Conv)> {
+    graph.nodes.iter().enumerate().filter(move |(_, reader)| reader.inputs.first() == Some(&node)).filter_map(
+        |(id, reader)| match &reader.op {
+            Op::Conv(conv) if conv.groups == 1 => {
+                let taps: usize = conv.kernel().iter().product();
+                (taps > 1 && conv.weight.shape[1] * taps <= FEATURES).then_some((id, conv))
+            }
+            _ => None,
+        },
+    )
+}
+
+/// Sums of products of all that a convolution reads at a place, and 1.
+struct Taps {
+    gram: Vec<f64>,
+    count: u64,
+}
+
+impl Taps {
+    fn of(conv: &Conv) -> Self {
+        let features = conv.weight.shape[1..].iter().product::<usize>() + 1;
+        Self { gram: vec![0.0; features * features], count: 0 }
+    }
+
+    /// Counts some places of a batch whose `map` the convolution reads: those that `focus` (N, H, W) says count most.
+    fn add(&mut self, conv: &Conv, map: View, focus: Option<&[f32]>, rng: &mut ChaCha8Rng) {
+        let images = map.layout.n;
+        let (h, w) = conv_shape(conv).output(map.layout);
+        let all: Vec<usize> = (0..images).collect();
+        let places = Places { views: &all, images, plane: [h, w], focus };
+        let features = conv.weight.shape[1..].iter().product();
+        let at = places.draw((enough(features) * images).div_ceil(IMAGES_FOR_TAPS), rng);
+        let samples = Samples::take(conv, map, [h, w], &at);
+        self.gram.iter_mut().zip(samples.gram()).for_each(|(sum, g)| *sum += g);
+        self.count += at.len() as u64;
+    }
+
+    fn finish(self) -> ChannelStats {
+        let features = self.gram.len().isqrt() - 1;
+        let rows = self.gram.chunks(features + 1);
+        let products: Vec<f64> = rows.clone().take(features).flat_map(|row| &row[..features]).copied().collect();
+        let sums = &self.gram[features * (features + 1)..][..features];
+        ChannelStats::from_sums(self.count, sums, &products)
+    }
 }
 
 /// (N, H, W) of what `node` writes: how much is minded what its readers make of each position; 1 on average.
@@ -381,18 +435,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mirrors_follow_their_images() {
-        // Two images of 2 x 2 pixels.
-        let pixels: Vec<u8> = (0..8).flat_map(|p| [p, 10 + p, 20 + p]).collect();
-        let both = Images { data: pixels, n: 2 }.with_mirrors(2);
-        assert_eq!(both.n, 4);
-        let reds: Vec<u8> = both.data.chunks(3).map(|p| p[0]).collect();
-        assert_eq!(reds, [0, 1, 2, 3, 1, 0, 3, 2, 4, 5, 6, 7, 5, 4, 7, 6]);
-        assert!(both.data.chunks(3).all(|p| p[1] == 10 + p[0] && p[2] == 20 + p[0]));
-        assert!(Images { data: vec![], n: 0 }.with_mirrors(2).data.is_empty());
-    }
-
-    #[test]
     fn a_position_is_minded_by_every_window_that_reads_it() {
         let meta = Meta { family: Family::Other, names: vec![], imgsz: [8, 6] };
         let mut graph = Graph::new(meta, 3);
@@ -451,6 +493,41 @@ mod tests {
             assert!((expected - found).abs() < 1e-4, "{i} {j}: {expected} {found}");
         }
         assert!(means.iter().zip(&stats.mean).all(|(a, b)| (a - b).abs() < 1e-5), "{means:?} {:?}", stats.mean);
+    }
+
+    #[test]
+    fn taps_are_told_of_as_they_are_read_where_they_are_minded() {
+        let layout = Layout::dense(4, 6, 5, 2);
+        let values: Vec<f32> = (0..layout.end()).map(|i| (i * 37 % 19) as f32 / 4.0 - 2.0).collect();
+        let map = View::new(&values, layout);
+        let weight = Tensor::new([1, 2, 3, 3], vec![1.0; 18]);
+        let conv = Conv { weight, bias: None, stride: [1, 1], pad: [1, 1], groups: 1 };
+        // Of each image one place matters, by itself a tenth of the samples lie anywhere.
+        let place = |image: usize| image * 30 + 7 * image;
+        let mut focus = vec![0.0; 120];
+        (0..4).for_each(|image| focus[place(image)] = 1.0);
+        let mut taps = Taps::of(&conv);
+        let mut rng = ChaCha8Rng::seed_from_u64(2);
+        (0..300).for_each(|_| taps.add(&conv, map, Some(&focus), &mut rng));
+        let stats = taps.finish();
+        let read = |place: usize, feature: usize| {
+            let (image, y, x) = (place / 30, place / 5 % 6, place % 5);
+            let (row, column) = ((y + feature % 9 / 3).wrapping_sub(1), (x + feature % 3).wrapping_sub(1));
+            let inside = row < 6 && column < 5;
+            if inside { f64::from(values[((image * 6 + row) * 5 + column) * 2 + feature / 9]) } else { 0.0 }
+        };
+        let mean = |of: &dyn Fn(usize) -> f64| {
+            0.9 * (0..4).map(|image| of(place(image))).sum::<f64>() / 4.0 + 0.1 * (0..120).map(of).sum::<f64>() / 120.0
+        };
+        for i in 0..18 {
+            let expected = mean(&|p| read(p, i));
+            assert!((stats.mean[i] - expected).abs() < 0.03, "{i}: {} for {expected}", stats.mean[i]);
+            for j in 0..18 {
+                let expected = mean(&|p| read(p, i) * read(p, j)) - mean(&|p| read(p, i)) * mean(&|p| read(p, j));
+                let found = stats.cov[i * 18 + j];
+                assert!((found - expected).abs() < 0.06, "{i} {j}: {found} for {expected}");
+            }
+        }
     }
 
     #[test]

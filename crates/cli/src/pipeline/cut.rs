@@ -20,7 +20,7 @@ use crate::ui;
 /// Images statistics are taken from where no recipe says how many.
 pub const CALIBRATION_IMAGES: usize = 256;
 
-/// Images that reconstruction looks at, as they are and mirrored: more take longer and teach it little.
+/// Images that reconstruction looks at, and their mirrors: more take longer and teach it little.
 const RECONSTRUCTED_ON: usize = 256;
 
 /// Images that BatchNorm statistics are estimated anew from: a mean over so many is exact enough.
@@ -149,7 +149,7 @@ impl Calibration<'_> {
         bar.finish_and_clear();
         let left = refitted.iter().map(|r| r.left).sum::<f64>() / refitted.len().max(1) as f64;
         ui::note(format_args!(
-            "Refitted {} convolutions to the dense detector's maps on {} images; {:.0} % of what was missing on held-out \
+            "Refitted {} convolutions to the dense detector's maps on {} images and their mirrors; {:.0} % of what was missing on held-out \
              images is left on average",
             refitted.len(),
             images.n,
@@ -166,8 +166,7 @@ impl Calibration<'_> {
         })
     }
 
-    /// Whole images for reconstruction, as `graph` is shown them, and their mirrors: shuffled, as the first of them are looked at
-    /// longest. The dense detector's answers to a mirror are as good a lesson as those to the image.
+    /// Whole images for reconstruction, as `graph` is shown them: shuffled, as the first of them are looked at longest.
     fn for_reconstruction(&self, graph: &Graph) -> miette::Result<Images> {
         let mut chosen = self.of_at_most(RECONSTRUCTED_ON).items()?;
         chosen.shuffle(&mut ChaCha8Rng::seed_from_u64(self.seed));
@@ -182,7 +181,7 @@ impl Calibration<'_> {
             let what = format!("`{}` has no images to calibrate on", self.dataset.path.display());
             return Err(Error::failed(what, "run `prunella data check` on it to see what is there"));
         }
-        Ok(images.with_mirrors(self.imgsz))
+        Ok(images)
     }
 
     /// `graph` with the BatchNorm that its export has folded away, as whole images give it; as it is where nothing is

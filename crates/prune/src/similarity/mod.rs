@@ -1,10 +1,11 @@
 //! Stage 2: remove channels that others can stand in for, and let the readers rewire themselves (METHOD.md, 3).
 //!
 //! The loss of a removal is measured where it is felt: at every dense convolution that reads the class, as the share of
-//! that convolution's output variance (behind its BatchNorm, kernel taps taken as uncorrelated) that can no longer be
-//! reproduced. A share, because the scale of weights and activations between two BatchNorms is arbitrary and losses of
-//! different layers must compare; or, where it has been measured, in units of what the detector says in the end
-//! ([`Sensitivity`]), which also knows which layers matter. Classes go greedily across the whole graph, by loss per unit of budget saved.
+//! that convolution's output variance (behind its BatchNorm) that can no longer be reproduced: by all its taps together where
+//! their statistics are known, else with taps taken as uncorrelated. A share, because the scale of weights and activations
+//! between two BatchNorms is arbitrary and losses of different layers must compare; or, where it has been measured, in units of
+//! what the detector says in the end ([`crate::Sensitivity`]), which also knows which layers matter. Classes go greedily across
+//! the whole graph, by loss per unit of budget saved.
 //!
 //! A residual branch may go whole ([`shortcut`]): its last channels with all that leads to them and away from them.
 //!
@@ -25,14 +26,16 @@ use crate::constant::dense_readers;
 use crate::importance::output_scale;
 use crate::statistics::{ChannelStats, Statistics, observed};
 use crate::{
-    ClassId, Compensation, Coupling, Error, Latency, Limits, Multiple, Plan, Result, Row, Sensitivity, Shortcut, Size,
-    Stop, Target,
+    ClassId, Compensation, Coupling, Error, Latency, Limits, Multiple, Plan, Result, Row, Shortcut, Size, Stop, Target,
 };
 use shortcut::Candidate;
 
-/// Samples (images * H * W) a channel below which [`Mode::Span`] is warned of fitting noise: with n samples and C channels
+/// Samples (images * H * W) a channel, and tap, below which [`Mode::Span`] is warned of fitting noise: with n samples and C channels
 /// least squares does worse on new data by about the factor n / (n - C).
-const SAMPLES_PER_CHANNEL: u64 = 10;
+const SAMPLES_PER_FEATURE: u64 = 10;
+
+/// The least ridge where taps stand in for one another: neighbouring pixels are nearly collinear.
+const RIDGE_OF_TAPS: f64 = 1e-4;
 
 /// The settings of stage 2.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -101,7 +104,7 @@ pub fn plan(
     settings: &Similarity,
     target: &Target,
 ) -> Result<Plan> {
-    let mut search = Search::new(graph, coupling, statistics, settings, target.latency.as_deref())?;
+    let mut search = Search::new(graph, coupling, statistics, settings, None, target.latency.as_deref())?;
     let stop = loop {
         if target.met(search.tracker.size()) {
             break Stop::Met;
@@ -129,7 +132,7 @@ pub fn replace(
     settings: &Similarity,
     classes: &[ClassId],
 ) -> Result<Plan> {
-    let mut search = Search::new(graph, coupling, statistics, settings, None)?;
+    let mut search = Search::new(graph, coupling, statistics, settings, Some(classes), None)?;
     for &id in classes {
         let class = coupling.classes.get(id).ok_or_else(|| Error::plan(format!("there is no class {id}")))?;
         if let Some(pin) = class.pinned {
@@ -155,7 +158,8 @@ pub fn plan_set(
     set: usize,
     count: usize,
 ) -> Result<Plan> {
-    let mut search = Search::new(graph, coupling, statistics, settings, None)?;
+    let classes = &coupling.sets[set].classes;
+    let mut search = Search::new(graph, coupling, statistics, settings, Some(classes), None)?;
     for _ in 0..count.min(search.candidates(set).count().saturating_sub(1)) {
         let class = search.cheapest_class(set);
         search.remove(class);
@@ -163,7 +167,7 @@ pub fn plan_set(
     search.finish(Stop::Given)
 }
 
-/// A tensor as the dense convolutions that read it hear it, while channels of it go. Positions are channels of the tensor.
+/// A tensor as dense convolutions that read it hear it, while channels of it go. Positions are channels of the tensor, or taps of them.
 trait Port: Send {
     /// What removing these channels, on top of what is gone, would cost.
     fn price(&self, positions: &[usize]) -> Price;
@@ -177,6 +181,82 @@ struct Price {
     loss: f64,
     /// False where what is lost is more than the mode permits.
     allowed: bool,
+}
+
+/// Whose loss a port tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Listener {
+    /// The tensor.
+    node: NodeId,
+    /// The one convolution that reads it with several taps at once; `None` for all others together.
+    reader: Option<NodeId>,
+    /// Positions of the port for each channel.
+    taps: usize,
+}
+
+impl Listener {
+    /// Everyone who listens to a tensor of which channels may go.
+    fn all(graph: &Graph, coupling: &Coupling, statistics: &Statistics, mode: Mode) -> Vec<Self> {
+        let mut all = vec![];
+        for node in observed(graph, coupling) {
+            let apart = |&(id, _): &(NodeId, &Conv)| mode == Mode::Span && statistics.by_reader.contains_key(&id);
+            let (apart, together): (Vec<_>, Vec<_>) = dense_readers(graph, coupling, node).partition(apart);
+            if !together.is_empty() {
+                all.push(Self { node, reader: None, taps: 1 });
+            }
+            let taps = |conv: &Conv| conv.kernel().iter().product();
+            all.extend(apart.into_iter().map(|(id, conv)| Self { node, reader: Some(id), taps: taps(conv) }));
+        }
+        all
+    }
+
+    /// What it hears, as the search follows it.
+    fn port(
+        self,
+        graph: &Graph,
+        coupling: &Coupling,
+        statistics: &Statistics,
+        settings: &Similarity,
+    ) -> Result<Box<dyn Port>> {
+        let stats = self.hears(graph, coupling, statistics)?;
+        let mut gram = vec![0.0; stats.channels().pow(2)];
+        for (id, conv) in dense_readers(graph, coupling, self.node).filter(|(id, _)| self.is(*id, statistics, settings))
+        {
+            let minds = statistics.sensitivity.outputs.get(&id);
+            let scale = match minds {
+                Some(minds) => minds.iter().map(|f| f.sqrt()).collect(),
+                None => output_scale(graph, coupling, id),
+            };
+            let own = reader_gram(conv, &scale, self.taps);
+            let variance: f64 = match minds {
+                Some(_) => 1.0,
+                None => own.iter().zip(&stats.cov).map(|(g, s)| g * s).sum(),
+            };
+            if variance > 0.0 {
+                gram.iter_mut().zip(&own).for_each(|(sum, g)| *sum += g / variance);
+            }
+        }
+        let ridge = if self.reader.is_some() { settings.ridge.max(RIDGE_OF_TAPS) } else { settings.ridge };
+        Ok(match settings.mode {
+            Mode::Pairwise => Box::new(pairwise::Pairs::new(stats, gram, settings.threshold)),
+            Mode::Span => Box::new(span::Span::new(graph, self.node, stats, gram, ridge)?),
+        })
+    }
+
+    /// Whether it hears as the dense reader `id` does.
+    fn is(self, id: NodeId, statistics: &Statistics, settings: &Similarity) -> bool {
+        match self.reader {
+            Some(reader) => reader == id,
+            None => settings.mode == Mode::Pairwise || !statistics.by_reader.contains_key(&id),
+        }
+    }
+
+    fn hears<'a>(self, graph: &Graph, coupling: &Coupling, statistics: &'a Statistics) -> Result<&'a ChannelStats> {
+        match self.reader {
+            Some(reader) => statistics.of_reader(graph, coupling, reader),
+            None => statistics.of(graph, coupling, self.node),
+        }
+    }
 }
 
 /// What the search may do next.
@@ -198,8 +278,8 @@ struct Search<'a> {
     tracker: Tracker<'a>,
     removed: Vec<(ClassId, f64)>,
     ports: Vec<Box<dyn Port>>,
-    /// The node of every port.
-    nodes: Vec<NodeId>,
+    /// Of every port.
+    listeners: Vec<Listener>,
     /// (port, positions there) of every class.
     places: Vec<Vec<(usize, Vec<usize>)>>,
     /// Of every class; current for those not removed and not pinned.
@@ -210,30 +290,29 @@ struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
+    /// A search among all classes, or among `only` these: the prices of others are not to be relied on then.
     fn new(
         graph: &'a Graph,
         coupling: &'a Coupling,
         statistics: &'a Statistics,
         settings: &'a Similarity,
+        only: Option<&[ClassId]>,
         latency: Option<&'a Latency>,
     ) -> Result<Self> {
         settings.check()?;
-        let nodes = observed(graph, coupling);
-        let open = |&node: &NodeId| -> Result<Box<dyn Port>> {
-            let stats = statistics.of(graph, coupling, node)?;
-            let gram = gram(graph, coupling, node, stats, &statistics.sensitivity);
-            Ok(match settings.mode {
-                Mode::Pairwise => Box::new(pairwise::Pairs::new(stats, gram, settings.threshold)),
-                Mode::Span => Box::new(span::Span::new(graph, node, stats, gram, settings.ridge)?),
-            })
-        };
-        let ports = nodes.par_iter().map(open).collect::<Result<Vec<_>>>()?;
+        let mut listeners = Listener::all(graph, coupling, statistics, settings.mode);
+        if let Some(only) = only {
+            listeners.retain(|listener| coupling.channels(listener.node).iter().any(|class| only.contains(class)));
+        }
+        let open = |listener: &Listener| listener.port(graph, coupling, statistics, settings);
+        let ports = listeners.par_iter().map(open).collect::<Result<Vec<_>>>()?;
         let mut places: Vec<Vec<(usize, Vec<usize>)>> = vec![Vec::new(); coupling.classes.len()];
-        for (port, &node) in nodes.iter().enumerate() {
-            for (position, &class) in coupling.channels(node).iter().enumerate() {
+        for (port, &Listener { node, taps, .. }) in listeners.iter().enumerate() {
+            for (channel, &class) in coupling.channels(node).iter().enumerate() {
+                let here = channel * taps..(channel + 1) * taps;
                 match places[class].last_mut() {
-                    Some((last, positions)) if *last == port => positions.push(position),
-                    _ => places[class].push((port, vec![position])),
+                    Some((last, positions)) if *last == port => positions.extend(here),
+                    _ => places[class].push((port, here.collect())),
                 }
             }
         }
@@ -241,7 +320,7 @@ impl<'a> Search<'a> {
         let prices = vec![Price { loss: f64::INFINITY, allowed: false }; places.len()];
         let before = tracker.size();
         let branches = match (settings.shortcuts, settings.mode) {
-            (true, Mode::Span) => shortcut::candidates(graph, coupling, &nodes, &ports),
+            (true, Mode::Span) => shortcut::candidates(graph, coupling, &listeners, &ports),
             _ => vec![],
         };
         let mut search = Self {
@@ -253,7 +332,7 @@ impl<'a> Search<'a> {
             tracker,
             removed: vec![],
             ports,
-            nodes,
+            listeners,
             places,
             prices,
             branches,
@@ -282,7 +361,9 @@ impl<'a> Search<'a> {
         self.coupling.sets[set].classes.iter().copied().filter(there)
     }
 
-    /// The next step: the least loss per unit of budget saved.
+    /// The next step: the least loss per unit of budget saved. A step of several classes costs the sum of what each costs by
+    /// itself, less than what they cost one after the other. Priced so, wide layers would be spared and narrow ones go to their last
+    /// channels, which cost more than any linear stand-in tells (docs/results/bccd-yolov5n.md).
     fn cheapest(&mut self, target: &Target) -> Result<Step, Stop> {
         let mut best: Option<(f64, Step)> = None;
         let mut stop = Stop::Limits;
@@ -335,7 +416,7 @@ impl<'a> Search<'a> {
                 branch.lose(self.ports[*port].price(positions).loss);
             }
             self.ports[*port].remove(positions);
-            dirty.extend(self.coupling.channels(self.nodes[*port]));
+            dirty.extend(self.coupling.channels(self.listeners[*port].node));
         }
         dirty.sort_unstable();
         dirty.dedup();
@@ -365,13 +446,14 @@ impl<'a> Search<'a> {
         Ok(plan)
     }
 
-    /// A warning where least squares over all channels has few samples to go by: it fits them better than new images.
+    /// A warning where least squares over all that is heard has few samples to go by: it fits them better than new images.
     fn thin_statistics(&self) -> Option<String> {
-        let thin = |node: &&NodeId| {
-            let stats = &self.statistics.by_node[*node];
-            stats.count < SAMPLES_PER_CHANNEL * stats.channels() as u64
+        let thin = |listener: &&Listener| {
+            let stats = listener.hears(self.graph, self.coupling, self.statistics);
+            stats.is_ok_and(|stats| stats.count < SAMPLES_PER_FEATURE * stats.channels() as u64)
         };
-        let names: Vec<&str> = self.nodes.iter().filter(thin).map(|&n| self.graph.nodes[n].name.as_str()).collect();
+        let name = |listener: &Listener| self.graph.nodes[listener.reader.unwrap_or(listener.node)].name.as_str();
+        let names: Vec<&str> = self.listeners.iter().filter(thin).map(name).collect();
         (self.settings.mode == Mode::Span && !names.is_empty()).then(|| {
             let few = "fewer than 10 samples a channel; calibrate on more images";
             format!("{few}: {}", names.join(", "))
@@ -394,7 +476,9 @@ impl<'a> Search<'a> {
             let consumers = consumers.map(|(id, _)| self.graph.nodes[id].name.clone()).collect();
             Ok(Compensation { tensor: self.graph.nodes[node].name.clone(), consumers, rows })
         };
-        let there: Vec<NodeId> = self.nodes.iter().copied().filter(|&node| !self.tracker.is_gone(node)).collect();
+        let mut there: Vec<NodeId> = self.listeners.iter().map(|listener| listener.node).collect();
+        there.dedup();
+        there.retain(|&node| !self.tracker.is_gone(node));
         let mut all = there.par_iter().map(rows).collect::<Result<Vec<_>>>()?;
         all.retain(|compensation| !compensation.rows.is_empty());
         Ok(all)
@@ -407,39 +491,24 @@ fn row(stats: &ChannelStats, channel: usize, stand_ins: Vec<(usize, f32)>) -> Ro
     Row { channel, stand_ins, constant: (stats.mean[channel] - explained) as f32 }
 }
 
-/// How strongly the dense readers of a tensor listen to each pair of its channels: (C, C), row-major, the sum over readers
-/// of `sum_o,tap f_o W[o,i,tap] W[o,j,tap]`, where `f_o` is how much the detector minds an error in output o.
+/// How strongly a dense convolution listens to each pair of what it reads: `sum_o f_o w_o w_o'`, row-major, where `f_o` is the square of
+/// `scale`: how much the detector minds an error in output o. Of all taps at once, (I kh kw)^2, where each is a position of its own (`taps`
+/// of them for a channel); else of channels, (I)^2, and the sum over taps.
 ///
 /// Where no loss has been measured `f_o` is the squared scale of the BatchNorm behind output o over the reader's output
 /// variance `trace(S G)`: every reader then counts alike.
-fn gram(graph: &Graph, coupling: &Coupling, node: NodeId, stats: &ChannelStats, sensitivity: &Sensitivity) -> Vec<f64> {
-    let c = stats.channels();
-    let mut sum = vec![0.0; c * c];
-    for (id, conv) in dense_readers(graph, coupling, node) {
-        if let Some(minds) = sensitivity.outputs.get(&id) {
-            let scale: Vec<f64> = minds.iter().map(|f| f.sqrt()).collect();
-            sum.iter_mut().zip(reader_gram(conv, &scale, c)).for_each(|(sum, g)| *sum += g);
-            continue;
-        }
-        let own = reader_gram(conv, &output_scale(graph, coupling, id), c);
-        let variance: f64 = own.iter().zip(&stats.cov).map(|(g, s)| g * s).sum();
-        if variance > 0.0 {
-            sum.iter_mut().zip(&own).for_each(|(sum, g)| *sum += g / variance);
-        }
-    }
-    sum
-}
-
-fn reader_gram(conv: &Conv, scale: &[f64], c: usize) -> Vec<f64> {
-    let taps = conv.weight.shape[2] * conv.weight.shape[3];
-    let mut gram = vec![0.0; c * c];
-    let mut w = vec![0.0; c];
+fn reader_gram(conv: &Conv, scale: &[f64], taps: usize) -> Vec<f64> {
+    let [inputs, kh, kw] = [1, 2, 3].map(|axis| conv.weight.shape[axis]);
+    // Positions of the filter that are summed over.
+    let apart = kh * kw / taps;
+    let width = inputs * taps;
+    let mut gram = vec![0.0; width * width];
+    let mut w = vec![0.0; width];
     for (o, scale) in scale.iter().enumerate() {
         let filter = conv.weight.outer(o);
-        for tap in 0..taps {
-            w.iter_mut().enumerate().for_each(|(i, w)| *w = scale * f64::from(filter[i * taps + tap]));
-            for (i, row) in gram.chunks_mut(c).enumerate() {
-                let wi = w[i];
+        for tap in 0..apart {
+            w.iter_mut().zip(filter.iter().skip(tap).step_by(apart)).for_each(|(w, v)| *w = scale * f64::from(*v));
+            for (row, &wi) in gram.chunks_mut(width).zip(&w) {
                 row.iter_mut().zip(&w).for_each(|(g, wj)| *g += wi * wj);
             }
         }

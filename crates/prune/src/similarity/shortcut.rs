@@ -7,7 +7,7 @@
 
 use graph::{Branch, Graph, NodeId, Op};
 
-use super::Port;
+use super::{Listener, Port};
 use crate::coupling::is_dense;
 use crate::{Coupling, Target};
 
@@ -18,7 +18,7 @@ const LAYER: f64 = 0.03;
 /// A branch that is there.
 pub(super) struct Candidate {
     pub(super) branch: Branch,
-    /// The tensor its last convolution reads.
+    /// The port its last convolution hears.
     pub(super) port: usize,
     /// What it would cost now.
     pub(super) loss: f64,
@@ -38,20 +38,22 @@ impl Candidate {
     }
 }
 
-/// The branches of `graph` that end in a dense convolution which reads one of the `ports`, by their `nodes`.
+/// The branches of `graph` that end in a dense convolution which is one of the `listeners`, each of which has its port.
 pub(super) fn candidates(
     graph: &Graph,
     coupling: &Coupling,
-    nodes: &[NodeId],
+    listeners: &[Listener],
     ports: &[Box<dyn Port>],
 ) -> Vec<Candidate> {
     let is_layer = |id: NodeId| matches!(graph.nodes[id].op, Op::Conv(_) | Op::Add);
     let layers = (0..graph.nodes.len()).filter(|&id| is_layer(id)).count();
     let candidate = |branch: Branch| {
-        let last = branch.nodes.iter().rev().find(|&&id| !passes_zero(&graph.nodes[id].op))?;
-        let read = is_dense(&graph.nodes[*last].op).then(|| graph.nodes[*last].inputs[0])?;
-        let port = nodes.iter().position(|&node| node == read && branch.covers(node))?;
-        let all: Vec<usize> = (0..coupling.channels(read).len()).collect();
+        let &last = branch.nodes.iter().rev().find(|&&id| !passes_zero(&graph.nodes[id].op))?;
+        let read = is_dense(&graph.nodes[last].op).then(|| graph.nodes[last].inputs[0])?;
+        let hears = |l: &Listener| l.reader == Some(last) || (l.node == read && l.reader.is_none());
+        // Whoever is looked at by itself comes after the others of its tensor.
+        let port = listeners.iter().rposition(hears).filter(|_| branch.covers(read))?;
+        let all: Vec<usize> = (0..coupling.channels(read).len() * listeners[port].taps).collect();
         let loss = ports[port].price(&all).loss;
         let share = (branch.nodes.iter().filter(|&&id| is_layer(id)).count() + 1) as f64 / layers as f64;
         Some(Candidate { branch, port, loss, share })

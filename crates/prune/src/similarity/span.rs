@@ -4,9 +4,11 @@
 //! weights as compensated so far. The residual variance of i given the other kept channels is `1 / Q_ii`, so removing it next
 //! adds `G_ii / Q_ii` to the lost variance: exactly, because each step projects onto a smaller span of the last one's. This is
 //! the saliency of the optimal brain surgeon (Hassibi and Stork 1993) with channels in place of weights. Eliminating i
-//! updates both matrices in O(C^2): a Schur complement of Q, and G as the weights of i move to the stand-ins.
+//! updates both matrices in O(C^2): a Schur complement of Q, and G as the weights of i move to the stand-ins. A channel that is heard
+//! with several taps is a block of positions that goes at once.
 
 use graph::{Graph, NodeId};
+use rayon::prelude::*;
 
 use super::{Port, Price, row};
 use crate::linalg::Cholesky;
@@ -32,26 +34,58 @@ impl Span {
         Ok(Self { c: stats.channels(), precision, gram })
     }
 
-    /// With `b` the coefficients of i on the kept channels: `Q += b q_i` and `G += b g_i + g_i b + b b G_ii` (outer products).
-    fn eliminate(&mut self, i: usize) {
-        let c = self.c;
-        let q_i = self.precision[i * c..][..c].to_vec();
-        let g_i = self.gram[i * c..][..c].to_vec();
-        let b: Vec<f64> = q_i.iter().map(|q| -q / q_i[i]).collect();
-        let rows = self.precision.chunks_mut(c).zip(self.gram.chunks_mut(c)).enumerate();
-        for (j, (precision, gram)) in rows {
-            if j == i {
+    /// With `b` the coefficients of what goes on what stays (a row for each that stays): `Q += b q` and `G += b g + (g + b G_pp) b'`, where q and g are
+    /// the rows of what goes.
+    fn eliminate(&mut self, gone: &[usize]) {
+        let (c, n) = (self.c, gone.len());
+        let rows = |m: &[f64]| gone.iter().flat_map(|&i| m[i * c..][..c].to_vec()).collect::<Vec<f64>>();
+        let (q, g) = (rows(&self.precision), rows(&self.gram));
+        let block = |rows: &[f64]| (0..n * n).map(|k| rows[k / n * c + gone[k % n]]).collect::<Vec<f64>>();
+        let (inverse, own) = (inverse_of_block(n, block(&q)), block(&g));
+        // (c, n): what stands in for each of the gone.
+        let mut b = vec![0.0; c * n];
+        for (j, b) in b.chunks_mut(n).enumerate() {
+            for (k, b) in b.iter_mut().enumerate() {
+                *b = -(0..n).map(|l| q[l * c + j] * inverse[l * n + k]).sum::<f64>();
+            }
+        }
+        let both = self.precision.par_chunks_mut(c).zip(self.gram.par_chunks_mut(c)).with_min_len(64);
+        both.enumerate().for_each(|(j, (precision, gram))| {
+            if gone.contains(&j) {
                 precision.fill(0.0);
                 gram.fill(0.0);
-                continue;
+                return;
             }
-            let (b_j, g_ij) = (b[j], g_i[j] + b[j] * g_i[i]);
-            for k in 0..c {
-                precision[k] += b_j * q_i[k];
-                gram[k] += b_j * g_i[k] + g_ij * b[k];
+            let own_b = &b[j * n..][..n];
+            let heard: Vec<f64> =
+                (0..n).map(|k| g[k * c + j] + (0..n).map(|l| own_b[l] * own[l * n + k]).sum::<f64>()).collect();
+            for (l, &b_l) in own_b.iter().enumerate() {
+                let (q, g) = (&q[l * c..][..c], &g[l * c..][..c]);
+                for k in 0..c {
+                    precision[k] += b_l * q[k];
+                    gram[k] += b_l * g[k];
+                }
             }
-            precision[i] = 0.0;
-            gram[i] = 0.0;
+            for (gram, b) in gram.iter_mut().zip(b.chunks(n)) {
+                *gram += heard.iter().zip(b).map(|(h, b)| h * b).sum::<f64>();
+            }
+            gone.iter().for_each(|&i| (precision[i], gram[i]) = (0.0, 0.0));
+        });
+    }
+}
+
+/// The inverse of a block of a precision matrix. Rounding may have left it a hair from positive definite.
+fn inverse_of_block(n: usize, block: Vec<f64>) -> Vec<f64> {
+    if let &[only] = &block[..] {
+        return vec![1.0 / only];
+    }
+    let mut more = 0.0;
+    loop {
+        let mut a = block.clone();
+        (0..n).for_each(|i| a[i * n + i] += more * a[i * n + i].abs().max(f64::MIN_POSITIVE));
+        match Cholesky::new(n, a) {
+            Some(factor) => return factor.inverse(),
+            None => more = if more == 0.0 { 1e-12 } else { 10.0 * more },
         }
     }
 }
@@ -73,7 +107,7 @@ impl Port for Span {
     }
 
     fn remove(&mut self, positions: &[usize]) {
-        positions.iter().for_each(|&i| self.eliminate(i));
+        self.eliminate(positions);
     }
 }
 

@@ -11,7 +11,7 @@ use kernels::{Layout, View, ViewMut};
 use prune::{Cholesky, LEAST_GAIN, Normal, Refit};
 use rayon::prelude::*;
 
-use super::samples::Samples;
+use crate::samples::Samples;
 
 /// Steps of Gauss and Newton on the way to a change that held-out images judge, and of conjugate gradients in each.
 const STEPS: usize = 3;
@@ -309,7 +309,8 @@ mod tests {
         let conv = Conv { weight, bias: None, stride: [1, 1], pad: [0, 0], groups: 1 };
         let positions: Vec<usize> = (0..COUNT).collect();
         let lacks = View::new(&wanted, layout(2));
-        (Samples::take(&conv, View::new(&x, layout(inputs)), lacks, &positions), wanted)
+        let samples = Samples::take(&conv, View::new(&x, layout(inputs)), [COUNT / 64, 64], &positions);
+        (samples.lacking(lacks, &positions), wanted)
     }
 
     #[test]

@@ -4,13 +4,13 @@
 //!
 //! Both detectors run side by side, node by node, over many images at once. A refitted convolution's output is computed anew
 //! before anything reads it, so each layer makes up for what the layers before it could not. First layers have large maps, which
-//! few images fill with places enough; where maps are smaller the other images join.
+//! few images fill with places enough; where maps are smaller the other images join, and after all of them their mirrors: the
+//! dense detector's answers to a mirror are as good a lesson, but another image is a better one.
 
 mod beyond;
-mod samples;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use graph::{Act, BoxDecode, Graph, Head, Node, NodeId, Op};
 use kernels::{Layout, View};
@@ -23,10 +23,10 @@ use rayon::prelude::*;
 use crate::Result;
 use crate::calibrate::Images;
 use crate::maps::{Map, Maps};
+use crate::samples::{Places, Samples, enough};
 use beyond::{Beyond, Part};
-use samples::Samples;
 
-/// One image in this many only judges what the others fit.
+/// One image in this many, and its mirror, only judges what the others fit.
 const HELD_OUT: usize = 4;
 
 /// Places to fit at, for each feature, below which fitting stops at the linear solution: what goes beyond follows the few samples
@@ -52,12 +52,13 @@ pub struct Reconstruction<'a> {
     pub slim: &'a Graph,
     /// What `slim` has of `dense`.
     pub kept: &'a Kept,
+    /// The first are looked at longest.
     pub images: &'a Images,
     /// (H, W) of the images.
     pub imgsz: [usize; 2],
     pub seed: u64,
-    /// How much the detector minds an error at each position (N, H, W) of each convolution's output, in any unit. Where a
-    /// convolution is missing all positions count alike.
+    /// How much the detector minds an error at each position (N, H, W) of each convolution's output for the images as they are, in
+    /// any unit. Where a convolution is missing all positions count alike.
     pub focus: &'a BTreeMap<NodeId, Vec<f32>>,
 }
 
@@ -80,11 +81,10 @@ impl Reconstruction<'_> {
         for (id, room) in self.room(&theirs, &ours).into_iter().enumerate() {
             let n = theirs.n();
             // Images that join run from the start: not for a few more.
-            if n == 0 || (n < room && (room >= 2 * n || room == self.images.n)) {
-                let image = self.images.data.len() / self.images.n;
-                let more = &self.images.data[n * image..room * image];
-                theirs.add(self.dense, next, more);
-                ours.add(&slim, id, more);
+            if n == 0 || (n < room && (room >= 2 * n || room == self.views())) {
+                let more: Vec<u8> = (n..room).flat_map(|view| self.view(view).into_owned()).collect();
+                theirs.add(self.dense, next, &more);
+                ours.add(&slim, id, &more);
             }
             let origin = self.kept.nodes[id];
             for id in next..origin {
@@ -108,7 +108,22 @@ impl Reconstruction<'_> {
         Ok((slim, refitted))
     }
 
-    /// For every node how many images there is room for from it on.
+    /// How many views there are: every image, and every image mirrored.
+    fn views(&self) -> usize {
+        2 * self.images.n
+    }
+
+    /// The bytes of a view: those of an image, or after the last of them of a mirror.
+    fn view(&self, view: usize) -> Cow<'_, [u8]> {
+        let [image, row] = [3 * self.imgsz[0] * self.imgsz[1], 3 * self.imgsz[1]];
+        let bytes = &self.images.data[view % self.images.n * image..][..image];
+        match view < self.images.n {
+            true => bytes.into(),
+            false => bytes.chunks(row).flat_map(|row| row.chunks(3).rev()).flatten().copied().collect(),
+        }
+    }
+
+    /// For every node how many views there is room for from it on.
     fn room(&self, theirs: &Maps, ours: &Maps) -> Vec<usize> {
         let (theirs, ours) = (theirs.held(), ours.held());
         // What is missing of an output is a map of its own.
@@ -117,7 +132,7 @@ impl Reconstruction<'_> {
         for id in (0..room.len().saturating_sub(1)).rev() {
             room[id] = room[id].min(room[id + 1]);
         }
-        room.into_iter().map(|room| room.max(2 * HELD_OUT).min(self.images.n)).collect()
+        room.into_iter().map(|room| room.max(2 * HELD_OUT).min(self.views())).collect()
     }
 
     fn change(&self, slim: &Graph, id: NodeId, theirs: &Maps, ours: &Maps, rng: &mut ChaCha8Rng) -> Option<Refit> {
@@ -133,29 +148,33 @@ impl Reconstruction<'_> {
         if nothing(&missing) && beside.as_ref().is_none_or(nothing) {
             return None;
         }
-        let n = theirs.n();
-        let held_out = n / HELD_OUT;
+        let all: Vec<usize> = (0..theirs.n()).collect();
+        // A mirror is on the side of its image.
+        let (check, fit): (Vec<_>, Vec<_>) =
+            all.iter().partition(|&view| view % self.images.n % HELD_OUT == HELD_OUT - 1);
         // Too few images to spare one: nothing would tell a good change from a bad one.
-        if held_out == 0 {
+        if check.is_empty() {
             return None;
         }
         let Op::Conv(conv) = &slim.nodes[id].op else { return None };
         let features = conv.weight.shape[1..].iter().product::<usize>() + 1;
         let x = ours.of(slim.nodes[id].inputs[0]);
+        let plane = [missing.layout.h, missing.layout.w];
         let focus = self.focus.get(&origin).map(Vec::as_slice);
-        let plane = missing.layout.h * missing.layout.w;
-        let mut taken = |images: Range<usize>| {
-            let at = samples::draw(images.start * plane..images.end * plane, features, focus, rng);
-            (Samples::take(conv, x, missing.view(), &at), at)
+        let places = fit.len() * plane[0] * plane[1];
+        let mut taken = |views: &[usize]| {
+            let places = Places { views, images: self.images.n, plane, focus };
+            let at = places.draw(enough(features), rng);
+            (Samples::take(conv, x, plane, &at).lacking(missing.view(), &at), at)
         };
-        let (fit, fit_at) = taken(0..n - held_out);
-        let (check, check_at) = taken(n - held_out..n);
+        let (fit, fit_at) = taken(&fit);
+        let (check, check_at) = taken(&check);
         // What is chosen by held-out images is fitted to all.
-        let (all, all_at) = taken(0..n);
+        let (all, all_at) = taken(&all);
         let (normal, all_normal) = (fit.normal(), all.normal());
         let weights: Vec<f64> = heard.scale.iter().map(|&s| f64::from(s).powi(2)).collect();
         let linear = refit(&normal, &check.normal(), &weights);
-        if heard.act == Act::Identity || (n - held_out) * plane < PLACES * features {
+        if heard.act == Act::Identity || places < PLACES * features {
             let linear = linear?;
             return Some(Refit { change: all_normal.solve(linear.ridge)?, ..linear });
         }

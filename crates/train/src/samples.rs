@@ -1,0 +1,182 @@
+//! What a convolution reads, and what its outputs lack, at positions drawn where the detector minds.
+
+use graph::{Act, Conv};
+use kernels::{ConvShape, Epilogue, Layout, Packed, View, ViewMut};
+use prune::Normal;
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+
+/// Positions that are enough to fit so many features of a convolution (taps of input channels).
+pub(crate) fn enough(features: usize) -> usize {
+    32768.max(30 * features)
+}
+
+/// Share of the samples drawn where errors matter. Uniform sampling fits the background, which is most of an image.
+const FOCUSED: f64 = 0.9;
+
+/// Pixels in a row of the made-up map the samples are multiplied as.
+const ROW: usize = 64;
+
+/// Where samples may be drawn.
+pub(crate) struct Places<'a> {
+    /// Which views: images, and after the last of these their mirrors in the same order.
+    pub(crate) views: &'a [usize],
+    /// How many images there are.
+    pub(crate) images: usize,
+    /// (H, W) of the map.
+    pub(crate) plane: [usize; 2],
+    /// (images, H, W): how much errors matter. A mirror's is that of its image, mirrored.
+    pub(crate) focus: Option<&'a [f32]>,
+}
+
+impl Places<'_> {
+    /// `count` pixels of the map over all views, a few more or no more than there are, with replacement, most of them where errors matter.
+    pub(crate) fn draw(&self, count: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
+        let all = self.views.len() * self.plane[0] * self.plane[1];
+        let count = count.min(all).next_multiple_of(ROW);
+        let mut total = 0.0;
+        let heights: Vec<f64> = match self.focus {
+            Some(focus) => (0..all)
+                .map(|place| {
+                    total += f64::from(focus[self.minded(place)]);
+                    total
+                })
+                .collect(),
+            None => vec![],
+        };
+        let anywhere = if total > 0.0 { ((1.0 - FOCUSED) * count as f64) as usize } else { count };
+        let draw = |i: usize| {
+            if i < anywhere {
+                return self.pixel(rng.random_range(0..all));
+            }
+            let height = rng.random_range(0.0..total);
+            self.pixel(heights.partition_point(|&h| h <= height).min(heights.len() - 1))
+        };
+        (0..count).map(draw).collect()
+    }
+
+    /// The pixel, over all views there are, that is number `place` of the chosen ones.
+    fn pixel(&self, place: usize) -> usize {
+        let plane = self.plane[0] * self.plane[1];
+        self.views[place / plane] * plane + place % plane
+    }
+
+    /// The value of `focus` that tells how much errors matter at `place`.
+    fn minded(&self, place: usize) -> usize {
+        let [h, w] = self.plane;
+        let (view, row, column) = (self.views[place / (h * w)], place / w % h, place % w);
+        let column = if view < self.images { column } else { w - 1 - column };
+        (view % self.images * h + row) * w + column
+    }
+}
+
+/// A convolution as a linear problem: S samples of F features, the last of which is 1, and of O outputs.
+pub(crate) struct Samples {
+    pub(crate) features: usize,
+    pub(crate) outputs: usize,
+    /// (S, F): what the convolution reads at each position.
+    read: Vec<f32>,
+    /// (S, O): what is missing of its outputs there.
+    pub(crate) missing: Vec<f32>,
+}
+
+impl Samples {
+    /// What `conv` reads of `x` at `positions`, pixels of a map of (H, W) = `plane`; nothing is missing.
+    pub(crate) fn take(conv: &Conv, x: View, plane: [usize; 2], positions: &[usize]) -> Self {
+        let [kh, kw] = conv.kernel();
+        let features = conv.weight.shape[1] * kh * kw + 1;
+        let [h, w] = plane;
+        let mut read = vec![0.0f32; positions.len() * features];
+        read.par_chunks_mut(features).zip(positions).for_each(|(read, &at)| {
+            let (image, y, xo) = (at / (h * w), at / w % h, at % w);
+            for ky in 0..kh {
+                for kx in 0..kw {
+                    let row = (y * conv.stride[0] + ky).wrapping_sub(conv.pad[0]);
+                    let column = (xo * conv.stride[1] + kx).wrapping_sub(conv.pad[1]);
+                    if row < x.layout.h && column < x.layout.w {
+                        let pixel = x.pixel((image * x.layout.h + row) * x.layout.w + column);
+                        pixel.iter().enumerate().for_each(|(i, v)| read[(i * kh + ky) * kw + kx] = *v);
+                    }
+                }
+            }
+            read[features - 1] = 1.0;
+        });
+        Self { features, outputs: 0, read, missing: vec![] }
+    }
+
+    /// The same, with what is `missing` of the outputs at those positions.
+    pub(crate) fn lacking(self, missing: View, positions: &[usize]) -> Self {
+        let lacks = positions.iter().flat_map(|&at| missing.pixel(at)).copied().collect();
+        Self { outputs: missing.layout.c, missing: lacks, ..self }
+    }
+
+    /// (F, F): the sums of the products of features.
+    pub(crate) fn gram(&self) -> Vec<f64> {
+        self.sums(&self.read)
+    }
+
+    /// The sums least squares needs.
+    pub(crate) fn normal(&self) -> Normal {
+        let mut squares = vec![0.0; self.outputs];
+        for row in self.missing.chunks(self.outputs) {
+            squares.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v).powi(2));
+        }
+        Normal { gram: self.gram(), cross: self.sums(&self.missing), missing: squares }
+    }
+
+    /// (K, F): the sums over samples of the products of `by` (S, K) with the features.
+    pub(crate) fn sums(&self, by: &[f32]) -> Vec<f64> {
+        let one = ConvShape::pointwise(self.features, by.len() * self.features / self.read.len());
+        let mut sums = vec![0.0f32; self.features * one.co];
+        // B'A is the weight gradient of a 1x1 convolution that reads A where the gradient is B.
+        kernels::conv_backward_weight(&one, self.as_map(&self.read), self.as_map(by), &mut sums);
+        sums.into_iter().map(f64::from).collect()
+    }
+
+    /// (S, O): what `change` (O, F) of the weights changes of the outputs.
+    pub(crate) fn times(&self, change: &[f64]) -> Vec<f32> {
+        let one = ConvShape::pointwise(self.features, self.outputs);
+        let weights: Vec<f32> = change.iter().map(|&v| v as f32).collect();
+        let mut out = vec![0.0f32; self.missing.len()];
+        let y = ViewMut::new(&mut out, self.layout(self.outputs));
+        let epilogue = Epilogue { bias: None, act: Act::Identity };
+        kernels::conv_forward(&one, self.as_map(&self.read), &Packed::new(&one, &weights), epilogue, y);
+        out
+    }
+
+    /// Samples of `c` values as a map of pixels.
+    pub(crate) fn layout(&self, c: usize) -> Layout {
+        Layout::dense(1, self.read.len() / self.features / ROW, ROW, c)
+    }
+
+    /// `values` (S, K) as a map.
+    pub(crate) fn as_map<'a>(&self, values: &'a [f32]) -> View<'a> {
+        View::new(values, self.layout(values.len() * self.features / self.read.len()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn samples_are_drawn_where_a_view_or_its_image_mirrored_is_minded() {
+        // Two images of 2 x 3 positions, of which one position each is minded.
+        let mut focus = vec![0.0; 12];
+        focus[2] = 1.0;
+        focus[6 + 3] = 1.0;
+        let views = [1, 2, 3];
+        let places = Places { views: &views, images: 2, plane: [2, 3], focus: Some(&focus) };
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let drawn: Vec<usize> = (0..300).flat_map(|_| places.draw(18, &mut rng)).collect();
+        let share = |pixel| drawn.iter().filter(|&&p| p == pixel).count() as f64 / drawn.len() as f64;
+        // Row 1, column 0 of the second image; row 0, column 2 of the first one, mirrored; and the second one mirrored.
+        for minded in [6 + 3, 12, 18 + 5] {
+            assert!((share(minded) - 0.9 / 3.0).abs() < 0.05, "{minded}: {}", share(minded));
+        }
+        assert!(drawn.iter().all(|&p| (6..24).contains(&p)), "a view that was not asked for");
+    }
+}
