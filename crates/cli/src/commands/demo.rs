@@ -60,9 +60,10 @@ fn recipe(out: &Path, seed: u64) -> Recipe {
     }
 }
 
-/// From scratch on few images: small batches, so that there are enough steps.
+/// From scratch on few images: small batches, so that there are enough steps, and as many anchors for an object as YOLOv5 has, so that each step
+/// teaches more of them (docs/results/bccd-yolov5n.md).
 fn training(seed: u64, epochs: usize) -> TrainConfig {
     let usual = TrainConfig::default();
     let schedule = ScheduleConfig { warmup_epochs: 2.0, warmup_min_iterations: 20, ..usual.schedule };
-    TrainConfig { epochs, seed, batch: 16, nominal_batch: 16, imgsz: SIZE, schedule, ..usual }
+    TrainConfig { epochs, seed, batch: 16, nominal_batch: 16, imgsz: SIZE, schedule, anchor_t: 4.0, ..usual }
 }
