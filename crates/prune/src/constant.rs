@@ -238,7 +238,7 @@ impl Plane {
 }
 
 /// The dense convolutions that read `node`.
-pub(crate) fn dense_readers<'a>(
+pub fn dense_readers<'a>(
     graph: &'a Graph,
     coupling: &'a Coupling,
     node: NodeId,

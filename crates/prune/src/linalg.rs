@@ -53,12 +53,26 @@ impl Cholesky {
         }
     }
 
-    /// `A^-1`, row-major. It is symmetric: column by column is row by row.
+    /// `A^-1`, row-major. It is symmetric: of every column what lies on the diagonal and below is all that has to be solved for.
     pub(crate) fn inverse(&self) -> Vec<f64> {
-        let mut inverse = vec![0.0; self.n * self.n];
-        for (i, row) in inverse.chunks_mut(self.n.max(1)).enumerate() {
-            row[i] = 1.0;
-            self.solve(row);
+        let n = self.n;
+        let row = |j: usize| &self.l[j * n..][..=j];
+        let mut inverse = vec![0.0; n * n];
+        inverse.par_chunks_mut(n.max(1)).enumerate().for_each(|(i, b)| {
+            b[i] = 1.0 / row(i)[i];
+            for j in i + 1..n {
+                b[j] = -dot(&row(j)[i..j], &b[i..j]) / row(j)[j];
+            }
+            for j in (i..n).rev() {
+                let r = row(j);
+                b[j] /= r[j];
+                let x = b[j];
+                b[i..j].iter_mut().zip(&r[i..]).for_each(|(b, l)| *b -= l * x);
+            }
+        });
+        for i in 0..n {
+            let (above, rest) = inverse.split_at_mut(i * n);
+            rest[..i].iter_mut().enumerate().for_each(|(j, v)| *v = above[j * n + i]);
         }
         inverse
     }

@@ -27,6 +27,16 @@ pub struct Normal {
 }
 
 impl Normal {
+    /// That of these samples and those.
+    pub fn with(&self, others: &Self) -> Self {
+        let plus = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a + b).collect();
+        Self {
+            gram: plus(&self.gram, &others.gram),
+            cross: plus(&self.cross, &others.cross),
+            missing: plus(&self.missing, &others.missing),
+        }
+    }
+
     /// The factor of the products of features with `ridge` times each feature's own on the diagonal; `None` where that is not
     /// positive definite.
     pub fn factor(&self, ridge: f64) -> Option<Cholesky> {

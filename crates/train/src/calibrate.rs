@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use graph::{Conv, Graph, Head, NodeId, Op};
 use kernels::{ConvShape, Layout, View, ViewMut};
-use prune::{ChannelStats, Sensitivity, Statistics};
+use prune::{ChannelStats, Coupling, Sensitivity, Statistics, dense_readers, observed};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -13,14 +13,18 @@ use crate::evaluate::raw;
 use crate::loss::{Criterion, probe};
 use crate::maps::Maps;
 use crate::net::{BnUpdate, Infer, TrainNet, conv_shape};
-use crate::samples::{Places, Samples, enough};
-use crate::{Gradients, Result};
+use crate::samples::{self, Places, Samples, enough};
+use crate::{Gradients, Result, reconstruct};
 
 /// Images of one size: (N, H, W, 3) bytes.
 pub struct Images {
     pub data: Vec<u8>,
     pub n: usize,
 }
+
+/// How much an error at each position of every convolution's output is minded, (N, H, W) over images in order: the square of the probe's
+/// gradient there, summed over channels.
+pub type Focus = BTreeMap<NodeId, Vec<f32>>;
 
 /// Mean and covariance of the channels of `nodes` over every position of `batches`, in inference mode.
 ///
@@ -33,17 +37,16 @@ pub fn statistics<E: From<graph::Error>>(
     batches: impl Iterator<Item = std::result::Result<Images, E>>,
 ) -> std::result::Result<Statistics, E> {
     let mut infer = Infer::new(graph, imgsz)?;
-    let mut sums: BTreeMap<NodeId, Moments> = BTreeMap::new();
+    let mut by_node = ByNode::new();
     for batch in batches {
         let batch = batch?;
         infer.run_observed(&batch.data, batch.n, |node, map| {
             if nodes.contains(&node) {
-                sums.entry(node).or_insert_with(|| Moments::around(map)).add(map, None);
+                count(&mut by_node, node, pixels(map, None));
             }
         })?;
     }
-    let by_node = sums.into_iter().map(|(node, m)| (node, m.finish())).collect();
-    Ok(Statistics { by_node, ..Statistics::default() })
+    Ok(Statistics { by_node: finish(by_node), ..Statistics::default() })
 }
 
 /// Share of the weight that all positions have alike in [`focused_statistics`]: what is not minded today may be once something
@@ -59,95 +62,101 @@ const IMAGES_FOR_TAPS: usize = 256;
 
 /// The same with every position weighed by how much an error in what is read there is minded: most of an image is background, and
 /// channels that agree there need not agree on an object. And the statistics of all that a convolution of several taps reads, at places
-/// drawn likewise.
+/// drawn likewise; what the answers mind, as [`sensitivity`]; and where, in the first [`reconstruct::IMAGES`].
 ///
 /// # Errors
 /// As [`sensitivity`].
 pub fn focused_statistics<E: From<graph::Error>>(
     graph: &Graph,
-    nodes: &[NodeId],
+    coupling: &Coupling,
     imgsz: [usize; 2],
     batches: impl Iterator<Item = std::result::Result<Images, E>>,
-) -> std::result::Result<Statistics, E> {
+) -> std::result::Result<(Statistics, Focus), E> {
     let mut infer = Infer::new(graph, imgsz)?;
     let mut probes = Probes::new(graph, imgsz)?;
-    let mut sums: BTreeMap<NodeId, Moments> = BTreeMap::new();
-    let mut taps: BTreeMap<NodeId, Taps> = BTreeMap::new();
+    let [mut by_node, mut by_reader] = [ByNode::new(), ByNode::new()];
     let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let nodes = observed(graph, coupling);
+    let mut minds = Minds::default();
+    let mut whole = Focus::new();
     for batch in batches {
         let batch = batch?;
-        let mut focus: BTreeMap<NodeId, Vec<f32>> = BTreeMap::new();
+        let mut focus = Focus::new();
         probes.run(&batch.data, batch.n, |node, dy| {
             focus.insert(node, squares(dy));
+            minds.add(node, dy);
         })?;
         infer.run_observed(&batch.data, batch.n, |node, map| {
             if !nodes.contains(&node) {
                 return;
             }
             let weights = minded(graph, node, map.layout, &focus);
-            sums.entry(node).or_insert_with(|| Moments::around(map)).add(map, Some(&weights));
-            for (id, conv) in wide_readers(graph, node) {
+            count(&mut by_node, node, pixels(map, Some(&weights)));
+            for (id, conv) in dense_readers(graph, coupling, node).filter(|(_, conv)| has_taps(conv)) {
                 let focus = focus.get(&id).map(Vec::as_slice);
-                taps.entry(id).or_insert_with(|| Taps::of(conv)).add(conv, map, focus, &mut rng);
+                count(&mut by_reader, id, taps(conv, map, focus, &mut rng));
             }
         })?;
+        if minds.images < reconstruct::IMAGES {
+            focus.into_iter().for_each(|(node, f)| whole.entry(node).or_default().extend(f));
+        }
+        minds.images += batch.n;
     }
-    Ok(Statistics {
-        by_node: sums.into_iter().map(|(node, m)| (node, m.finish())).collect(),
-        by_reader: taps.into_iter().map(|(reader, t)| (reader, t.finish())).collect(),
-        sensitivity: Sensitivity::default(),
-    })
+    let statistics = Statistics { by_node: finish(by_node), by_reader: finish(by_reader), sensitivity: minds.finish() };
+    Ok((statistics, whole))
 }
 
-/// The dense convolutions of several taps that read `node` and are not too wide.
-fn wide_readers(graph: &Graph, node: NodeId) -> impl Iterator<Item = (NodeId, &Conv)> {
-    graph.nodes.iter().enumerate().filter(move |(_, reader)| reader.inputs.first() == Some(&node)).filter_map(
-        |(id, reader)| match &reader.op {
-            Op::Conv(conv) if conv.groups == 1 => {
-                let taps: usize = conv.kernel().iter().product();
-                (taps > 1 && conv.weight.shape[1] * taps <= FEATURES).then_some((id, conv))
-            }
-            _ => None,
-        },
-    )
+/// Whether a dense convolution has several taps that can be looked at together.
+fn has_taps(conv: &Conv) -> bool {
+    let taps: usize = conv.kernel().iter().product();
+    taps > 1 && conv.weight.shape[1] * taps <= FEATURES
 }
 
-/// Sums of products of all that a convolution reads at a place, and 1.
-struct Taps {
-    gram: Vec<f64>,
-    count: u64,
+/// What `conv`, which reads `map`, reads at some places of a batch: those that `focus` (N, H, W) says count most.
+fn taps(conv: &Conv, map: View, focus: Option<&[f32]>, rng: &mut ChaCha8Rng) -> Rows {
+    let images = map.layout.n;
+    let (h, w) = conv_shape(conv).output(map.layout);
+    let all: Vec<usize> = (0..images).collect();
+    let places = Places { views: &all, images, plane: [h, w], focus };
+    let features = conv.weight.shape[1..].iter().product();
+    let at = places.draw((enough(features) * images).div_ceil(IMAGES_FOR_TAPS), rng);
+    Rows { features, data: samples::read(conv, map, [h, w], &at), count: at.len() }
 }
 
-impl Taps {
-    fn of(conv: &Conv) -> Self {
-        let features = conv.weight.shape[1..].iter().product::<usize>() + 1;
-        Self { gram: vec![0.0; features * features], count: 0 }
-    }
+/// Every position of `map`, which counts as `weights` (N, H, W) say, else 1.
+fn pixels(map: View, weights: Option<&[f32]>) -> Rows {
+    let (features, pixels) = (map.layout.c, map.layout.pixels());
+    // What fills up the last row of samples counts for nothing.
+    let mut data = vec![0.0; pixels.next_multiple_of(samples::ROW) * (features + 1)];
+    data.par_chunks_mut(features + 1).enumerate().take(pixels).for_each(|(p, row)| {
+        row[..features].copy_from_slice(map.pixel(p));
+        row[features] = weights.map_or(1.0, |weights| weights[p]);
+    });
+    Rows { features, data, count: pixels }
+}
 
-    /// Counts some places of a batch whose `map` the convolution reads: those that `focus` (N, H, W) says count most.
-    fn add(&mut self, conv: &Conv, map: View, focus: Option<&[f32]>, rng: &mut ChaCha8Rng) {
-        let images = map.layout.n;
-        let (h, w) = conv_shape(conv).output(map.layout);
-        let all: Vec<usize> = (0..images).collect();
-        let places = Places { views: &all, images, plane: [h, w], focus };
-        let features = conv.weight.shape[1..].iter().product();
-        let at = places.draw((enough(features) * images).div_ceil(IMAGES_FOR_TAPS), rng);
-        let samples = Samples::take(conv, map, [h, w], &at);
-        self.gram.iter_mut().zip(samples.gram()).for_each(|(sum, g)| *sum += g);
-        self.count += at.len() as u64;
-    }
+/// Samples of features.
+struct Rows {
+    features: usize,
+    /// (S, features + 1), S a multiple of [`samples::ROW`]: in the last column how much each counts.
+    data: Vec<f32>,
+    /// What they count together.
+    count: usize,
+}
 
-    fn finish(self) -> ChannelStats {
-        let features = self.gram.len().isqrt() - 1;
-        let rows = self.gram.chunks(features + 1);
-        let products: Vec<f64> = rows.clone().take(features).flat_map(|row| &row[..features]).copied().collect();
-        let sums = &self.gram[features * (features + 1)..][..features];
-        ChannelStats::from_sums(self.count, sums, &products)
-    }
+/// Sums over samples of what nodes write, or read.
+type ByNode = BTreeMap<NodeId, Moments>;
+
+fn count(sums: &mut ByNode, node: NodeId, rows: Rows) {
+    sums.entry(node).or_insert_with(|| Moments::around(&rows)).add(rows);
+}
+
+fn finish(sums: ByNode) -> BTreeMap<NodeId, ChannelStats> {
+    sums.into_iter().map(|(node, moments)| (node, moments.finish())).collect()
 }
 
 /// (N, H, W) of what `node` writes: how much is minded what its readers make of each position; 1 on average.
-fn minded(graph: &Graph, node: NodeId, layout: Layout, focus: &BTreeMap<NodeId, Vec<f32>>) -> Vec<f32> {
+fn minded(graph: &Graph, node: NodeId, layout: Layout, focus: &Focus) -> Vec<f32> {
     let layout = Layout::dense(layout.n, layout.h, layout.w, 1);
     let mut weights = vec![0.0f32; layout.end()];
     for (id, reader) in graph.nodes.iter().enumerate() {
@@ -179,21 +188,35 @@ pub fn sensitivity<E: From<graph::Error>>(
     imgsz: [usize; 2],
     batches: impl Iterator<Item = std::result::Result<Images, E>>,
 ) -> std::result::Result<Sensitivity, E> {
-    let mut outputs: BTreeMap<NodeId, Vec<f64>> = BTreeMap::new();
-    let mut images = 0;
+    let mut minds = Minds::default();
     let mut probes = Probes::new(graph, imgsz)?;
     for batch in batches {
         let batch = batch?;
-        probes.run(&batch.data, batch.n, |node, dy| {
-            let sum = outputs.entry(node).or_insert_with(|| vec![0.0; dy.layout.c]);
-            for p in 0..dy.layout.pixels() {
-                sum.iter_mut().zip(dy.pixel(p)).for_each(|(s, d)| *s += f64::from(*d) * f64::from(*d));
-            }
-        })?;
-        images += batch.n;
+        probes.run(&batch.data, batch.n, |node, dy| minds.add(node, dy))?;
+        minds.images += batch.n;
     }
-    outputs.values_mut().flatten().for_each(|s| *s /= images.max(1) as f64);
-    Ok(Sensitivity { outputs, gates: BTreeMap::new() })
+    Ok(minds.finish())
+}
+
+/// Sums of squared gradients of every output of every convolution.
+#[derive(Default)]
+struct Minds {
+    outputs: BTreeMap<NodeId, Vec<f64>>,
+    images: usize,
+}
+
+impl Minds {
+    fn add(&mut self, node: NodeId, dy: View) {
+        let sum = self.outputs.entry(node).or_insert_with(|| vec![0.0; dy.layout.c]);
+        for p in 0..dy.layout.pixels() {
+            sum.iter_mut().zip(dy.pixel(p)).for_each(|(s, d)| *s += f64::from(*d) * f64::from(*d));
+        }
+    }
+
+    fn finish(mut self) -> Sensitivity {
+        self.outputs.values_mut().flatten().for_each(|s| *s /= self.images.max(1) as f64);
+        Sensitivity { outputs: self.outputs, gates: BTreeMap::new() }
+    }
 }
 
 /// What the detection loss minds of a factor on each BatchNorm's outputs, by the labels of `batches`; see [`Sensitivity::gates`].
@@ -231,13 +254,12 @@ pub fn gates(
     Ok(Sensitivity { outputs: BTreeMap::new(), gates })
 }
 
-/// How much an error at each position of every convolution's output is minded, (N, H, W) over all `images` in order: the square
-/// of the probe's gradient there, summed over channels.
+/// Where the answers of `graph` mind errors, in all `images`.
 ///
 /// # Errors
 /// As [`sensitivity`].
-pub fn focus(graph: &Graph, imgsz: [usize; 2], images: &Images) -> Result<BTreeMap<NodeId, Vec<f32>>> {
-    let mut focus: BTreeMap<NodeId, Vec<f32>> = BTreeMap::new();
+pub fn focus(graph: &Graph, imgsz: [usize; 2], images: &Images) -> Result<Focus> {
+    let mut focus = Focus::new();
     let mut probes = Probes::new(graph, imgsz)?;
     for images in images.data.chunks(PROBED * 3 * imgsz[0] * imgsz[1]) {
         probes.run(images, images.len() / (3 * imgsz[0] * imgsz[1]), |node, dy| {
@@ -255,52 +277,45 @@ fn squares(map: View) -> Vec<f32> {
     (0..map.layout.pixels()).into_par_iter().map(|p| map.pixel(p).iter().map(|d| d * d).sum()).collect()
 }
 
-/// Sums of x - s and (x - s)(x - s)', with s the mean of the first batch: the products of the raw values would lose the
-/// covariance of a channel that hardly moves.
+/// Sums of w (x - s) and w (x - s)(x - s)' over samples x of weight w, with s the mean of the first of them: the products of the raw
+/// values would lose the covariance of a feature that hardly moves.
 struct Moments {
     shift: Vec<f32>,
-    sum: Vec<f64>,
-    products: Vec<f64>,
+    /// (features + 1, features + 1), of x - s and 1, as [`Samples::add_gram`] leaves it.
+    upper: Vec<f64>,
     count: u64,
 }
 
 impl Moments {
-    fn around(map: View) -> Self {
-        let c = map.layout.c;
-        let shift = kernels::batch_stats(map).mean;
-        Self { shift, sum: vec![0.0; c], products: vec![0.0; c * c], count: 0 }
+    /// Of no sample yet, about the mean of `rows`.
+    fn around(rows: &Rows) -> Self {
+        let width = rows.features + 1;
+        let mut sums = vec![0.0f64; rows.features];
+        for row in rows.data.chunks(width) {
+            sums.iter_mut().zip(row).for_each(|(sum, &v)| *sum += f64::from(v));
+        }
+        let count = rows.count.max(1) as f64;
+        let shift = sums.into_iter().map(|sum| (sum / count) as f32).collect();
+        Self { shift, upper: vec![0.0; width * width], count: 0 }
     }
 
-    /// Counts every position of `map`, or as much of each as `weights` (N, H, W) say, which are 1 on average.
-    fn add(&mut self, map: View, weights: Option<&[f32]>) {
-        let Layout { n, h, w, c, .. } = map.layout;
-        let layout = Layout::dense(n, h, w, c);
-        let mut centred = vec![0.0; layout.end()];
-        let ones = vec![1.0; c];
-        let zeros = vec![0.0; c];
-        let affine =
-            kernels::BnAct { mean: &self.shift, inv_std: &ones, gamma: &ones, beta: &zeros, act: graph::Act::Identity };
-        kernels::bn_act_forward(map, &affine, ViewMut::new(&mut centred, layout));
-        let weighed = weights.map(|weights| {
-            let mut by = centred.clone();
-            by.par_chunks_mut(c).zip(weights).for_each(|(x, w)| x.iter_mut().for_each(|x| *x *= w));
-            by
+    fn add(&mut self, Rows { features, mut data, count }: Rows) {
+        let width = features + 1;
+        data.par_chunks_mut(width).for_each(|row| {
+            row[features] = row[features].sqrt();
+            let root = row[features];
+            row.iter_mut().zip(&self.shift).for_each(|(x, s)| *x = root * (*x - s));
         });
-        // X'WX is the weight gradient of a 1x1 convolution whose input is X and whose output has the gradient WX.
-        let one = ConvShape::pointwise(c, c);
-        let mut products = vec![0.0f32; c * c];
-        let mut sum = vec![0.0f32; c];
-        let x = View::new(&centred, layout);
-        let weighed = weighed.as_ref().map_or(x, |weighed| View::new(weighed, layout));
-        kernels::conv_backward_weight(&one, x, weighed, &mut products);
-        kernels::conv_backward_bias(weighed, &mut sum);
-        self.products.iter_mut().zip(&products).for_each(|(a, &b)| *a += f64::from(b));
-        self.sum.iter_mut().zip(&sum).for_each(|(a, &b)| *a += f64::from(b));
-        self.count += layout.pixels() as u64;
+        self.count += count as u64;
+        Samples::new(width, &data, &[]).add_gram(&mut self.upper);
     }
 
-    fn finish(self) -> ChannelStats {
-        let mut stats = ChannelStats::from_sums(self.count, &self.sum, &self.products);
+    fn finish(mut self) -> ChannelStats {
+        let features = self.shift.len();
+        samples::mirror(&mut self.upper, features + 1);
+        let mut rows = self.upper.chunks(features + 1).map(|row| &row[..features]);
+        let products: Vec<f64> = rows.by_ref().take(features).flatten().copied().collect();
+        let mut stats = ChannelStats::from_sums(self.count, rows.next().unwrap_or_default(), &products);
         stats.mean.iter_mut().zip(&self.shift).for_each(|(m, &s)| *m += f64::from(s));
         stats
     }
@@ -402,7 +417,6 @@ struct Probes {
     net: TrainNet,
     head: Head,
     rng: ChaCha8Rng,
-    gradients: Gradients,
 }
 
 impl Probes {
@@ -415,15 +429,14 @@ impl Probes {
         // What a head that trains nothing before it reads is minded all the same.
         net.joint = true;
         let rng = ChaCha8Rng::seed_from_u64(0);
-        Ok(Self { net, head: head.clone(), rng, gradients: Gradients::zeros(graph) })
+        Ok(Self { net, head: head.clone(), rng })
     }
 
     /// Shows `observe` the gradient at the output of every convolution.
     fn run(&mut self, images: &[u8], n: usize, observe: impl FnMut(NodeId, View)) -> graph::Result<()> {
-        self.gradients.clear();
         let maps = self.net.forward(images, n, BnUpdate::Momentum)?;
         let grads = probe::probe(&self.head, &raw(&maps), &mut self.rng);
-        self.net.backward_observed(&grads, &mut self.gradients, observe);
+        self.net.observe_backward(&grads, observe);
         Ok(())
     }
 }
@@ -480,8 +493,9 @@ mod tests {
         let total: f32 = weights.iter().sum();
         weights.iter_mut().for_each(|w| *w *= 40.0 / total);
         let map = View::new(&values, layout);
-        let mut moments = Moments::around(map);
-        moments.add(map, Some(&weights));
+        let rows = pixels(map, Some(&weights));
+        let mut moments = Moments::around(&rows);
+        moments.add(rows);
         let stats = moments.finish();
         let mean = |of: &dyn Fn(&[f32]) -> f64| {
             values.chunks(3).zip(&weights).map(|(x, w)| f64::from(*w) * of(x)).sum::<f64>() / 40.0
@@ -496,6 +510,24 @@ mod tests {
     }
 
     #[test]
+    fn what_hardly_moves_far_from_nought_keeps_its_covariance() {
+        let layout = Layout::dense(1, 64, 64, 2);
+        let noise = |i: usize| (i * 29 % 101) as f32 / 101.0 - 0.5;
+        let values: Vec<f32> = (0..layout.end()).map(|i| 4.0 + 1e-3 * noise(i)).collect();
+        let weight = Tensor::new([1, 2, 1, 3], vec![1.0; 6]);
+        let conv = Conv { weight, bias: None, stride: [1, 1], pad: [0, 0], groups: 1 };
+        let mut sums = ByNode::new();
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        count(&mut sums, 0, taps(&conv, View::new(&values, layout), None, &mut rng));
+        let stats = finish(sums).remove(&0).expect("was counted");
+        let expected = 1e-6 / 12.0;
+        for i in 0..6 {
+            let found = stats.cov[i * 6 + i];
+            assert!((found - expected).abs() < 0.1 * expected, "{i}: {found} for {expected}");
+        }
+    }
+
+    #[test]
     fn taps_are_told_of_as_they_are_read_where_they_are_minded() {
         let layout = Layout::dense(4, 6, 5, 2);
         let values: Vec<f32> = (0..layout.end()).map(|i| (i * 37 % 19) as f32 / 4.0 - 2.0).collect();
@@ -506,10 +538,10 @@ mod tests {
         let place = |image: usize| image * 30 + 7 * image;
         let mut focus = vec![0.0; 120];
         (0..4).for_each(|image| focus[place(image)] = 1.0);
-        let mut taps = Taps::of(&conv);
         let mut rng = ChaCha8Rng::seed_from_u64(2);
-        (0..300).for_each(|_| taps.add(&conv, map, Some(&focus), &mut rng));
-        let stats = taps.finish();
+        let mut sums = ByNode::new();
+        (0..300).for_each(|_| count(&mut sums, 0, taps(&conv, map, Some(&focus), &mut rng)));
+        let stats = finish(sums).remove(&0).expect("was counted");
         let read = |place: usize, feature: usize| {
             let (image, y, x) = (place / 30, place / 5 % 6, place % 5);
             let (row, column) = ((y + feature % 9 / 3).wrapping_sub(1), (x + feature % 3).wrapping_sub(1));

@@ -40,7 +40,12 @@ pub(crate) struct Maps {
     maps: Vec<Option<Map>>,
     /// The last reader of every node.
     last: Vec<NodeId>,
+    /// Room that maps nobody reads any more have left: fresh memory costs a page fault every few kilobytes.
+    spare: Vec<Vec<f32>>,
 }
+
+/// Spare maps that are kept.
+const SPARE: usize = 1;
 
 impl Maps {
     /// Those of no image yet, of (H, W) = `imgsz`.
@@ -54,7 +59,7 @@ impl Maps {
             node.inputs.iter().for_each(|&i| last[i] = id);
         }
         let maps = graph.nodes.iter().map(|_| None).collect();
-        Ok(Self { shapes, n: 0, maps, last })
+        Ok(Self { shapes, n: 0, maps, last, spare: vec![] })
     }
 
     /// Adds `images`, (N, H, W, 3) as bytes 0..255, and runs them through all nodes before `id`, a few at a time.
@@ -66,7 +71,7 @@ impl Maps {
             load_images(images, &mut image.data);
             let mut maps: Vec<Option<Map>> = graph.nodes.iter().map(|_| None).collect();
             maps[0] = Some(image);
-            let mut more = Self { shapes: self.shapes.clone(), n, maps, last: self.last.clone() };
+            let mut more = Self { shapes: self.shapes.clone(), n, maps, last: self.last.clone(), spare: vec![] };
             for id in 0..id {
                 more.compute(graph, id);
                 more.drop_read(id);
@@ -108,7 +113,8 @@ impl Maps {
         if matches!(node.op, Op::Input { .. } | Op::Head(_)) {
             return;
         }
-        let mut map = Map::new(Layout::dense(self.n, h, w, c));
+        let layout = Layout::dense(self.n, h, w, c);
+        let mut map = Map { layout, data: self.room(layout.end()) };
         let x = |k: usize| self.of(node.inputs[k]);
         let y = ViewMut::new(&mut map.data, map.layout);
         match &node.op {
@@ -149,8 +155,23 @@ impl Maps {
     pub(crate) fn drop_read(&mut self, id: NodeId) {
         for (map, &last) in self.maps.iter_mut().zip(&self.last) {
             if last <= id {
-                *map = None;
+                self.spare.extend(map.take().map(|map| map.data));
             }
+        }
+        self.spare.sort_by_key(|spare| std::cmp::Reverse(spare.capacity()));
+        self.spare.truncate(SPARE);
+    }
+
+    /// Room for a map of so many floats, with anything in it.
+    fn room(&mut self, floats: usize) -> Vec<f32> {
+        // A map in much more room than it needs would hold what others could have.
+        match self.spare.iter().position(|spare| (floats..2 * floats).contains(&spare.capacity())) {
+            Some(fit) => {
+                let mut room = self.spare.remove(fit);
+                room.resize(floats, 0.0);
+                room
+            }
+            None => vec![0.0; floats],
         }
     }
 }

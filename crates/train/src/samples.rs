@@ -1,5 +1,7 @@
 //! What a convolution reads, and what its outputs lack, at positions drawn where the detector minds.
 
+use std::ops::Range;
+
 use graph::{Act, Conv};
 use kernels::{ConvShape, Epilogue, Layout, Packed, View, ViewMut};
 use prune::Normal;
@@ -16,7 +18,7 @@ pub(crate) fn enough(features: usize) -> usize {
 const FOCUSED: f64 = 0.9;
 
 /// Pixels in a row of the made-up map the samples are multiplied as.
-const ROW: usize = 64;
+pub(crate) const ROW: usize = 64;
 
 /// Where samples may be drawn.
 pub(crate) struct Places<'a> {
@@ -71,49 +73,88 @@ impl Places<'_> {
     }
 }
 
+/// (S, F): what `conv` reads of `x` at `positions`, pixels of a map of (H, W) = `plane`: F features, the last of which is 1.
+pub(crate) fn read(conv: &Conv, x: View, plane: [usize; 2], positions: &[usize]) -> Vec<f32> {
+    let [kh, kw] = conv.kernel();
+    let features = conv.weight.shape[1] * kh * kw + 1;
+    let [h, w] = plane;
+    let mut read = vec![0.0f32; positions.len() * features];
+    read.par_chunks_mut(features).zip(positions).for_each(|(read, &at)| {
+        let (image, y, xo) = (at / (h * w), at / w % h, at % w);
+        for ky in 0..kh {
+            for kx in 0..kw {
+                let row = (y * conv.stride[0] + ky).wrapping_sub(conv.pad[0]);
+                let column = (xo * conv.stride[1] + kx).wrapping_sub(conv.pad[1]);
+                if row < x.layout.h && column < x.layout.w {
+                    let pixel = x.pixel((image * x.layout.h + row) * x.layout.w + column);
+                    pixel.iter().enumerate().for_each(|(i, v)| read[(i * kh + ky) * kw + kx] = *v);
+                }
+            }
+        }
+        read[features - 1] = 1.0;
+    });
+    read
+}
+
+/// Copies what a matrix of that width has right of its diagonal to the left.
+pub(crate) fn mirror(upper: &mut [f64], width: usize) {
+    for i in 0..width {
+        let (above, rest) = upper.split_at_mut(i * width);
+        rest[..i].iter_mut().enumerate().for_each(|(j, v)| *v = above[j * width + i]);
+    }
+}
+
+/// Features that [`Samples::add_gram`] works on together.
+const TOGETHER: usize = 128;
+
 /// A convolution as a linear problem: S samples of F features, the last of which is 1, and of O outputs.
-pub(crate) struct Samples {
+#[derive(Clone, Copy)]
+pub(crate) struct Samples<'a> {
     pub(crate) features: usize,
     pub(crate) outputs: usize,
     /// (S, F): what the convolution reads at each position.
-    read: Vec<f32>,
+    read: &'a [f32],
     /// (S, O): what is missing of its outputs there.
-    pub(crate) missing: Vec<f32>,
+    pub(crate) missing: &'a [f32],
 }
 
-impl Samples {
-    /// What `conv` reads of `x` at `positions`, pixels of a map of (H, W) = `plane`; nothing is missing.
-    pub(crate) fn take(conv: &Conv, x: View, plane: [usize; 2], positions: &[usize]) -> Self {
-        let [kh, kw] = conv.kernel();
-        let features = conv.weight.shape[1] * kh * kw + 1;
-        let [h, w] = plane;
-        let mut read = vec![0.0f32; positions.len() * features];
-        read.par_chunks_mut(features).zip(positions).for_each(|(read, &at)| {
-            let (image, y, xo) = (at / (h * w), at / w % h, at % w);
-            for ky in 0..kh {
-                for kx in 0..kw {
-                    let row = (y * conv.stride[0] + ky).wrapping_sub(conv.pad[0]);
-                    let column = (xo * conv.stride[1] + kx).wrapping_sub(conv.pad[1]);
-                    if row < x.layout.h && column < x.layout.w {
-                        let pixel = x.pixel((image * x.layout.h + row) * x.layout.w + column);
-                        pixel.iter().enumerate().for_each(|(i, v)| read[(i * kh + ky) * kw + kx] = *v);
-                    }
-                }
-            }
-            read[features - 1] = 1.0;
-        });
-        Self { features, outputs: 0, read, missing: vec![] }
+impl<'a> Samples<'a> {
+    /// Of `features` that have been [`read`], a multiple of [`ROW`] of them, where so much is `missing` of the outputs.
+    pub(crate) fn new(features: usize, read: &'a [f32], missing: &'a [f32]) -> Self {
+        Self { features, outputs: missing.len() * features / read.len(), read, missing }
     }
 
-    /// The same, with what is `missing` of the outputs at those positions.
-    pub(crate) fn lacking(self, missing: View, positions: &[usize]) -> Self {
-        let lacks = positions.iter().flat_map(|&at| missing.pixel(at)).copied().collect();
-        Self { outputs: missing.layout.c, missing: lacks, ..self }
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.read.len() / self.features
+    }
+
+    /// Some of them, a multiple of [`ROW`].
+    pub(crate) fn part(&self, range: Range<usize>) -> Self {
+        let of = |values: &'a [f32], width: usize| &values[range.start * width..range.end * width];
+        Self { read: of(self.read, self.features), missing: of(self.missing, self.outputs), ..*self }
     }
 
     /// (F, F): the sums of the products of features.
     pub(crate) fn gram(&self) -> Vec<f64> {
-        self.sums(&self.read)
+        let mut gram = vec![0.0; self.features * self.features];
+        self.add_gram(&mut gram);
+        mirror(&mut gram, self.features);
+        gram
+    }
+
+    /// Adds those on the diagonal and right of it to `upper` (F, F), whose others [`mirror`] makes the same.
+    pub(crate) fn add_gram(&self, upper: &mut [f64]) {
+        let width = self.features;
+        let columns = |first, c| View::new(self.read, self.layout(width).channels(first, c));
+        for (first, upper) in (0..width).step_by(TOGETHER).zip(upper.chunks_mut(TOGETHER * width)) {
+            let one = ConvShape::pointwise(width - first, TOGETHER.min(width - first));
+            let mut rows = vec![0.0f32; one.ci * one.co];
+            kernels::conv_backward_weight(&one, columns(first, one.ci), columns(first, one.co), &mut rows);
+            upper.par_chunks_mut(width).zip(rows.par_chunks(one.ci)).enumerate().for_each(|(i, (to, row))| {
+                to[first + i..].iter_mut().zip(&row[i..]).for_each(|(to, v)| *to += f64::from(*v));
+            });
+        }
     }
 
     /// The sums least squares needs.
@@ -122,7 +163,7 @@ impl Samples {
         for row in self.missing.chunks(self.outputs) {
             squares.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v).powi(2));
         }
-        Normal { gram: self.gram(), cross: self.sums(&self.missing), missing: squares }
+        Normal { gram: self.gram(), cross: self.sums(self.missing), missing: squares }
     }
 
     /// (K, F): the sums over samples of the products of `by` (S, K) with the features.
@@ -130,28 +171,33 @@ impl Samples {
         let one = ConvShape::pointwise(self.features, by.len() * self.features / self.read.len());
         let mut sums = vec![0.0f32; self.features * one.co];
         // B'A is the weight gradient of a 1x1 convolution that reads A where the gradient is B.
-        kernels::conv_backward_weight(&one, self.as_map(&self.read), self.as_map(by), &mut sums);
+        kernels::conv_backward_weight(&one, self.as_map(self.read), self.as_map(by), &mut sums);
         sums.into_iter().map(f64::from).collect()
     }
 
     /// (S, O): what `change` (O, F) of the weights changes of the outputs.
     pub(crate) fn times(&self, change: &[f64]) -> Vec<f32> {
+        let mut out = vec![0.0f32; self.missing.len()];
+        self.times_into(change, &mut out);
+        out
+    }
+
+    /// The same, written over what is in `out`.
+    pub(crate) fn times_into(&self, change: &[f64], out: &mut [f32]) {
         let one = ConvShape::pointwise(self.features, self.outputs);
         let weights: Vec<f32> = change.iter().map(|&v| v as f32).collect();
-        let mut out = vec![0.0f32; self.missing.len()];
-        let y = ViewMut::new(&mut out, self.layout(self.outputs));
+        let y = ViewMut::new(out, self.layout(self.outputs));
         let epilogue = Epilogue { bias: None, act: Act::Identity };
-        kernels::conv_forward(&one, self.as_map(&self.read), &Packed::new(&one, &weights), epilogue, y);
-        out
+        kernels::conv_forward(&one, self.as_map(self.read), &Packed::new(&one, &weights), epilogue, y);
     }
 
     /// Samples of `c` values as a map of pixels.
     pub(crate) fn layout(&self, c: usize) -> Layout {
-        Layout::dense(1, self.read.len() / self.features / ROW, ROW, c)
+        Layout::dense(1, self.count() / ROW, ROW, c)
     }
 
     /// `values` (S, K) as a map.
-    pub(crate) fn as_map<'a>(&self, values: &'a [f32]) -> View<'a> {
+    pub(crate) fn as_map<'b>(&self, values: &'b [f32]) -> View<'b> {
         View::new(values, self.layout(values.len() * self.features / self.read.len()))
     }
 }

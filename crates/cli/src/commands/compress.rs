@@ -33,12 +33,7 @@ pub fn run(args: &Compress) -> miette::Result<Exit> {
     if resumed.is_none() && args.recipe.is_none() {
         recipe.step_often(dataset.split("train")?.items.len());
     }
-    let calibration = Calibration {
-        dataset: &dataset,
-        imgsz: recipe.heal.imgsz,
-        images: recipe.calibration_images,
-        seed: recipe.seed,
-    };
+    let calibration = Calibration::new(&dataset, recipe.heal.imgsz, recipe.calibration_images, recipe.seed);
     let model = calibration.unfold(&model)?;
     if args.dry_run {
         return dry_run(&recipe, &model, &calibration, args.json);

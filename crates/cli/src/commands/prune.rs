@@ -37,12 +37,8 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
         Some(path) => Some(images(path, args, &model)?),
         None => None,
     };
-    let calibration = dataset.as_ref().map(|dataset| Calibration {
-        dataset,
-        imgsz: model.meta.imgsz[0],
-        images: CALIBRATION_IMAGES,
-        seed: args.seed,
-    });
+    let imgsz = model.meta.imgsz[0];
+    let calibration = dataset.as_ref().map(|dataset| Calibration::new(dataset, imgsz, CALIBRATION_IMAGES, args.seed));
     match &calibration {
         Some(calibration) => model = calibration.unfold(&model)?,
         None if !unfold::bare_convolutions(&model).is_empty() => ui::warn(

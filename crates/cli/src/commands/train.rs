@@ -18,7 +18,7 @@ pub fn run(args: &Train) -> miette::Result<Exit> {
     tell_skipped(&dataset);
     let model = args.model.load_to_train()?;
     let imgsz = image_size(&model, args.imgsz)?;
-    let calibration = Calibration { dataset: &dataset, imgsz, images: CALIBRATION_IMAGES, seed: args.seed };
+    let calibration = Calibration::new(&dataset, imgsz, CALIBRATION_IMAGES, args.seed);
     let start = fit(&calibration.unfold(&model)?, &dataset, imgsz, args.seed)?;
     tell_loss(&start);
     // The proximal steps of sparse training are set up for SGD's rates.

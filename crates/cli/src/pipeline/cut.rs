@@ -1,5 +1,8 @@
 //! The two cuts: stage 1 by importance, stage 2 by similarity, both towards one budget.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use data::{Augment, Batch, Dataset, Item, Loader, LoaderConfig, Mode};
 use graph::Graph;
 use prune::surgery::Kept;
@@ -7,10 +10,10 @@ use prune::{Coupling, Importance, Plan, Sensitivity, Similarity, Statistics, Tar
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use train::calibrate::{self, Images};
+use train::calibrate::{self, Focus, Images};
 use train::evaluate::fit;
 use train::loss::{Criterion, probe};
-use train::reconstruct::Reconstruction;
+use train::reconstruct::{self, Reconstruction};
 use train::unfold;
 
 use super::Goal;
@@ -19,9 +22,6 @@ use crate::ui;
 
 /// Images statistics are taken from where no recipe says how many.
 pub const CALIBRATION_IMAGES: usize = 256;
-
-/// Images that reconstruction looks at, and their mirrors: more take longer and teach it little.
-const RECONSTRUCTED_ON: usize = 256;
 
 /// Images that BatchNorm statistics are estimated anew from: a mean over so many is exact enough.
 const RECALIBRATED_ON: usize = 1024;
@@ -33,18 +33,39 @@ pub struct Calibration<'a> {
     /// How many images at most, spread evenly over the split: datasets often come sorted.
     pub images: usize,
     pub seed: u64,
+    /// What was measured last: a search for the largest cut asks for it time and again, and reconstruction once more.
+    measured: RefCell<Option<Rc<Measured>>>,
 }
 
-impl Calibration<'_> {
+/// What images tell of a detector.
+pub struct Measured {
+    graph: Graph,
+    pub statistics: Statistics,
+    focus: Focus,
+}
+
+impl<'a> Calibration<'a> {
+    pub fn new(dataset: &'a Dataset, imgsz: usize, images: usize, seed: u64) -> Self {
+        Self { dataset, imgsz, images, seed, measured: RefCell::default() }
+    }
+
+    /// In an order of their own: the first of them are looked at longest.
     fn items(&self) -> miette::Result<Vec<Item>> {
         let all = &self.dataset.split("train").or_else(|_| self.dataset.split("val"))?.items;
         let most = self.images.min(all.len());
-        Ok((0..most).map(|i| all[i * all.len() / most].clone()).collect())
+        let mut items: Vec<Item> = (0..most).map(|i| all[i * all.len() / most].clone()).collect();
+        items.shuffle(&mut ChaCha8Rng::seed_from_u64(self.seed));
+        Ok(items)
+    }
+
+    /// The same of all images.
+    pub fn of_all(&self) -> Self {
+        Self::new(self.dataset, self.imgsz, usize::MAX, self.seed)
     }
 
     /// The same of fewer images.
     fn of_at_most(&self, images: usize) -> Self {
-        Self { images: self.images.min(images), ..*self }
+        Self::new(self.dataset, self.imgsz, self.images.min(images), self.seed)
     }
 
     fn loader(&self, mode: Mode) -> miette::Result<Loader> {
@@ -90,19 +111,34 @@ impl Calibration<'_> {
     }
 
     /// Channel statistics of the tensors stage 2 looks at, over whole images: what the detector meets in use. Where its answers can
-    /// be probed, positions count by how much those mind them.
-    pub fn statistics(&self, graph: &Graph, coupling: &Coupling) -> miette::Result<Statistics> {
-        let nodes = prune::observed(graph, coupling);
+    /// be probed, positions count by how much those mind them, and where that is goes with them.
+    pub fn measured(&self, graph: &Graph, coupling: &Coupling) -> miette::Result<Rc<Measured>> {
+        if let Some(measured) = self.last_measured(graph) {
+            return Ok(measured);
+        }
+        let (statistics, focus) = self.measure(graph, coupling)?;
+        let measured = Rc::new(Measured { graph: graph.clone(), statistics, focus });
+        self.measured.replace(Some(Rc::clone(&measured)));
+        Ok(measured)
+    }
+
+    fn last_measured(&self, graph: &Graph) -> Option<Rc<Measured>> {
+        self.measured.borrow().clone().filter(|measured| measured.graph == *graph)
+    }
+
+    fn measure(&self, graph: &Graph, coupling: &Coupling) -> miette::Result<(Statistics, Focus)> {
         let size = [self.imgsz; 2];
         if !is_probed(graph) {
-            return self
-                .over_whole_images(graph, "Calibrating", |images| calibrate::statistics(graph, &nodes, size, images));
+            let nodes = prune::observed(graph, coupling);
+            let statistics = self
+                .over_whole_images(graph, "Calibrating", |images| calibrate::statistics(graph, &nodes, size, images))?;
+            return Ok((statistics, Focus::new()));
         }
-        let mut statistics = self.over_whole_images(graph, "Calibrating", |images| {
-            calibrate::focused_statistics(graph, &nodes, size, images)
+        let (mut statistics, focus) = self.over_whole_images(graph, "Calibrating", |images| {
+            calibrate::focused_statistics(graph, coupling, size, images)
         })?;
         statistics.sensitivity = self.sensitivity(graph)?;
-        Ok(statistics)
+        Ok((statistics, focus))
     }
 
     /// What the answers of `graph` mind, on images augmented as in training; nothing where they cannot be probed.
@@ -131,10 +167,12 @@ impl Calibration<'_> {
     pub fn reconstruct(&self, dense: &Graph, plans: &[Plan], slim: &Graph) -> miette::Result<Graph> {
         let kept = trace(dense, plans)?;
         let images = self.for_reconstruction(dense)?;
-        let focus = match is_probed(dense) {
-            true => calibrate::focus(dense, [self.imgsz; 2], &images)?,
-            false => Default::default(),
+        let measured = self.last_measured(dense);
+        let anew = match (&measured, is_probed(dense)) {
+            (None, true) => calibrate::focus(dense, [self.imgsz; 2], &images)?,
+            _ => Focus::new(),
         };
+        let focus = measured.as_ref().map_or(&anew, |measured| &measured.focus);
         let bar = ui::bar("Reconstructing", slim.nodes.len(), "nodes");
         let job = Reconstruction {
             dense,
@@ -143,7 +181,7 @@ impl Calibration<'_> {
             images: &images,
             imgsz: [self.imgsz; 2],
             seed: self.seed,
-            focus: &focus,
+            focus,
         };
         let (graph, refitted) = job.run(|done| bar.set_position(done as u64))?;
         bar.finish_and_clear();
@@ -160,16 +198,16 @@ impl Calibration<'_> {
 
     /// `graph`, computing what it does, with BatchNorm statistics as training will find them.
     fn rebase(&self, graph: &Graph) -> miette::Result<Graph> {
-        let few = self.of_at_most(RECONSTRUCTED_ON);
+        let few = self.of_at_most(reconstruct::IMAGES);
         few.over_augmented_images(Augment::default(), 1, "Rebasing BatchNorm", |batches| {
             calibrate::rebase_batch_norm(graph, [self.imgsz; 2], batches.map(images))
         })
     }
 
-    /// Whole images for reconstruction, as `graph` is shown them: shuffled, as the first of them are looked at longest.
+    /// Whole images for reconstruction, as `graph` is shown them.
     fn for_reconstruction(&self, graph: &Graph) -> miette::Result<Images> {
-        let mut chosen = self.of_at_most(RECONSTRUCTED_ON).items()?;
-        chosen.shuffle(&mut ChaCha8Rng::seed_from_u64(self.seed));
+        let mut chosen = self.items()?;
+        chosen.truncate(reconstruct::IMAGES);
         let loader = self.loader_of(&chosen, Mode::Val(fit(graph.meta.family)))?;
         let mut images = Images { data: vec![], n: 0 };
         for batch in loader.epoch(0) {
@@ -241,8 +279,8 @@ pub fn by_similarity<'a>(
     calibration: &Calibration,
 ) -> miette::Result<impl Fn(&Target) -> miette::Result<Plan> + use<'a>> {
     let coupling = Coupling::of(graph)?;
-    let statistics = calibration.statistics(graph, &coupling)?;
-    Ok(move |target: &Target| Ok(similarity::plan(graph, &coupling, &statistics, settings, target)?))
+    let measured = calibration.measured(graph, &coupling)?;
+    Ok(move |target: &Target| Ok(similarity::plan(graph, &coupling, &measured.statistics, settings, target)?))
 }
 
 /// What to cut, and how both stages share the work.
@@ -343,8 +381,12 @@ mod tests {
             category_ids: vec![0],
             splits: [("train".to_string(), train)].into(),
         };
-        let all = Calibration { dataset: &dataset, imgsz: 8, images: usize::MAX, seed: 0 };
-        let ids = |of: &Calibration| of.items().expect("has a split").iter().map(|i| i.id).collect::<Vec<_>>();
+        let all = Calibration::new(&dataset, 8, usize::MAX, 0);
+        let ids = |of: &Calibration| {
+            let mut ids: Vec<_> = of.items().expect("has a split").iter().map(|i| i.id).collect();
+            ids.sort_unstable();
+            ids
+        };
         assert_eq!(ids(&all), (0..10).collect::<Vec<_>>());
         assert_eq!(ids(&all.of_at_most(4)), [0, 2, 5, 7]);
         assert_eq!(ids(&all.of_at_most(3).of_at_most(4)), [0, 3, 6]);
@@ -357,7 +399,7 @@ mod tests {
         let dataset = data::open(&synth::write(folder.path(), &config)?, &data::OpenOptions::default())?;
         let names = dataset.names.clone();
         let dense = graph::build::Yolov5 { names, imgsz: 64, width: 0.25, depth: 0.33, seed: 1 }.build()?;
-        let calibration = Calibration { dataset: &dataset, imgsz: 64, images: usize::MAX, seed: 0 };
+        let calibration = Calibration::new(&dataset, 64, usize::MAX, 0);
         let (importance, similarity) = (Importance::default(), Similarity::default());
         let cut = Cut { importance: &importance, similarity: &similarity, similarity_share: 1.0 };
         let budget = prune::Budget { macs: Some(0.5), ..prune::Budget::default() };

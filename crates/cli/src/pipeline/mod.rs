@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use train::sparse::{GammaHistogram, SparseConfig};
 use train::{Task, TrainConfig, Trained};
 
-use self::cut::Cut;
+use self::cut::{Calibration, Cut};
 use self::outcome::Targets;
 use self::round::{Cutter, Round};
 use crate::exit::Error;
@@ -50,6 +50,8 @@ pub struct Pipeline<'a> {
     pub recipe: &'a Recipe,
     pub dataset: &'a Dataset,
     pub out: &'a Path,
+    /// The images cuts look at.
+    calibration: Calibration<'a>,
     /// The splits stages are measured on.
     judges: Vec<Judge<'a>>,
 }
@@ -73,7 +75,8 @@ impl<'a> Pipeline<'a> {
         if dataset.splits.contains_key("test") {
             judges.push(judge("test")?);
         }
-        Ok(Self { recipe, dataset, out, judges })
+        let calibration = Calibration::new(dataset, recipe.heal.imgsz, recipe.calibration_images, recipe.seed);
+        Ok(Self { recipe, dataset, out, calibration, judges })
     }
 
     /// The detector everything starts from: `model` fitted to the dataset and fine-tuned, or read where that is done.
@@ -136,8 +139,6 @@ impl<'a> Pipeline<'a> {
             let before = rows.first().map_or(f64::NAN, |stage| stage.row.map50_95);
             Trials { dense: before, trials: vec![] }
         };
-        let calibration = self.calibration(recipe.calibration_images);
-        let all = self.calibration(usize::MAX);
         let cut = |macs: f64| {
             let budget = Budget { macs: Some(macs), ..Budget::default() };
             let mut goal = Goal::new(&budget, dense, None)?;
@@ -146,21 +147,17 @@ impl<'a> Pipeline<'a> {
                 similarity: &recipe.similarity,
                 similarity_share: recipe.similarity_share,
             };
-            let outcome = cut.towards(dense, &mut goal, Some(&calibration))?;
+            let outcome = cut.towards(dense, &mut goal, Some(&self.calibration))?;
             if !goal.met(&outcome.slim)? {
                 return Ok(None);
             }
             let slim = match recipe.reconstruct {
-                true => all.reconstruct(dense, &outcome.plans, &outcome.slim)?,
+                true => self.calibration.reconstruct(dense, &outcome.plans, &outcome.slim)?,
                 false => outcome.slim,
             };
             Ok(Some(self.judges[0].score(&slim, &mut Counter::default())?.map50_95))
         };
         search(max_drop, known, cut, |trials| runs::write_json(&file, trials))
-    }
-
-    fn calibration(&self, images: usize) -> cut::Calibration<'_> {
-        cut::Calibration { dataset: self.dataset, imgsz: self.recipe.heal.imgsz, images, seed: self.recipe.seed }
     }
 
     /// Sparse training towards the share of channels that stage 1 will remove, judged with fresh statistics: moving
@@ -175,7 +172,7 @@ impl<'a> Pipeline<'a> {
         config.sparse = Some(SparseConfig { target: share, ..config.sparse.unwrap_or_default() });
         let trained = self.train("sparse", dense, None, &config)?;
         runs::write_json(&self.out.join("gammas.json"), &trained.gammas)?;
-        self.calibration(usize::MAX).recalibrate(&trained.last, config.augment, recipe.recalibration_epochs.max(1))
+        self.calibration.of_all().recalibrate(&trained.last, config.augment, recipe.recalibration_epochs.max(1))
     }
 
     fn train(

@@ -86,8 +86,8 @@ impl Cutter<'_> {
     fn cut(&mut self, round: Round, whole: &Graph) -> miette::Result<(Graph, Vec<Plan>)> {
         let recipe = self.recipe;
         let target = round.target(&self.goal, whole)?;
-        let calibration = self.pipeline.calibration(recipe.calibration_images);
-        let by_importance = |graph| cut::by_importance(graph, &recipe.importance, Some(&calibration));
+        let calibration = &self.pipeline.calibration;
+        let by_importance = |graph| cut::by_importance(graph, &recipe.importance, Some(calibration));
         let (mut slim, mut plans) = (whole.clone(), vec![]);
         if recipe.similarity_share < 1.0 {
             let first = match recipe.similarity_share > 0.0 {
@@ -102,7 +102,7 @@ impl Cutter<'_> {
         }
         if recipe.similarity_share > 0.0 {
             let second = self.plan(round, "similarity", &slim, &target, || {
-                cut::by_similarity(&slim, &recipe.similarity, &calibration)
+                cut::by_similarity(&slim, &recipe.similarity, calibration)
             })?;
             slim = self.stage(round, "replaced", || cut::apply(&slim, &second))?;
             plans.push(second);
@@ -151,9 +151,8 @@ impl Cutter<'_> {
     /// What can be done for `slim`, cut from `whole` by `plans`, without training, and the mAP50-95 of that.
     fn mend(&mut self, round: Round, whole: &Graph, plans: &[Plan], mut slim: Graph) -> miette::Result<(Graph, f64)> {
         let (recipe, pipeline) = (self.recipe, self.pipeline);
-        let all = pipeline.calibration(usize::MAX);
         if recipe.reconstruct {
-            slim = self.stage(round, "reconstructed", || all.reconstruct(whole, plans, &slim))?;
+            slim = self.stage(round, "reconstructed", || pipeline.calibration.reconstruct(whole, plans, &slim))?;
         }
         if recipe.restart {
             slim = self.stage(round, "restarted", || Ok(graph::build::restarted(&slim, recipe.seed)?))?;
@@ -161,6 +160,7 @@ impl Cutter<'_> {
         let standing = self.standing();
         if recipe.recalibration_epochs > 0 {
             let fresh = self.stage(round, "recalibrated", || {
+                let all = pipeline.calibration.of_all();
                 all.recalibrate(&slim, recipe.heal.augment, recipe.recalibration_epochs)
             })?;
             // After least squares the old statistics may be the better ones: they are what the fit was made with.

@@ -184,12 +184,12 @@ struct Price {
 }
 
 /// Whose loss a port tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Listener {
     /// The tensor.
     node: NodeId,
-    /// The one convolution that reads it with several taps at once; `None` for all others together.
-    reader: Option<NodeId>,
+    /// One convolution that reads it with several taps at once, or all others together.
+    readers: Vec<NodeId>,
     /// Positions of the port for each channel.
     taps: usize,
 }
@@ -202,17 +202,17 @@ impl Listener {
             let apart = |&(id, _): &(NodeId, &Conv)| mode == Mode::Span && statistics.by_reader.contains_key(&id);
             let (apart, together): (Vec<_>, Vec<_>) = dense_readers(graph, coupling, node).partition(apart);
             if !together.is_empty() {
-                all.push(Self { node, reader: None, taps: 1 });
+                all.push(Self { node, readers: together.iter().map(|(id, _)| *id).collect(), taps: 1 });
             }
             let taps = |conv: &Conv| conv.kernel().iter().product();
-            all.extend(apart.into_iter().map(|(id, conv)| Self { node, reader: Some(id), taps: taps(conv) }));
+            all.extend(apart.into_iter().map(|(id, conv)| Self { node, readers: vec![id], taps: taps(conv) }));
         }
         all
     }
 
     /// What it hears, as the search follows it.
     fn port(
-        self,
+        &self,
         graph: &Graph,
         coupling: &Coupling,
         statistics: &Statistics,
@@ -220,14 +220,14 @@ impl Listener {
     ) -> Result<Box<dyn Port>> {
         let stats = self.hears(graph, coupling, statistics)?;
         let mut gram = vec![0.0; stats.channels().pow(2)];
-        for (id, conv) in dense_readers(graph, coupling, self.node).filter(|(id, _)| self.is(*id, statistics, settings))
-        {
+        for (id, conv) in dense_readers(graph, coupling, self.node).filter(|(id, _)| self.readers.contains(id)) {
             let minds = statistics.sensitivity.outputs.get(&id);
             let scale = match minds {
                 Some(minds) => minds.iter().map(|f| f.sqrt()).collect(),
                 None => output_scale(graph, coupling, id),
             };
             let own = reader_gram(conv, &scale, self.taps);
+            // Where no loss has been measured every reader counts alike.
             let variance: f64 = match minds {
                 Some(_) => 1.0,
                 None => own.iter().zip(&stats.cov).map(|(g, s)| g * s).sum(),
@@ -236,25 +236,17 @@ impl Listener {
                 gram.iter_mut().zip(&own).for_each(|(sum, g)| *sum += g / variance);
             }
         }
-        let ridge = if self.reader.is_some() { settings.ridge.max(RIDGE_OF_TAPS) } else { settings.ridge };
+        let ridge = if self.taps > 1 { settings.ridge.max(RIDGE_OF_TAPS) } else { settings.ridge };
         Ok(match settings.mode {
             Mode::Pairwise => Box::new(pairwise::Pairs::new(stats, gram, settings.threshold)),
             Mode::Span => Box::new(span::Span::new(graph, self.node, stats, gram, ridge)?),
         })
     }
 
-    /// Whether it hears as the dense reader `id` does.
-    fn is(self, id: NodeId, statistics: &Statistics, settings: &Similarity) -> bool {
-        match self.reader {
-            Some(reader) => reader == id,
-            None => settings.mode == Mode::Pairwise || !statistics.by_reader.contains_key(&id),
-        }
-    }
-
-    fn hears<'a>(self, graph: &Graph, coupling: &Coupling, statistics: &'a Statistics) -> Result<&'a ChannelStats> {
-        match self.reader {
-            Some(reader) => statistics.of_reader(graph, coupling, reader),
-            None => statistics.of(graph, coupling, self.node),
+    fn hears<'a>(&self, graph: &Graph, coupling: &Coupling, statistics: &'a Statistics) -> Result<&'a ChannelStats> {
+        match self.readers[..] {
+            [reader] if self.taps > 1 => statistics.of_reader(graph, coupling, reader),
+            _ => statistics.of(graph, coupling, self.node),
         }
     }
 }
@@ -452,7 +444,10 @@ impl<'a> Search<'a> {
             let stats = listener.hears(self.graph, self.coupling, self.statistics);
             stats.is_ok_and(|stats| stats.count < SAMPLES_PER_FEATURE * stats.channels() as u64)
         };
-        let name = |listener: &Listener| self.graph.nodes[listener.reader.unwrap_or(listener.node)].name.as_str();
+        let name = |listener: &Listener| {
+            let who = if listener.taps > 1 { listener.readers[0] } else { listener.node };
+            self.graph.nodes[who].name.as_str()
+        };
         let names: Vec<&str> = self.listeners.iter().filter(thin).map(name).collect();
         (self.settings.mode == Mode::Span && !names.is_empty()).then(|| {
             let few = "fewer than 10 samples a channel; calibrate on more images";
@@ -494,9 +489,6 @@ fn row(stats: &ChannelStats, channel: usize, stand_ins: Vec<(usize, f32)>) -> Ro
 /// How strongly a dense convolution listens to each pair of what it reads: `sum_o f_o w_o w_o'`, row-major, where `f_o` is the square of
 /// `scale`: how much the detector minds an error in output o. Of all taps at once, (I kh kw)^2, where each is a position of its own (`taps`
 /// of them for a channel); else of channels, (I)^2, and the sum over taps.
-///
-/// Where no loss has been measured `f_o` is the squared scale of the BatchNorm behind output o over the reader's output
-/// variance `trace(S G)`: every reader then counts alike.
 fn reader_gram(conv: &Conv, scale: &[f64], taps: usize) -> Vec<f64> {
     let [inputs, kh, kw] = [1, 2, 3].map(|axis| conv.weight.shape[axis]);
     // Positions of the filter that are summed over.

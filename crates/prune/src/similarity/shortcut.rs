@@ -50,9 +50,8 @@ pub(super) fn candidates(
     let candidate = |branch: Branch| {
         let &last = branch.nodes.iter().rev().find(|&&id| !passes_zero(&graph.nodes[id].op))?;
         let read = is_dense(&graph.nodes[last].op).then(|| graph.nodes[last].inputs[0])?;
-        let hears = |l: &Listener| l.reader == Some(last) || (l.node == read && l.reader.is_none());
-        // Whoever is looked at by itself comes after the others of its tensor.
-        let port = listeners.iter().rposition(hears).filter(|_| branch.covers(read))?;
+        let hears = |l: &Listener| l.readers.contains(&last);
+        let port = listeners.iter().position(hears).filter(|_| branch.covers(read))?;
         let all: Vec<usize> = (0..coupling.channels(read).len() * listeners[port].taps).collect();
         let loss = ports[port].price(&all).loss;
         let share = (branch.nodes.iter().filter(|&&id| is_layer(id)).count() + 1) as f64 / layers as f64;

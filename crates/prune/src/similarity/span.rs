@@ -34,19 +34,19 @@ impl Span {
         Ok(Self { c: stats.channels(), precision, gram })
     }
 
-    /// With `b` the coefficients of what goes on what stays (a row for each that stays): `Q += b q` and `G += b g + (g + b G_pp) b'`, where q and g are
-    /// the rows of what goes.
+    /// With `b` the coefficients of what goes on what stays: `Q += b q` and `G += b g + (g + b G_pp) b'`, where q and g are the rows of
+    /// what goes.
     fn eliminate(&mut self, gone: &[usize]) {
         let (c, n) = (self.c, gone.len());
         let rows = |m: &[f64]| gone.iter().flat_map(|&i| m[i * c..][..c].to_vec()).collect::<Vec<f64>>();
         let (q, g) = (rows(&self.precision), rows(&self.gram));
         let block = |rows: &[f64]| (0..n * n).map(|k| rows[k / n * c + gone[k % n]]).collect::<Vec<f64>>();
         let (inverse, own) = (inverse_of_block(n, block(&q)), block(&g));
-        // (c, n): what stands in for each of the gone.
-        let mut b = vec![0.0; c * n];
-        for (j, b) in b.chunks_mut(n).enumerate() {
-            for (k, b) in b.iter_mut().enumerate() {
-                *b = -(0..n).map(|l| q[l * c + j] * inverse[l * n + k]).sum::<f64>();
+        // (n, c): what stands in for each of the gone.
+        let mut b = vec![0.0; n * c];
+        for (k, b) in b.chunks_mut(c).enumerate() {
+            for (l, q) in q.chunks(c).enumerate() {
+                b.iter_mut().zip(q).for_each(|(b, q)| *b -= q * inverse[l * n + k]);
             }
         }
         let both = self.precision.par_chunks_mut(c).zip(self.gram.par_chunks_mut(c)).with_min_len(64);
@@ -56,18 +56,18 @@ impl Span {
                 gram.fill(0.0);
                 return;
             }
-            let own_b = &b[j * n..][..n];
-            let heard: Vec<f64> =
-                (0..n).map(|k| g[k * c + j] + (0..n).map(|l| own_b[l] * own[l * n + k]).sum::<f64>()).collect();
-            for (l, &b_l) in own_b.iter().enumerate() {
-                let (q, g) = (&q[l * c..][..c], &g[l * c..][..c]);
-                for k in 0..c {
-                    precision[k] += b_l * q[k];
-                    gram[k] += b_l * g[k];
-                }
+            // What went before is in no row of the precision.
+            if precision[j] == 0.0 {
+                return;
             }
-            for (gram, b) in gram.iter_mut().zip(b.chunks(n)) {
-                *gram += heard.iter().zip(b).map(|(h, b)| h * b).sum::<f64>();
+            let own_b: Vec<f64> = (0..n).map(|l| b[l * c + j]).collect();
+            for l in 0..n {
+                let heard = g[l * c + j] + (0..n).map(|k| own_b[k] * own[k * n + l]).sum::<f64>();
+                let (b, q, g) = (&b[l * c..][..c], &q[l * c..][..c], &g[l * c..][..c]);
+                for k in 0..c {
+                    precision[k] += own_b[l] * q[k];
+                    gram[k] += own_b[l] * g[k] + heard * b[k];
+                }
             }
             gone.iter().for_each(|&i| (precision[i], gram[i]) = (0.0, 0.0));
         });

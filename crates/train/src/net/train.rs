@@ -128,14 +128,18 @@ impl TrainNet {
     /// Adds to `gradients` what the last forward pass's loss gives, from `d loss / d map` of each head map (dense
     /// (N, H, W, C), in the order [`TrainNet::forward`] returned them). A forward pass can be run backward once.
     pub fn backward(&mut self, map_gradients: &[Vec<f32>], gradients: &mut Gradients) {
-        self.backward_observed(map_gradients, gradients, |_, _| {});
+        self.run_back(map_gradients, Some(gradients), |_, _| {});
     }
 
-    /// [`TrainNet::backward`], showing `observe` the gradient of the loss at the output of every convolution.
-    pub fn backward_observed(
+    /// [`TrainNet::backward`] without the gradients of weights: shows `observe` that of the loss at the output of every convolution.
+    pub fn observe_backward(&mut self, map_gradients: &[Vec<f32>], observe: impl FnMut(NodeId, View)) {
+        self.run_back(map_gradients, None, observe);
+    }
+
+    fn run_back(
         &mut self,
         map_gradients: &[Vec<f32>],
-        gradients: &mut Gradients,
+        mut gradients: Option<&mut Gradients>,
         mut observe: impl FnMut(NodeId, View),
     ) {
         let mut flow = Flow::new(&self.plan);
@@ -168,6 +172,7 @@ impl TrainNet {
                 if let Kind::Conv { conv, .. } = step.kind {
                     observe(conv, dy_view);
                 }
+                let gradients = gradients.as_deref_mut();
                 step_backward(step, &saved, dy_view, &mut flow, &mut self.pool, gradients, &mut self.clock);
                 flow.buffers[step.output.buffer] = dy;
             }
@@ -225,7 +230,7 @@ fn step_backward(
     dy: View,
     flow: &mut Flow,
     pool: &mut Pool,
-    gradients: &mut Gradients,
+    gradients: Option<&mut Gradients>,
     clock: &mut Clock,
 ) {
     let from = |k: usize| saved.plan.place(step.inputs[k]);
@@ -233,14 +238,16 @@ fn step_backward(
     match &step.kind {
         Kind::Conv { conv, shape, .. } => {
             let Op::Conv(c) = &saved.graph.nodes[*conv].op else { unreachable!("planned as a convolution") };
-            let g = &mut gradients.by_node[*conv];
             let macs = macs(shape, dy.layout);
-            clock.time(Work::ConvWeight, macs, || {
-                kernels::conv_backward_weight(shape, x(0), dy, &mut g[0]);
-                if let Some(db) = g.get_mut(1) {
-                    kernels::conv_backward_bias(dy, db);
-                }
-            });
+            if let Some(gradients) = gradients {
+                let g = &mut gradients.by_node[*conv];
+                clock.time(Work::ConvWeight, macs, || {
+                    kernels::conv_backward_weight(shape, x(0), dy, &mut g[0]);
+                    if let Some(db) = g.get_mut(1) {
+                        kernels::conv_backward_bias(dy, db);
+                    }
+                });
+            }
             // Nobody wants the gradient of the image.
             if step.inputs[0] != 0 && (saved.joint || !step.stops) {
                 clock.time(Work::ConvInput, macs, || {
@@ -254,7 +261,9 @@ fn step_backward(
             let Op::BatchNorm(b) = &saved.graph.nodes[*bn].op else { unreachable!("planned as BatchNorm") };
             let Some((mean, inv_std)) = &saved.batch_norm[*bn] else { unreachable!("its forward step has run") };
             let affine = BnAct { mean, inv_std, gamma: &b.gamma, beta: &b.beta, act: *act };
-            let [dgamma, dbeta] = &mut gradients.by_node[*bn][..] else { unreachable!("BatchNorm has two weights") };
+            let mut unwanted = vec![vec![0.0; b.gamma.len()]; 2];
+            let by_weight = gradients.map_or(&mut unwanted, |gradients| &mut gradients.by_node[*bn]);
+            let [dgamma, dbeta] = &mut by_weight[..] else { unreachable!("BatchNorm has two weights") };
             clock.time(Work::NormBackward, 0, || {
                 flow.write_or_add(pool, from(0), |dx| kernels::bn_act_backward(x(0), dy, &affine, dx, dgamma, dbeta));
             });

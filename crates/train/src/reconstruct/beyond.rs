@@ -6,6 +6,9 @@
 //! a least-squares problem of its own for every output, weighted by the squared slopes, and all are solved together by
 //! conjugate gradients, preconditioned with the factor of the unweighted problem.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
 use graph::Act;
 use kernels::{Layout, View, ViewMut};
 use prune::{Cholesky, LEAST_GAIN, Normal, Refit};
@@ -73,26 +76,34 @@ pub(super) fn refit(fit: &Part, check: &Beyond, all: &Part, linear: Option<Refit
 /// A convolution's samples as its activation sees them. Everything is in units of the activation's input u: a change (O, F) here is
 /// the weights' change times the scale of the BatchNorm between.
 pub(super) struct Beyond<'a> {
-    samples: &'a Samples,
+    samples: Samples<'a>,
     act: Act,
     /// (S, O): u before any change.
-    now: Vec<f32>,
+    now: Cow<'a, [f32]>,
     /// (S, O): what the activation should give.
-    aim: Vec<f32>,
+    aim: Cow<'a, [f32]>,
 }
 
 impl<'a> Beyond<'a> {
     /// `wanted` (S, O) is the u to come back to; the activation of it should give `more` (S, O) than that, where that is known;
     /// `scale` (O) is what one unit of the convolution's output is of u.
-    pub(super) fn new(samples: &'a Samples, act: Act, wanted: Vec<f32>, more: Option<&[f32]>, scale: &[f32]) -> Self {
+    pub(super) fn new(samples: Samples<'a>, act: Act, wanted: Vec<f32>, more: Option<&[f32]>, scale: &[f32]) -> Self {
         let mut aim = vec![0.0; wanted.len()];
         kernels::act_forward(act, samples.as_map(&wanted), ViewMut::new(&mut aim, samples.layout(samples.outputs)));
         if let Some(more) = more {
             in_rows(&mut aim, samples.outputs, more, |_, aim, more| *aim += more);
         }
         let mut now = wanted;
-        in_rows(&mut now, samples.outputs, &samples.missing, |o, u, missing| *u -= scale[o] * missing);
-        Self { samples, act, now, aim }
+        in_rows(&mut now, samples.outputs, samples.missing, |o, u, missing| *u -= scale[o] * missing);
+        Self { samples, act, now: now.into(), aim: aim.into() }
+    }
+
+    /// That of some samples, as [`Samples::part`].
+    pub(super) fn part(&self, range: Range<usize>) -> Beyond<'_> {
+        let outputs = self.samples.outputs;
+        let values = range.start * outputs..range.end * outputs;
+        let (now, aim) = (self.now[values.clone()].into(), self.aim[values].into());
+        Beyond { samples: self.samples.part(range), act: self.act, now, aim }
     }
 
     /// (O): sums over samples of the squared errors that `change` leaves.
@@ -174,10 +185,6 @@ impl<'a> Beyond<'a> {
     fn step(&self, u: &[f32], change: &[f64], problem: &Problem) -> Step {
         let (features, outputs) = (self.samples.features, self.samples.outputs);
         let slopes = self.slopes_at(u);
-        let weigh = |mut values: Vec<f32>| {
-            in_rows(&mut values, outputs, &slopes, |_, v, slope| *v *= slope * slope);
-            values
-        };
         // A flat output has nothing to gain; the least weight keeps its division finite.
         let weight: Vec<f64> = mean_squares(&slopes, outputs).into_iter().map(|w| w.max(f64::MIN_POSITIVE)).collect();
         let ridged = |o: usize, i: usize| problem.ridge * weight[o] * problem.gram[i * features + i];
@@ -197,12 +204,18 @@ impl<'a> Beyond<'a> {
             row.iter_mut().zip(change).enumerate().for_each(|(i, (r, c))| *r -= ridged(o, i) * c);
         }
         let mut step = Step { change: vec![0.0; change.len()], moved: vec![0.0; u.len()] };
+        // (S, O): what the direction moves of u, and that as the slopes weigh it.
+        let [mut moves, mut weighed] = [0, 1].map(|_| vec![0.0; u.len()]);
         let mut ahead = precondition(&residual);
         let mut direction = ahead.clone();
         let mut size = products(&residual, &ahead, features);
         for _ in 0..GRADIENTS {
-            let moves = self.samples.times(&direction);
-            let mut image = self.samples.sums(&weigh(moves.clone()));
+            self.samples.times_into(&direction, &mut moves);
+            let values = moves.par_chunks(CHUNK).zip(slopes.par_chunks(CHUNK));
+            weighed.par_chunks_mut(CHUNK).zip(values).for_each(|(to, (moves, slopes))| {
+                to.iter_mut().zip(moves.iter().zip(slopes)).for_each(|(to, (v, slope))| *to = v * slope * slope);
+            });
+            let mut image = self.samples.sums(&weighed);
             let rows = image.par_chunks_mut(features).zip(direction.par_chunks(features)).enumerate();
             rows.for_each(|(o, (y, x))| y.iter_mut().zip(x).enumerate().for_each(|(i, (y, x))| *y += ridged(o, i) * x));
             let curved = products(&direction, &image, features);
@@ -287,12 +300,13 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
+    use crate::samples;
 
     const COUNT: usize = 2048 + 64;
 
     /// A 1x1 convolution of `inputs` channels to two, random samples of it, and u that they should come back to: half of the
     /// time far below zero, where only the fact counts, and else what a linear map of the samples gives, and a little noise.
-    fn samples(seed: u64, inputs: usize) -> (Samples, Vec<f32>) {
+    fn samples(seed: u64, inputs: usize) -> (Samples<'static>, Vec<f32>) {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let layout = |c| Layout::dense(1, COUNT / 64, 64, c);
         let x: Vec<f32> = (0..COUNT * inputs).map(|_| rng.random_range(-1.0..1.0)).collect();
@@ -308,9 +322,9 @@ mod tests {
         let weight = Tensor::new([2, inputs, 1, 1], vec![0.0; 2 * inputs]);
         let conv = Conv { weight, bias: None, stride: [1, 1], pad: [0, 0], groups: 1 };
         let positions: Vec<usize> = (0..COUNT).collect();
-        let lacks = View::new(&wanted, layout(2));
-        let samples = Samples::take(&conv, View::new(&x, layout(inputs)), [COUNT / 64, 64], &positions);
-        (samples.lacking(lacks, &positions), wanted)
+        let read = samples::read(&conv, View::new(&x, layout(inputs)), [COUNT / 64, 64], &positions);
+        // As long as the tests take.
+        (Samples::new(inputs + 1, read.leak(), wanted.clone().leak()), wanted)
     }
 
     #[test]
@@ -319,8 +333,8 @@ mod tests {
             let ((fit, wanted), (check, other)) = (samples(1, 5), samples(2, 5));
             let normal = fit.normal();
             let linear = prune::refit(&normal, &check.normal(), &[1.0; 2]).expect("a fit");
-            let check = Beyond::new(&check, act, other, None, &[1.0; 2]);
-            let fit = Part { heard: Beyond::new(&fit, act, wanted, None, &[1.0; 2]), normal: &normal };
+            let check = Beyond::new(check, act, other, None, &[1.0; 2]);
+            let fit = Part { heard: Beyond::new(fit, act, wanted, None, &[1.0; 2]), normal: &normal };
             let before: f64 = check.errors(&linear.change).iter().sum();
             // What is judged is where the descent by the fitted samples ends; the step after it is by all.
             let judged = fit.heard.descend(linear.change.clone(), &normal, linear.ridge, STEPS);
@@ -338,7 +352,7 @@ mod tests {
     fn one_weight_and_a_bias_end_where_a_search_ends() {
         let (fit, wanted) = samples(3, 1);
         let normal = fit.normal();
-        let fit = Beyond::new(&fit, Act::Silu, wanted, None, &[1.0; 2]);
+        let fit = Beyond::new(fit, Act::Silu, wanted, None, &[1.0; 2]);
         let found = fit.errors(&fit.descend(vec![0.0; 4], &normal, 1e-6, STEPS));
         for (o, found) in found.into_iter().enumerate() {
             let mut at = [0.0f64; 2];
@@ -368,7 +382,7 @@ mod tests {
     #[test]
     fn errors_along_a_step_are_those_of_each_sample() {
         let (fit, wanted) = samples(5, 3);
-        let heard = Beyond::new(&fit, Act::Silu, wanted.clone(), None, &[1.0; 2]);
+        let heard = Beyond::new(fit, Act::Silu, wanted.clone(), None, &[1.0; 2]);
         let silu = |u: f32| f64::from(u) / (1.0 + (-f64::from(u)).exp());
         // More samples than a chunk has, and a number of them that no chunk divides.
         let count = fit.missing.len() / 2;
@@ -392,7 +406,7 @@ mod tests {
         let (fit, wanted) = samples(4, 3);
         let normal = fit.normal();
         let scale = [0.0, 1.0];
-        let part = Part { heard: Beyond::new(&fit, Act::Silu, wanted, None, &scale), normal: &normal };
+        let part = Part { heard: Beyond::new(fit, Act::Silu, wanted, None, &scale), normal: &normal };
         let change = refit(&part, &part.heard, &part, None, &scale).expect("the other output has much to gain").change;
         assert!(
             change[..4].iter().all(|&v| v == 0.0) && change[4..].iter().all(|v| v.is_finite() && *v != 0.0),

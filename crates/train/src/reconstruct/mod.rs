@@ -10,10 +10,9 @@
 mod beyond;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 
 use graph::{Act, BoxDecode, Graph, Head, Node, NodeId, Op};
-use kernels::{Layout, View};
+use kernels::View;
 use prune::surgery::Kept;
 use prune::{Refit, refit};
 use rand::SeedableRng;
@@ -21,10 +20,13 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::calibrate::Images;
-use crate::maps::{Map, Maps};
-use crate::samples::{Places, Samples, enough};
+use crate::calibrate::{Focus, Images};
+use crate::maps::Maps;
+use crate::samples::{self, Places, Samples, enough};
 use beyond::{Beyond, Part};
+
+/// Images that are worth showing it, and their mirrors: more take longer and teach it little.
+pub const IMAGES: usize = 256;
 
 /// One image in this many, and its mirror, only judges what the others fit.
 const HELD_OUT: usize = 4;
@@ -34,7 +36,7 @@ const HELD_OUT: usize = 4;
 const PLACES: usize = 10;
 
 /// Bytes of both detectors' maps at a time, about.
-const MEMORY: usize = 2 << 30;
+const MEMORY: usize = 3 << 29;
 
 /// A convolution that was refitted.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,9 +59,8 @@ pub struct Reconstruction<'a> {
     /// (H, W) of the images.
     pub imgsz: [usize; 2],
     pub seed: u64,
-    /// How much the detector minds an error at each position (N, H, W) of each convolution's output for the images as they are, in
-    /// any unit. Where a convolution is missing all positions count alike.
-    pub focus: &'a BTreeMap<NodeId, Vec<f32>>,
+    /// Of the images as they are, and maybe of more. Where a convolution is missing all positions count alike.
+    pub focus: &'a Focus,
 }
 
 impl Reconstruction<'_> {
@@ -126,8 +127,7 @@ impl Reconstruction<'_> {
     /// For every node how many views there is room for from it on.
     fn room(&self, theirs: &Maps, ours: &Maps) -> Vec<usize> {
         let (theirs, ours) = (theirs.held(), ours.held());
-        // What is missing of an output is a map of its own.
-        let held = self.kept.nodes.iter().zip(ours).map(|(&origin, ours)| theirs[origin] + 2 * ours);
+        let held = self.kept.nodes.iter().zip(ours).map(|(&origin, ours)| theirs[origin] + ours);
         let mut room: Vec<usize> = held.map(|held| MEMORY / (4 * held)).collect();
         for id in (0..room.len().saturating_sub(1)).rev() {
             room[id] = room[id].min(room[id + 1]);
@@ -139,62 +139,66 @@ impl Reconstruction<'_> {
         let origin = self.kept.nodes[id];
         let kept = &self.kept.channels[id];
         let heard = Heard::behind(self.dense, origin, kept);
-        let beside = heard.beside.and_then(|beside| self.lacking_beside(slim, beside, theirs, ours));
-        let mut missing = missing([self.dense, slim], [origin, id], kept, theirs, ours);
-        if let (Some(beside), Act::Identity) = (&beside, heard.act) {
-            heard.add(beside, &mut missing);
-        }
-        let nothing = |map: &Map| map.data.iter().all(|&v| v == 0.0);
-        if nothing(&missing) && beside.as_ref().is_none_or(nothing) {
-            return None;
-        }
-        let all: Vec<usize> = (0..theirs.n()).collect();
         // A mirror is on the side of its image.
-        let (check, fit): (Vec<_>, Vec<_>) =
-            all.iter().partition(|&view| view % self.images.n % HELD_OUT == HELD_OUT - 1);
+        let (check, fit): (Vec<usize>, Vec<usize>) =
+            (0..theirs.n()).partition(|view| view % self.images.n % HELD_OUT == HELD_OUT - 1);
         // Too few images to spare one: nothing would tell a good change from a bad one.
         if check.is_empty() {
             return None;
         }
         let Op::Conv(conv) = &slim.nodes[id].op else { return None };
         let features = conv.weight.shape[1..].iter().product::<usize>() + 1;
-        let x = ours.of(slim.nodes[id].inputs[0]);
-        let plane = [missing.layout.h, missing.layout.w];
-        let focus = self.focus.get(&origin).map(Vec::as_slice);
+        let plane = [ours.of(id).layout.h, ours.of(id).layout.w];
         let places = fit.len() * plane[0] * plane[1];
-        let mut taken = |views: &[usize]| {
-            let places = Places { views, images: self.images.n, plane, focus };
-            let at = places.draw(enough(features), rng);
-            (Samples::take(conv, x, plane, &at).lacking(missing.view(), &at), at)
-        };
-        let (fit, fit_at) = taken(&fit);
-        let (check, check_at) = taken(&check);
+        let focus = self.focus.get(&origin).map(Vec::as_slice);
+        let mut draw =
+            |views: &[usize], count: usize| Places { views, images: self.images.n, plane, focus }.draw(count, rng);
+        let mut at = draw(&fit, enough(features) - enough(features) / HELD_OUT);
+        let fitted = at.len();
+        at.extend(draw(&check, enough(features) / HELD_OUT));
+
+        let beside = heard.beside.and_then(|beside| self.lacking_beside(slim, beside, theirs, ours, &at));
+        let mut missing = missing([self.dense, slim], [origin, id], kept, theirs, ours, &at);
+        if let (Some(beside), Act::Identity) = (&beside, heard.act) {
+            heard.add(beside, &mut missing);
+        }
+        let nothing = |values: &Vec<f32>| values.iter().all(|&v| v == 0.0);
+        if nothing(&missing) && beside.as_ref().is_none_or(nothing) {
+            return None;
+        }
+        let read = samples::read(conv, ours.of(slim.nodes[id].inputs[0]), plane, &at);
+        let all = Samples::new(features, &read, &missing);
+        let [fit, check] = [0..fitted, fitted..at.len()];
+        let (normal, check_normal) = (all.part(fit.clone()).normal(), all.part(check.clone()).normal());
         // What is chosen by held-out images is fitted to all.
-        let (all, all_at) = taken(&all);
-        let (normal, all_normal) = (fit.normal(), all.normal());
+        let all_normal = normal.with(&check_normal);
         let weights: Vec<f64> = heard.scale.iter().map(|&s| f64::from(s).powi(2)).collect();
-        let linear = refit(&normal, &check.normal(), &weights);
+        let linear = refit(&normal, &check_normal, &weights);
         if heard.act == Act::Identity || places < PLACES * features {
             let linear = linear?;
             return Some(Refit { change: all_normal.solve(linear.ridge)?, ..linear });
         }
-        let beyond = |samples, at: &[usize]| {
-            let wanted = heard.of(theirs.of(origin), at);
-            let more: Option<Vec<f32>> =
-                beside.as_ref().map(|beside| at.iter().flat_map(|&p| beside.view().pixel(p).to_vec()).collect());
-            Beyond::new(samples, heard.act, wanted, more.as_deref(), &heard.scale)
-        };
-        let fit = Part { heard: beyond(&fit, &fit_at), normal: &normal };
-        let all = Part { heard: beyond(&all, &all_at), normal: &all_normal };
-        beyond::refit(&fit, &beyond(&check, &check_at), &all, linear, &heard.scale)
+        let wanted = heard.of(theirs.of(origin), &at);
+        let all = Beyond::new(all, heard.act, wanted, beside.as_deref(), &heard.scale);
+        let fit = Part { heard: all.part(fit), normal: &normal };
+        let check = all.part(check);
+        beyond::refit(&fit, &check, &Part { heard: all.part(0..at.len()), normal: &all_normal }, linear, &heard.scale)
     }
 
-    /// What the slim detector's map beside lacks of the dense one's, where there is one still.
-    fn lacking_beside(&self, slim: &Graph, beside: Beside, theirs: &Maps, ours: &Maps) -> Option<Map> {
+    /// What the slim detector's map beside lacks of the dense one's at those positions (S, O), where there is one still.
+    fn lacking_beside(
+        &self,
+        slim: &Graph,
+        beside: Beside,
+        theirs: &Maps,
+        ours: &Maps,
+        at: &[usize],
+    ) -> Option<Vec<f32>> {
         let add = self.kept.nodes.binary_search(&beside.add).ok()?;
         let other = slim.nodes[add].inputs[beside.operand];
         let dense = self.dense.nodes[beside.add].inputs[beside.operand];
-        Some(lacking(theirs.of(dense), ours.of(other), &self.kept.channels[other]))
+        let kept = &self.kept.channels[other];
+        Some(lacking(theirs.of(dense), ours.of(other), kept, &vec![0.0; kept.len()], at))
     }
 }
 
@@ -247,10 +251,10 @@ impl<'a> Heard<'a> {
         Self { kept, scale, shift, act, beside }
     }
 
-    /// Adds what a map beside lacks, in units of what comes after BatchNorm, to what the convolution's outputs do.
-    fn add(&self, lacking: &Map, missing: &mut Map) {
+    /// Adds what a map beside lacks (S, O), in units of what comes after BatchNorm, to what the convolution's outputs do.
+    fn add(&self, lacking: &[f32], missing: &mut [f32]) {
         let channels = self.kept.len();
-        missing.data.par_chunks_mut(channels).zip(lacking.data.par_chunks(channels)).for_each(|(to, lacking)| {
+        missing.par_chunks_mut(channels).zip(lacking.par_chunks(channels)).for_each(|(to, lacking)| {
             // An output that BatchNorm silences adds nothing.
             for ((to, lacking), &scale) in
                 to.iter_mut().zip(lacking).zip(&self.scale).filter(|(_, scale)| **scale != 0.0)
@@ -283,9 +287,16 @@ fn said(head: &Head, input: usize) -> Act {
     if probabilities { Act::Sigmoid } else { Act::Identity }
 }
 
-/// What the outputs of a convolution of the slim one of two graphs lack of those of the dense one, both less the mean their BatchNorm
-/// subtracts. Graphs and nodes are the dense one's and the slim one's.
-fn missing(graphs: [&Graph; 2], [theirs_id, id]: [NodeId; 2], kept: &[usize], theirs: &Maps, ours: &Maps) -> Map {
+/// What the outputs of a convolution of the slim one of two graphs lack of those of the dense one at those positions (S, O), both less
+/// the mean their BatchNorm subtracts. Graphs and nodes are the dense one's and the slim one's.
+fn missing(
+    graphs: [&Graph; 2],
+    [theirs_id, id]: [NodeId; 2],
+    kept: &[usize],
+    theirs: &Maps,
+    ours: &Maps,
+    at: &[usize],
+) -> Vec<f32> {
     let mean = |graph: &Graph, id: NodeId| match norm_after(graph, id).map(|norm| &graph.nodes[norm].op) {
         Some(Op::BatchNorm(bn)) => Some(bn.mean.clone()),
         _ => None,
@@ -295,20 +306,17 @@ fn missing(graphs: [&Graph; 2], [theirs_id, id]: [NodeId; 2], kept: &[usize], th
         (Some(own), Some(other)) => own.iter().zip(kept).map(|(own, &k)| own - other[k]).collect(),
         _ => vec![0.0; kept.len()],
     };
-    let mut map = lacking(theirs.of(theirs_id), ours.of(id), kept);
-    map.data.par_chunks_mut(kept.len()).for_each(|to| to.iter_mut().zip(&shift).for_each(|(to, shift)| *to += shift));
-    map
+    lacking(theirs.of(theirs_id), ours.of(id), kept, &shift, at)
 }
 
-/// What `ours` lacks of those channels of `theirs` that it has.
-fn lacking(theirs: View, ours: View, kept: &[usize]) -> Map {
-    let l = ours.layout;
-    let mut map = Map::new(Layout::dense(l.n, l.h, l.w, kept.len()));
-    map.data.par_chunks_mut(kept.len()).enumerate().for_each(|(p, to)| {
+/// (S, O): what `ours` lacks of those channels of `theirs` that it has, and `shift` (O) more, at positions `at`.
+fn lacking(theirs: View, ours: View, kept: &[usize], shift: &[f32], at: &[usize]) -> Vec<f32> {
+    let mut lacking = vec![0.0; at.len() * kept.len()];
+    lacking.par_chunks_mut(kept.len()).zip(at).for_each(|(to, &p)| {
         let (y, z) = (ours.pixel(p), theirs.pixel(p));
-        to.iter_mut().enumerate().for_each(|(c, to)| *to = z[kept[c]] - y[c]);
+        to.iter_mut().enumerate().for_each(|(c, to)| *to = z[kept[c]] - y[c] + shift[c]);
     });
-    map
+    lacking
 }
 
 /// Adds `change` (O, features, the last of which is 1) to the weights and whatever bias the convolution has.
