@@ -186,16 +186,21 @@ fn what_is_equal_is_left_alone() {
 }
 
 #[test]
-fn three_images_are_too_few_to_judge_by() {
+fn one_image_is_too_few_to_judge_by_and_two_are_not() {
     let dense = with_copies();
     let kept = Kept::all(&dense).expect("shapes");
     let mut other = dense.clone();
     if let Op::Conv(conv) = &mut other.nodes[3].op {
         conv.weight.data[0] += 1.0;
     }
-    let on = Images { data: vec![90; 3 * 16 * 16 * 3], n: 3 };
-    let job = job(&dense, &other, &kept, &on, 16);
-    assert_eq!(job.run(|_| {}).expect("runs"), (other.clone(), vec![]));
+    let mut rng = ChaCha8Rng::seed_from_u64(8);
+    let mut refit = |n: usize| {
+        let on = Images { data: (0..n * 16 * 16 * 3).map(|_| rng.random()).collect(), n };
+        job(&dense, &other, &kept, &on, 16).run(|_| {}).expect("runs")
+    };
+    assert_eq!(refit(1), (other.clone(), vec![]));
+    let (_, refitted) = refit(2);
+    assert!(refitted.len() == 1 && refitted[0].left < 0.05, "{refitted:?}");
 }
 
 #[test]

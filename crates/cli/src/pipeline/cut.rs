@@ -185,14 +185,18 @@ impl<'a> Calibration<'a> {
         };
         let (graph, refitted) = job.run(|done| bar.set_position(done as u64))?;
         bar.finish_and_clear();
-        let left = refitted.iter().map(|r| r.left).sum::<f64>() / refitted.len().max(1) as f64;
-        ui::note(format_args!(
-            "Refitted {} convolutions to the dense detector's maps on {} images and their mirrors; {:.0} % of what was missing on held-out \
-             images is left on average",
-            refitted.len(),
-            images.n,
-            100.0 * left
-        ));
+        let images = images.n;
+        match refitted.len() {
+            0 => ui::note(format_args!("No convolution was refitted on {images} images: too few, or nothing to mend")),
+            count => {
+                let left = refitted.iter().map(|r| r.left).sum::<f64>() / count as f64;
+                ui::note(format_args!(
+                    "Refitted {count} convolutions to the dense detector's maps on {images} images and their mirrors; \
+                     {:.0} % of what was missing on held-out images is left on average",
+                    100.0 * left
+                ));
+            }
+        }
         self.rebase(&graph)
     }
 

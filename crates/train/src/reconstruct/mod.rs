@@ -28,7 +28,7 @@ use beyond::{Beyond, Part};
 /// Images that are worth showing it, and their mirrors: more take longer and teach it little.
 pub const IMAGES: usize = 256;
 
-/// One image in this many, and its mirror, only judges what the others fit.
+/// One image in this many, or in all where there are fewer, and its mirror, only judges what the others fit.
 const HELD_OUT: usize = 4;
 
 /// Places to fit at, for each feature, below which fitting stops at the linear solution: what goes beyond follows the few samples
@@ -139,11 +139,12 @@ impl Reconstruction<'_> {
         let origin = self.kept.nodes[id];
         let kept = &self.kept.channels[id];
         let heard = Heard::behind(self.dense, origin, kept);
+        let held_out = HELD_OUT.min(self.images.n);
         // A mirror is on the side of its image.
         let (check, fit): (Vec<usize>, Vec<usize>) =
-            (0..theirs.n()).partition(|view| view % self.images.n % HELD_OUT == HELD_OUT - 1);
-        // Too few images to spare one: nothing would tell a good change from a bad one.
-        if check.is_empty() {
+            (0..theirs.n()).partition(|view| view % self.images.n % held_out == held_out - 1);
+        // One image cannot be spared: nothing would tell a good change from a bad one.
+        if check.is_empty() || fit.is_empty() {
             return None;
         }
         let Op::Conv(conv) = &slim.nodes[id].op else { return None };
