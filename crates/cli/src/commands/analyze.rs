@@ -29,7 +29,7 @@ pub fn run(args: &Analyze) -> miette::Result<Exit> {
     let score = |graph: &graph::Graph| judge.score(graph, &mut Quiet).map(|map| map.map50_95);
 
     let coupling = Coupling::of(&model)?;
-    let measured = calibration.measured(&model, &coupling)?;
+    let statistics = calibration.statistics(&model, &coupling)?;
     let whole = cost::total(&model, [imgsz; 2])?;
     let dense = score(&model)?;
     let free: Vec<usize> = (0..coupling.sets.len())
@@ -43,7 +43,7 @@ pub fn run(args: &Analyze) -> miette::Result<Exit> {
     for set in free {
         let channels = coupling.sets[set].classes.len();
         let count = ((args.rate * channels as f64).round() as usize).max(1);
-        let plan = similarity::plan_set(&model, &coupling, &measured.statistics, &Similarity::default(), set, count)?;
+        let plan = similarity::plan_set(&model, &coupling, &statistics, &Similarity::default(), set, count)?;
         let slim = surgery::apply(&model, &plan)?;
         let left = cost::total(&slim, [imgsz; 2])?;
         let members = &coupling.classes[coupling.sets[set].classes[0]].members;

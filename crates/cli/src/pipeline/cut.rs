@@ -1,7 +1,7 @@
 //! The two cuts: stage 1 by importance, stage 2 by similarity, both towards one budget.
 
 use std::cell::RefCell;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use data::{Augment, Batch, Dataset, Item, Loader, LoaderConfig, Mode};
 use graph::Graph;
@@ -33,15 +33,17 @@ pub struct Calibration<'a> {
     /// How many images at most, spread evenly over the split: datasets often come sorted.
     pub images: usize,
     pub seed: u64,
-    /// What was measured last: a search for the largest cut asks for it time and again, and reconstruction once more.
-    measured: RefCell<Option<Rc<Measured>>>,
+    /// What was measured last: reconstruction asks where the detector minds what stage 2 has asked for, a search for the largest cut
+    /// asks for all of it time and again.
+    measured: RefCell<Option<Measured>>,
 }
 
 /// What images tell of a detector.
-pub struct Measured {
+struct Measured {
     graph: Graph,
-    pub statistics: Statistics,
-    focus: Focus,
+    /// Gigabytes of them where a detector is large: there for as long as somebody holds them.
+    statistics: Weak<Statistics>,
+    focus: Rc<Focus>,
 }
 
 impl<'a> Calibration<'a> {
@@ -112,18 +114,25 @@ impl<'a> Calibration<'a> {
 
     /// Channel statistics of the tensors stage 2 looks at, over whole images: what the detector meets in use. Where its answers can
     /// be probed, positions count by how much those mind them, and where that is goes with them.
-    pub fn measured(&self, graph: &Graph, coupling: &Coupling) -> miette::Result<Rc<Measured>> {
-        if let Some(measured) = self.last_measured(graph) {
-            return Ok(measured);
+    pub fn statistics(&self, graph: &Graph, coupling: &Coupling) -> miette::Result<Rc<Statistics>> {
+        if let Some(known) = self.known(graph, |measured| measured.statistics.upgrade()) {
+            return Ok(known);
         }
         let (statistics, focus) = self.measure(graph, coupling)?;
-        let measured = Rc::new(Measured { graph: graph.clone(), statistics, focus });
-        self.measured.replace(Some(Rc::clone(&measured)));
-        Ok(measured)
+        let (statistics, focus) = (Rc::new(statistics), Rc::new(focus));
+        let measured = Measured { graph: graph.clone(), statistics: Rc::downgrade(&statistics), focus };
+        self.measured.replace(Some(measured));
+        Ok(statistics)
     }
 
-    fn last_measured(&self, graph: &Graph) -> Option<Rc<Measured>> {
-        self.measured.borrow().clone().filter(|measured| measured.graph == *graph)
+    /// What is still known of `graph`.
+    fn known<T>(&self, graph: &Graph, what: impl FnOnce(&Measured) -> Option<T>) -> Option<T> {
+        self.measured.borrow().as_ref().filter(|measured| measured.graph == *graph).and_then(what)
+    }
+
+    /// Lets go of what was measured.
+    pub fn forget(&self) {
+        self.measured.take();
     }
 
     fn measure(&self, graph: &Graph, coupling: &Coupling) -> miette::Result<(Statistics, Focus)> {
@@ -167,12 +176,11 @@ impl<'a> Calibration<'a> {
     pub fn reconstruct(&self, dense: &Graph, plans: &[Plan], slim: &Graph) -> miette::Result<Graph> {
         let kept = trace(dense, plans)?;
         let images = self.for_reconstruction(dense)?;
-        let measured = self.last_measured(dense);
-        let anew = match (&measured, is_probed(dense)) {
-            (None, true) => calibrate::focus(dense, [self.imgsz; 2], &images)?,
-            _ => Focus::new(),
+        let focus = match self.known(dense, |measured| Some(Rc::clone(&measured.focus))) {
+            Some(known) => known,
+            None if is_probed(dense) => Rc::new(calibrate::focus(dense, [self.imgsz; 2], &images)?),
+            None => Rc::default(),
         };
-        let focus = measured.as_ref().map_or(&anew, |measured| &measured.focus);
         let bar = ui::bar("Reconstructing", slim.nodes.len(), "nodes");
         let job = Reconstruction {
             dense,
@@ -181,7 +189,7 @@ impl<'a> Calibration<'a> {
             images: &images,
             imgsz: [self.imgsz; 2],
             seed: self.seed,
-            focus,
+            focus: &focus,
         };
         let (graph, refitted) = job.run(|done| bar.set_position(done as u64))?;
         bar.finish_and_clear();
@@ -283,8 +291,8 @@ pub fn by_similarity<'a>(
     calibration: &Calibration,
 ) -> miette::Result<impl Fn(&Target) -> miette::Result<Plan> + use<'a>> {
     let coupling = Coupling::of(graph)?;
-    let measured = calibration.measured(graph, &coupling)?;
-    Ok(move |target: &Target| Ok(similarity::plan(graph, &coupling, &measured.statistics, settings, target)?))
+    let statistics = calibration.statistics(graph, &coupling)?;
+    Ok(move |target: &Target| Ok(similarity::plan(graph, &coupling, &statistics, settings, target)?))
 }
 
 /// What to cut, and how both stages share the work.
@@ -397,6 +405,26 @@ mod tests {
     }
 
     #[test]
+    fn what_somebody_holds_is_not_measured_again() -> miette::Result<()> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = SynthConfig { train: 4, val: 1, test: 1, size: 32, seed: 1 };
+        let dataset = data::open(&synth::write(folder.path(), &config)?, &data::OpenOptions::default())?;
+        let detector = |seed| {
+            let names = dataset.names.clone();
+            graph::build::Yolov5 { names, imgsz: 32, width: 0.25, depth: 0.33, seed }.build()
+        };
+        let (one, other) = (detector(1)?, detector(2)?);
+        let coupling = Coupling::of(&one)?;
+        let calibration = Calibration::new(&dataset, 32, usize::MAX, 0);
+        let first = calibration.statistics(&one, &coupling)?;
+        assert!(Rc::ptr_eq(&first, &calibration.statistics(&one, &coupling)?));
+        assert_ne!(first, calibration.statistics(&other, &coupling)?, "of another detector");
+        assert!(calibration.known(&other, |measured| measured.statistics.upgrade()).is_none(), "nobody holds them");
+        assert_eq!(first, calibration.statistics(&one, &coupling)?, "the same images in the same order");
+        Ok(())
+    }
+
+    #[test]
     fn what_is_reconstructed_has_the_statistics_that_training_will_find() -> miette::Result<()> {
         let folder = tempfile::tempdir().expect("a folder");
         let config = SynthConfig { train: 12, val: 1, test: 1, size: 64, seed: 1 };
@@ -410,6 +438,9 @@ mod tests {
         let outcome = cut.at_once(&dense, &mut Goal::new(&budget, &dense, None)?, Some(&calibration))?;
 
         let slim = calibration.reconstruct(&dense, &outcome.plans, &outcome.slim)?;
+        calibration.forget();
+        let again = calibration.reconstruct(&dense, &outcome.plans, &outcome.slim)?;
+        assert_eq!(slim, again, "a resumed run measures anew where the detector minds");
         let fresh = calibration.recalibrate(&slim, Augment::default(), 1)?;
         // Of the same images the first BatchNorm finds the same; later ones read what the ones before make of them, batch by batch.
         let first = |graph: &Graph| {

@@ -139,6 +139,9 @@ impl<'a> Pipeline<'a> {
             let before = rows.first().map_or(f64::NAN, |stage| stage.row.map50_95);
             Trials { dense: before, trials: vec![] }
         };
+        // Each trial looks at the detector anew unless somebody holds what was found.
+        let all_by_similarity = recipe.similarity_share >= 1.0;
+        let _kept = all_by_similarity.then(|| self.calibration.statistics(dense, &Coupling::of(dense)?)).transpose()?;
         let cut = |macs: f64| {
             let budget = Budget { macs: Some(macs), ..Budget::default() };
             let mut goal = Goal::new(&budget, dense, None)?;

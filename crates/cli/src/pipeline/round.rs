@@ -154,6 +154,8 @@ impl Cutter<'_> {
         if recipe.reconstruct {
             slim = self.stage(round, "reconstructed", || pipeline.calibration.reconstruct(whole, plans, &slim))?;
         }
+        // Healing needs the memory.
+        pipeline.calibration.forget();
         if recipe.restart {
             slim = self.stage(round, "restarted", || Ok(graph::build::restarted(&slim, recipe.seed)?))?;
         }
