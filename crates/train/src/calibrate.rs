@@ -62,7 +62,7 @@ const IMAGES_FOR_TAPS: usize = 256;
 
 /// The same with every position weighed by how much an error in what is read there is minded: most of an image is background, and
 /// channels that agree there need not agree on an object. And the statistics of all that a convolution of several taps reads, at places
-/// drawn likewise; what the answers mind, as [`sensitivity`]; and where, in the first [`reconstruct::IMAGES`].
+/// drawn likewise; and where errors are minded, in the first [`reconstruct::IMAGES`].
 ///
 /// # Errors
 /// As [`sensitivity`].
@@ -77,14 +77,12 @@ pub fn focused_statistics<E: From<graph::Error>>(
     let [mut by_node, mut by_reader] = [ByNode::new(), ByNode::new()];
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let nodes = observed(graph, coupling);
-    let mut minds = Minds::default();
-    let mut whole = Focus::new();
+    let (mut whole, mut seen) = (Focus::new(), 0);
     for batch in batches {
         let batch = batch?;
         let mut focus = Focus::new();
         probes.run(&batch.data, batch.n, |node, dy| {
             focus.insert(node, squares(dy));
-            minds.add(node, dy);
         })?;
         infer.run_observed(&batch.data, batch.n, |node, map| {
             if !nodes.contains(&node) {
@@ -97,13 +95,13 @@ pub fn focused_statistics<E: From<graph::Error>>(
                 count(&mut by_reader, id, taps(conv, map, focus, &mut rng));
             }
         })?;
-        if minds.images < reconstruct::IMAGES {
+        if seen < reconstruct::IMAGES {
             focus.into_iter().for_each(|(node, f)| whole.entry(node).or_default().extend(f));
         }
-        minds.images += batch.n;
+        seen += batch.n;
     }
-    let statistics = Statistics { by_node: finish(by_node), by_reader: finish(by_reader), sensitivity: minds.finish() };
-    Ok((statistics, whole))
+    let sums = Statistics { by_node: finish(by_node), by_reader: finish(by_reader), ..Statistics::default() };
+    Ok((sums, whole))
 }
 
 /// Whether a dense convolution has several taps that can be looked at together.
@@ -188,35 +186,21 @@ pub fn sensitivity<E: From<graph::Error>>(
     imgsz: [usize; 2],
     batches: impl Iterator<Item = std::result::Result<Images, E>>,
 ) -> std::result::Result<Sensitivity, E> {
-    let mut minds = Minds::default();
+    let mut outputs: BTreeMap<NodeId, Vec<f64>> = BTreeMap::new();
+    let mut images = 0;
     let mut probes = Probes::new(graph, imgsz)?;
     for batch in batches {
         let batch = batch?;
-        probes.run(&batch.data, batch.n, |node, dy| minds.add(node, dy))?;
-        minds.images += batch.n;
+        probes.run(&batch.data, batch.n, |node, dy| {
+            let sum = outputs.entry(node).or_insert_with(|| vec![0.0; dy.layout.c]);
+            for p in 0..dy.layout.pixels() {
+                sum.iter_mut().zip(dy.pixel(p)).for_each(|(s, d)| *s += f64::from(*d) * f64::from(*d));
+            }
+        })?;
+        images += batch.n;
     }
-    Ok(minds.finish())
-}
-
-/// Sums of squared gradients of every output of every convolution.
-#[derive(Default)]
-struct Minds {
-    outputs: BTreeMap<NodeId, Vec<f64>>,
-    images: usize,
-}
-
-impl Minds {
-    fn add(&mut self, node: NodeId, dy: View) {
-        let sum = self.outputs.entry(node).or_insert_with(|| vec![0.0; dy.layout.c]);
-        for p in 0..dy.layout.pixels() {
-            sum.iter_mut().zip(dy.pixel(p)).for_each(|(s, d)| *s += f64::from(*d) * f64::from(*d));
-        }
-    }
-
-    fn finish(mut self) -> Sensitivity {
-        self.outputs.values_mut().flatten().for_each(|s| *s /= self.images.max(1) as f64);
-        Sensitivity { outputs: self.outputs, gates: BTreeMap::new() }
-    }
+    outputs.values_mut().flatten().for_each(|s| *s /= images.max(1) as f64);
+    Ok(Sensitivity { outputs, gates: BTreeMap::new() })
 }
 
 /// What the detection loss minds of a factor on each BatchNorm's outputs, by the labels of `batches`; see [`Sensitivity::gates`].
