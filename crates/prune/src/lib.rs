@@ -34,7 +34,7 @@ pub use coupling::{Class, ClassId, Coupling, Pin, Set, Site};
 pub use error::{Error, Result};
 pub use importance::{Aggregate, Criterion, Fill, Importance};
 pub use latency::Latency;
-pub use linalg::Cholesky;
+pub use linalg::{Cholesky, mirror};
 pub use plan::{Compensation, Layer, Plan, Removal, Row, Shortcut, Stop};
 pub use refit::{LEAST_GAIN, Normal, Refit, refit};
 pub use sensitivity::Sensitivity;

@@ -70,11 +70,16 @@ impl Cholesky {
                 b[i..j].iter_mut().zip(&r[i..]).for_each(|(b, l)| *b -= l * x);
             }
         });
-        for i in 0..n {
-            let (above, rest) = inverse.split_at_mut(i * n);
-            rest[..i].iter_mut().enumerate().for_each(|(j, v)| *v = above[j * n + i]);
-        }
+        mirror(&mut inverse, n);
         inverse
+    }
+}
+
+/// Copies what a matrix of that width has right of its diagonal to the left.
+pub fn mirror(upper: &mut [f64], width: usize) {
+    for i in 0..width {
+        let (above, rest) = upper.split_at_mut(i * width);
+        rest[..i].iter_mut().enumerate().for_each(|(j, v)| *v = above[j * width + i]);
     }
 }
 

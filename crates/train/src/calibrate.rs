@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use graph::{Conv, Graph, Head, NodeId, Op};
 use kernels::{ConvShape, Layout, View, ViewMut};
-use prune::{ChannelStats, Coupling, Sensitivity, Statistics, dense_readers, observed};
+use prune::{ChannelStats, Coupling, Sensitivity, Statistics, dense_readers, mirror, observed};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -253,8 +253,8 @@ pub fn focus(graph: &Graph, imgsz: [usize; 2], images: &Images) -> Result<Focus>
     Ok(focus)
 }
 
-/// Images that [`focus`] looks at together: a batch of training.
-const PROBED: usize = 16;
+/// Images that [`focus`] looks at together: a batch of training. Who shows [`focused_statistics`] as many at a time finds the same.
+pub const PROBED: usize = 16;
 
 /// The square of every pixel, summed over channels.
 fn squares(map: View) -> Vec<f32> {
@@ -296,7 +296,7 @@ impl Moments {
 
     fn finish(mut self) -> ChannelStats {
         let features = self.shift.len();
-        samples::mirror(&mut self.upper, features + 1);
+        mirror(&mut self.upper, features + 1);
         let mut rows = self.upper.chunks(features + 1).map(|row| &row[..features]);
         let products: Vec<f64> = rows.by_ref().take(features).flatten().copied().collect();
         let mut stats = ChannelStats::from_sums(self.count, rows.next().unwrap_or_default(), &products);

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use graph::{Act, Conv};
 use kernels::{ConvShape, Epilogue, Layout, Packed, View, ViewMut};
-use prune::Normal;
+use prune::{Normal, mirror};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -94,14 +94,6 @@ pub(crate) fn read(conv: &Conv, x: View, plane: [usize; 2], positions: &[usize])
         read[features - 1] = 1.0;
     });
     read
-}
-
-/// Copies what a matrix of that width has right of its diagonal to the left.
-pub(crate) fn mirror(upper: &mut [f64], width: usize) {
-    for i in 0..width {
-        let (above, rest) = upper.split_at_mut(i * width);
-        rest[..i].iter_mut().enumerate().for_each(|(j, v)| *v = above[j * width + i]);
-    }
 }
 
 /// Features that [`Samples::add_gram`] works on together.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use data::Dataset;
 use graph::Graph;
 use graph::format::save;
-use prune::{Budget, Coupling, Importance, Limits, Similarity};
+use prune::{Budget, Importance, Limits, Similarity};
 use train::unfold;
 
 use crate::args::Prune;
@@ -119,11 +119,7 @@ impl Job<'_> {
         let judge = Judge::new(dataset, "val", self.model.meta.imgsz[0], self.model.meta.family)?;
         let score = |graph: &Graph| judge.score(graph, &mut Counter::default()).map(|map| map.map50_95);
         let known = Trials { dense: score(self.model)?, trials: vec![] };
-        // Each trial looks at the detector anew unless somebody holds what was found.
-        let calibration = self.calibration.filter(|_| self.share >= 1.0);
-        let _kept = calibration
-            .map(|calibration| calibration.statistics(self.model, &Coupling::of(self.model)?))
-            .transpose()?;
+        let _held = self.cut().hold(self.model, self.calibration)?;
         let cut = |macs: f64| {
             let budget = Budget { macs: Some(macs), ..Budget::default() };
             let mut goal = Goal::new(&budget, self.model, None)?;

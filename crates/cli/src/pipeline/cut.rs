@@ -75,8 +75,13 @@ impl<'a> Calibration<'a> {
     }
 
     fn loader_of(&self, items: &[Item], mode: Mode) -> miette::Result<Loader> {
-        let config =
-            LoaderConfig { size: self.imgsz as u32, batch: 16, mode, seed: self.seed, ..LoaderConfig::default() };
+        let config = LoaderConfig {
+            size: self.imgsz as u32,
+            batch: calibrate::PROBED,
+            mode,
+            seed: self.seed,
+            ..LoaderConfig::default()
+        };
         Ok(Loader::new(items, config)?)
     }
 
@@ -310,6 +315,13 @@ pub struct Outcome {
 }
 
 impl Cut<'_> {
+    /// What several cuts of `model` need to know of it, for as long as it is held: otherwise each of them looks anew.
+    pub fn hold(&self, model: &Graph, calibration: Option<&Calibration>) -> miette::Result<Option<Rc<Statistics>>> {
+        // Where stage 1 comes first, stage 2 meets another detector each time.
+        let calibration = calibration.filter(|_| self.similarity_share >= 1.0);
+        calibration.map(|calibration| calibration.statistics(model, &Coupling::of(model)?)).transpose()
+    }
+
     /// Plans and carries out both stages at once; stage 2 only where it has a share, which needs `calibration`.
     ///
     /// # Errors

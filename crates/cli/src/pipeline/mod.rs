@@ -139,17 +139,15 @@ impl<'a> Pipeline<'a> {
             let before = rows.first().map_or(f64::NAN, |stage| stage.row.map50_95);
             Trials { dense: before, trials: vec![] }
         };
-        // Each trial looks at the detector anew unless somebody holds what was found.
-        let all_by_similarity = recipe.similarity_share >= 1.0;
-        let _kept = all_by_similarity.then(|| self.calibration.statistics(dense, &Coupling::of(dense)?)).transpose()?;
-        let cut = |macs: f64| {
+        let cut = Cut {
+            importance: &recipe.importance,
+            similarity: &recipe.similarity,
+            similarity_share: recipe.similarity_share,
+        };
+        let _held = cut.hold(dense, Some(&self.calibration))?;
+        let trial = |macs: f64| {
             let budget = Budget { macs: Some(macs), ..Budget::default() };
             let mut goal = Goal::new(&budget, dense, None)?;
-            let cut = Cut {
-                importance: &recipe.importance,
-                similarity: &recipe.similarity,
-                similarity_share: recipe.similarity_share,
-            };
             let outcome = cut.towards(dense, &mut goal, Some(&self.calibration))?;
             if !goal.met(&outcome.slim)? {
                 return Ok(None);
@@ -160,7 +158,7 @@ impl<'a> Pipeline<'a> {
             };
             Ok(Some(self.judges[0].score(&slim, &mut Counter::default())?.map50_95))
         };
-        search(max_drop, known, cut, |trials| runs::write_json(&file, trials))
+        search(max_drop, known, trial, |trials| runs::write_json(&file, trials))
     }
 
     /// Sparse training towards the share of channels that stage 1 will remove, judged with fresh statistics: moving

@@ -261,8 +261,14 @@ fn step_backward(
             let Op::BatchNorm(b) = &saved.graph.nodes[*bn].op else { unreachable!("planned as BatchNorm") };
             let Some((mean, inv_std)) = &saved.batch_norm[*bn] else { unreachable!("its forward step has run") };
             let affine = BnAct { mean, inv_std, gamma: &b.gamma, beta: &b.beta, act: *act };
-            let mut unwanted = vec![vec![0.0; b.gamma.len()]; 2];
-            let by_weight = gradients.map_or(&mut unwanted, |gradients| &mut gradients.by_node[*bn]);
+            let mut unwanted;
+            let by_weight = match gradients {
+                Some(gradients) => &mut gradients.by_node[*bn],
+                None => {
+                    unwanted = vec![vec![0.0; b.gamma.len()]; 2];
+                    &mut unwanted
+                }
+            };
             let [dgamma, dbeta] = &mut by_weight[..] else { unreachable!("BatchNorm has two weights") };
             clock.time(Work::NormBackward, 0, || {
                 flow.write_or_add(pool, from(0), |dx| kernels::bn_act_backward(x(0), dy, &affine, dx, dgamma, dbeta));
