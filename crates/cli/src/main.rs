@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done; 1 the command failed; 2 the arguments make no sense; 3 a check found problems (`data check`).
 
+mod answers;
 mod args;
 mod commands;
 mod detector;

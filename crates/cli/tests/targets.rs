@@ -28,7 +28,7 @@ fn targets_that_make_no_sense_are_refused_before_any_work() {
         ("--latency 0ms", time),
         ("--max-drop 2", "not a share between 0 and 1"),
         ("--max-drop 0.02 --macs 0.5", "'--max-drop <DROP>' cannot be used with '--macs <SHARE>'"),
-        ("--max-drop 0.02", "`--max-drop` measures mAP on labelled images\nhint: give `--data`"),
+        ("--max-drop 0.02", "`--max-drop` measures mAP on images\nhint: give `--data`"),
         ("--macs 0.5 --multiple 0", "neither `auto` nor a whole number of at least 1"),
     ];
     for (args, wanted) in cases {

@@ -137,7 +137,8 @@ pub struct Compress {
     /// Weights of a Darknet .cfg [default: the .weights beside it]
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
-    /// Dataset: data.yaml, COCO JSON, or a folder that holds one of them or Pascal VOC annotations
+    /// Dataset: data.yaml, COCO JSON, or a folder that holds one of them or Pascal VOC annotations; or any folder of images, without
+    /// labels: what the detector finds there stands in for them
     #[arg(long, short, value_name = "PATH")]
     pub data: Option<PathBuf>,
     #[command(flatten)]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use graph::Graph;
 use train::loss::Criterion;
 
+use crate::answers;
 use crate::args::{Compress, Optimizer, load_to_train};
 use crate::commands::prune::show;
 use crate::commands::train::recipe as training;
@@ -26,9 +27,16 @@ pub fn run(args: &Compress) -> miette::Result<Exit> {
     };
     budgeted(&recipe)?;
     let model = load_to_train(&recipe.model, recipe.weights.as_deref())?;
-    let dataset = recipe.dataset()?;
+    let bare = recipe.has_no_labels();
+    let mut dataset = match bare {
+        true => data::unlabelled(&recipe.data, &model.meta.names)?,
+        false => recipe.dataset()?,
+    };
     tell_skipped(&dataset);
     let mut recipe = fitted(recipe, &model, &dataset.names)?;
+    if bare {
+        dataset = answers::label(&dataset, &model, recipe.heal.imgsz)?;
+    }
     // A recipe that was written down says how often.
     if resumed.is_none() && args.recipe.is_none() {
         recipe.step_often(dataset.split("train")?.items.len());

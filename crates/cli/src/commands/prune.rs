@@ -9,6 +9,7 @@ use graph::format::save;
 use prune::{Budget, Importance, Limits, Similarity};
 use train::unfold;
 
+use crate::answers;
 use crate::args::Prune;
 use crate::detector::image_size;
 use crate::exit::{Error, Exit};
@@ -25,7 +26,7 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
         return Err(Error::usage("no budget was given", "say how much to keep, such as `--macs 0.5`"));
     }
     if args.budget.max_drop.is_some() && args.data.is_none() {
-        return Err(Error::usage("`--max-drop` measures mAP on labelled images", "give `--data`"));
+        return Err(Error::usage("`--max-drop` measures mAP on images", "give `--data`"));
     }
     let mut model = args.model.load()?;
     model.meta.imgsz = [image_size(&model, args.imgsz)?; 2];
@@ -65,8 +66,13 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
         calibration: calibration.as_ref(),
     };
     let mut budget = args.budget.budget();
-    if let (Some(max_drop), Some(dataset)) = (args.budget.max_drop, &dataset) {
-        budget.macs = Some(job.largest_cut(dataset, max_drop)?);
+    if let (Some(max_drop), Some(dataset), Some(path)) = (args.budget.max_drop, &dataset, &args.data) {
+        // A drop is seen by labels.
+        let judged_by = match answers::is_bare(path, args.form.options().format) {
+            true => &answers::label(dataset, &model, imgsz)?,
+            false => dataset,
+        };
+        budget.macs = Some(job.largest_cut(judged_by, max_drop)?);
     }
     let mut goal = Goal::new(&budget, &model, speed.map(|s| Arc::new(s.latency)))?;
     let outcome = job.cut().at_once(&model, &mut goal, calibration.as_ref())?;
@@ -80,11 +86,10 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// The images at `path`: a dataset, or any folder of images, for the cut looks at no labels. A drop does.
+/// The images at `path`: a dataset, or any folder of images, for the cut looks at no labels.
 fn images(path: &Path, args: &Prune, model: &Graph) -> miette::Result<Dataset> {
     let options = args.form.options();
-    let bare = path.is_dir() && options.format.is_none() && data::recognise(path).is_none();
-    match bare && args.budget.max_drop.is_none() {
+    match answers::is_bare(path, options.format) {
         true => Ok(data::unlabelled(path, &model.meta.names)?),
         false => Ok(data::open(path, &options)?),
     }

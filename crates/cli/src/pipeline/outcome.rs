@@ -51,6 +51,7 @@ impl Pipeline<'_> {
         let summary = Summary {
             model: recipe.model.display().to_string(),
             data: recipe.data.display().to_string(),
+            agreement: recipe.has_no_labels(),
             split: "val".into(),
             imgsz: recipe.heal.imgsz,
             seed: recipe.seed,

@@ -7,6 +7,7 @@ use prune::{Budget, Criterion, Importance, Similarity};
 use serde::{Deserialize, Serialize};
 use train::TrainConfig;
 
+use crate::answers;
 use crate::exit::Error;
 use crate::speed::Speed;
 
@@ -23,6 +24,7 @@ pub struct Recipe {
     pub model: PathBuf,
     /// Weights of a Darknet `.cfg`.
     pub weights: Option<PathBuf>,
+    /// A dataset, or any folder of images, which the detector itself then labels.
     pub data: PathBuf,
     /// Form of the dataset's labels, where its path does not say.
     pub data_format: Option<data::Format>,
@@ -96,6 +98,11 @@ impl Recipe {
             let what = format!("`{}` is no recipe: {}", path.display(), e.to_string().trim());
             Error::failed(what, "a run writes a complete recipe.toml into its folder; start from one of those")
         })
+    }
+
+    /// Whether the data are images alone.
+    pub fn has_no_labels(&self) -> bool {
+        answers::is_bare(&self.data, self.data_format)
     }
 
     /// Reads the dataset.

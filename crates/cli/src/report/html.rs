@@ -13,8 +13,10 @@ use crate::ui;
 pub fn render(data: &ReportData) -> String {
     let summary = &data.summary;
     let title = escape(&summary.model);
+    let labels =
+        if summary.agreement { " · no labels: mAP is agreement with the detector the run started from" } else { "" };
     let lead = format!(
-        "{} · split <code>{}</code> · {px}×{px} px · seed {}",
+        "{} · split <code>{}</code> · {px}×{px} px · seed {}{labels}",
         escape(&summary.data),
         escape(&summary.split),
         summary.seed,

@@ -50,6 +50,9 @@ pub struct Summary {
     /// The file the run started from.
     pub model: String,
     pub data: String,
+    /// The data have no labels: mAP is agreement with the detector the run started from.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub agreement: bool,
     /// The split the stages were measured on.
     pub split: String,
     pub imgsz: usize,

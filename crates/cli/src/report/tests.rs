@@ -57,6 +57,7 @@ fn sample() -> ReportData {
         summary: Summary {
             model: "yolov5n.pt".into(),
             data: "data/<bccd> & more".into(),
+            agreement: false,
             split: "test".into(),
             imgsz: 320,
             seed: 0,
