@@ -30,10 +30,20 @@ pub struct Progress {
     pub updates: u64,
     /// Best fitness so far.
     pub best: f64,
+    /// After how many epochs the run went back to its start each time, for having lost what it started with.
+    #[serde(default)]
+    pub retreats: Vec<usize>,
     /// State of the sparsity controller.
     pub sparse: Option<SparseState>,
     /// One histogram an epoch of sparse training.
     pub gammas: Vec<GammaHistogram>,
+}
+
+impl Progress {
+    /// Epochs before the last retreat.
+    pub fn since(&self) -> usize {
+        self.retreats.last().copied().unwrap_or(0)
+    }
 }
 
 impl Checkpoint {

@@ -102,6 +102,9 @@ pub struct Task<'a> {
     pub dataset: &'a Dataset,
     /// The detector whose maps are imitated where [`TrainConfig::distill`] is above 0: same head, any width.
     pub teacher: Option<&'a Graph>,
+    /// mAP50-95 of `start` on `val`, where that is worth keeping: a run that loses most of it goes back to `start` and goes on more
+    /// slowly.
+    pub standing: Option<f64>,
     /// Folder of the run; it exists.
     pub out: &'a Path,
     /// Go on from the checkpoint in `out`, if there is one.
@@ -118,6 +121,16 @@ pub struct Trained {
     /// One histogram an epoch, where sparse training was asked for.
     pub gammas: Vec<GammaHistogram>,
 }
+
+/// Share of [`Task::standing`] below which a run has lost what it started with. Healing that ends well keeps 0.58 of it at the height of
+/// its rate, at least (docs/results); where the rate is too high for a detector, nothing is left after a few epochs more.
+const LOST: f64 = 0.4;
+
+/// What the learning rate is multiplied with then ...
+const SLOWER: f32 = 0.25;
+
+/// ... and how often at most.
+const RETREATS: usize = 3;
 
 /// What the best epoch is chosen by: `0.1 * mAP50 + 0.9 * mAP50-95`, as YOLOv5 does.
 pub fn fitness(map: &MapResult) -> f64 {
@@ -184,17 +197,14 @@ impl<'a> Run<'a> {
         };
         let loader = Loader::new(&task.dataset.split("train")?.items, loader_config)?;
         let closing = loader.with_mode(Mode::Train(Augment { mosaic: 0.0, ..config.augment }))?;
-        let schedule =
-            Schedule::new(&config.schedule, config.epochs, loader.batches(), config.batch, config.nominal_batch);
-        let mut optim = config.optimizer.clone();
-        optim.weight_decay = schedule.weight_decay(optim.weight_decay);
-
         let resumed = match task.out.join(RESUME) {
             file if task.resume && file.is_file() => Some(Checkpoint::load(&file)?),
             _ => None,
         };
         let start = resumed.as_ref().map_or(&*first, |c| &c.model);
-        let mut optimizer = Optimizer::new(optim, start);
+        let retreats = resumed.as_ref().map_or(&[][..], |c| &c.progress.retreats);
+        let schedule = schedule(config, retreats, loader.batches());
+        let mut optimizer = optimizer(config, &schedule, start);
         let mut sparsifier = match &config.sparse {
             Some(sparse) => {
                 let sites = prunable_gammas(&Coupling::of(&first)?);
@@ -275,6 +285,11 @@ impl<'a> Run<'a> {
                 Ok::<_, Error>(eval::detect(&head, &raw(&maps), &val_nms()))
             })?;
             self.finish_epoch(epoch, losses, val_losses, &map)?;
+            let fallen = self.has_fallen(&map);
+            if fallen {
+                self.retreat()?;
+            }
+            self.checkpoint()?;
             watch.epoch(&EpochReport {
                 epoch,
                 epochs: self.config.epochs,
@@ -283,6 +298,12 @@ impl<'a> Run<'a> {
                 map50_95: map.map50_95,
                 seconds: started.elapsed().as_secs_f64(),
             });
+            if fallen {
+                let (share, rate) = (100.0 * LOST, SLOWER.recip());
+                watch.note(&format!(
+                    "less than {share:.0} % of the mAP50-95 it started with is left: back to the start, {rate} times as slowly"
+                ));
+            }
         }
         let best = load(&weights.join(BEST), &LoadOptions::default())?;
         Ok(Trained { last: self.ema.graph().for_inference().into_owned(), best, gammas: self.progress.gammas })
@@ -299,7 +320,8 @@ impl<'a> Run<'a> {
         let mut index = 0;
         while let Some(batch) = stream.next() {
             let batch = batch?;
-            let pace = self.schedule.at(epoch * batches + index, epoch);
+            let since = epoch - self.progress.since();
+            let pace = self.schedule.at(since * batches + index, since);
             let maps = self.net.forward(&batch.images, batch.n, BnUpdate::Momentum)?;
             let mut loss = self.criterion.evaluate(&head, &raw(&maps), &batch.targets)?;
             if let Some((teacher, distill)) = &mut self.teacher {
@@ -354,7 +376,8 @@ impl<'a> Run<'a> {
             self.progress.gammas.push(s.histogram(&self.net.graph, epoch));
             self.progress.sparse = Some(s.state().clone());
         }
-        let rates = self.schedule.at((epoch + 1) * self.loader.batches() - 1, epoch).rates;
+        let since = epoch - self.progress.since();
+        let rates = self.schedule.at((since + 1) * self.loader.batches() - 1, since).rates;
         let at = |v: f32| f64::from(v);
         let seen: Vec<_> = map.per_class.iter().filter(|c| c.instances > 0).collect();
         let mean = |f: fn(&eval::coco::ClassResult) -> Option<f64>| {
@@ -372,6 +395,31 @@ impl<'a> Run<'a> {
         })?;
         self.progress.epochs = epoch + 1;
         self.progress.updates = self.ema.updates();
+        Ok(())
+    }
+
+    /// Whether little is left of what `start` was worth, and there is time to try again.
+    fn has_fallen(&self, map: &MapResult) -> bool {
+        let lost = self.task.standing.is_some_and(|standing| map.map50_95 < LOST * standing);
+        let again = self.progress.retreats.len() < RETREATS && self.progress.epochs < self.config.epochs;
+        lost && again && self.sparsifier.is_none()
+    }
+
+    /// Back to the start, for the epochs that are left at a lower rate.
+    fn retreat(&mut self) -> Result<()> {
+        let first = self.task.start.for_training();
+        self.progress.retreats.push(self.progress.epochs);
+        self.progress.updates = 0;
+        self.schedule = schedule(self.config, &self.progress.retreats, self.loader.batches());
+        self.optimizer = optimizer(self.config, &self.schedule, &first);
+        self.ema = Ema::new(self.config.ema, &first);
+        let joint = self.net.joint;
+        self.net = TrainNet::new(first.into_owned(), [self.config.imgsz; 2])?;
+        self.net.joint = joint;
+        Ok(())
+    }
+
+    fn checkpoint(&self) -> Result<()> {
         let checkpoint = Checkpoint {
             model: self.net.graph.clone(),
             ema: self.ema.graph().clone(),
@@ -386,6 +434,21 @@ impl<'a> Run<'a> {
         let names = self.criterion.parts();
         [0, 1, 2].map(|i| (names[i], values[i]))
     }
+}
+
+/// The schedule since the last of `retreats`.
+fn schedule(config: &TrainConfig, retreats: &[usize], batches: usize) -> Schedule {
+    let slower = SLOWER.powi(retreats.len() as i32);
+    let asked = &config.schedule;
+    let rates =
+        ScheduleConfig { lr0: slower * asked.lr0, warmup_bias_lr: slower * asked.warmup_bias_lr, ..asked.clone() };
+    let epochs = config.epochs - retreats.last().unwrap_or(&0);
+    Schedule::new(&rates, epochs, batches, config.batch, config.nominal_batch)
+}
+
+fn optimizer(config: &TrainConfig, schedule: &Schedule, graph: &Graph) -> Optimizer {
+    let weight_decay = schedule.weight_decay(config.optimizer.weight_decay);
+    Optimizer::new(OptimConfig { weight_decay, ..config.optimizer.clone() }, graph)
 }
 
 /// The checkpoint within a run's folder.

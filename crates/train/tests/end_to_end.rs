@@ -140,7 +140,7 @@ fn a_few_epochs_lower_the_loss_and_leave_what_predicts() {
             let out = folder.path().join(&what);
             std::fs::create_dir_all(&out).unwrap();
             let mut losses = Losses::default();
-            let task = Task { start, dataset: &dataset, teacher, out: &out, resume: false };
+            let task = Task { start, dataset: &dataset, teacher, standing: None, out: &out, resume: false };
             let config = config(if teacher.is_some() { 1.0 } else { 0.0 });
             let trained = train(&task, &config, &mut losses).unwrap_or_else(|e| panic!("{what}: {e}"));
             println!("{what}: {:?}", losses.0);

@@ -134,7 +134,7 @@ fn a_training_weighs_boxes_as_its_recipe_says() {
     let losses = |boxes: f32| {
         let out = folder.path().join(boxes.to_string());
         std::fs::create_dir_all(&out).unwrap();
-        let task = Task { start: &start, dataset: &dataset, teacher: None, out: &out, resume: false };
+        let task = Task { start: &start, dataset: &dataset, teacher: None, standing: None, out: &out, resume: false };
         let mut seen = Losses::default();
         train(&task, &TrainConfig { epochs: 1, batch: 4, imgsz: 64, boxes, ..TrainConfig::default() }, &mut seen)
             .unwrap();

@@ -38,14 +38,25 @@ fn a_killed_run_resumes_to_the_same_weights() {
         ..base
     };
     let sparse = SparseConfig { target: 0.2, lambda: [1e-5, 100.0], ..SparseConfig::default() };
-    resumes(&of(TrainConfig::yolov5(), Some(sparse)), &start, &dataset, &folder.path().join("sparse"));
-    resumes(&of(TrainConfig::default(), None), &start, &dataset, &folder.path().join("plain"));
+    resumes(&of(TrainConfig::yolov5(), Some(sparse)), None, &start, &dataset, &folder.path().join("sparse"));
+    resumes(&of(TrainConfig::default(), None), None, &start, &dataset, &folder.path().join("plain"));
+
+    // A detector that knows nothing keeps nothing of a standing of 1.
+    let lost = folder.path().join("lost");
+    resumes(&of(TrainConfig::default(), None), Some(1.0), &start, &dataset, &lost);
+    let rates = |run: &Path| -> Vec<f64> {
+        let csv = std::fs::read_to_string(run.join("results.csv")).unwrap();
+        csv.lines().skip(1).map(|line| line.rsplit(',').next().unwrap().parse().unwrap()).collect()
+    };
+    let [first, second, third] = rates(&lost.join("whole"))[..] else { panic!("three epochs") };
+    // What is left of the run is a schedule of its own, each a quarter as fast as the one before.
+    assert!((second / first - 0.25).abs() < 1e-6 && (third / second - 0.25).abs() < 1e-6, "{first} {second} {third}");
 }
 
-fn resumes(config: &TrainConfig, start: &Graph, dataset: &Dataset, folder: &Path) {
+fn resumes(config: &TrainConfig, standing: Option<f64>, start: &Graph, dataset: &Dataset, folder: &Path) {
     let run = |out: &Path, resume: bool, watch: &mut dyn Watch| -> Trained {
         std::fs::create_dir_all(out).unwrap();
-        let task = Task { start, dataset, teacher: None, out, resume };
+        let task = Task { start, dataset, teacher: None, standing, out, resume };
         train(&task, config, watch).unwrap()
     };
     let whole = run(&folder.join("whole"), false, &mut Quiet);

@@ -27,7 +27,7 @@ fn untrained_detectors_can_be_trained() {
         let out = folder.path().join(name);
         std::fs::create_dir_all(&out).unwrap();
         let mut losses = Losses::default();
-        let task = Task { start: &start, dataset: &dataset, teacher: None, out: &out, resume: false };
+        let task = Task { start: &start, dataset: &dataset, teacher: None, standing: None, out: &out, resume: false };
         let trained = train(&task, &config, &mut losses).unwrap_or_else(|e| panic!("{name}: {e}"));
         trained.last.validate().unwrap_or_else(|e| panic!("{name}: {e}"));
         assert!(losses.0.len() == 2 && losses.0.iter().all(|&l| l.is_finite() && l > 0.0), "{name}: {:?}", losses.0);

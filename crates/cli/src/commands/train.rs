@@ -33,7 +33,7 @@ pub fn run(args: &Train) -> miette::Result<Exit> {
     };
     let out = runs::folder(args.out.as_deref(), "train", args.resume)?;
     runs::write_toml(&out.join("recipe.toml"), &config)?;
-    let task = Task { start: &start, dataset: &dataset, teacher: None, out: &out, resume: args.resume };
+    let task = Task { start: &start, dataset: &dataset, teacher: None, standing: None, out: &out, resume: args.resume };
     let trained = train::train(&task, &config, &mut Bars::new("train"))?;
     if !trained.gammas.is_empty() {
         runs::write_json(&out.join("gammas.json"), &trained.gammas)?;

@@ -56,6 +56,15 @@ pub struct Pipeline<'a> {
     judges: Vec<Judge<'a>>,
 }
 
+/// What healing goes by, beside the labels.
+#[derive(Clone, Copy)]
+struct Healing<'a> {
+    /// The detector it follows.
+    dense: &'a Graph,
+    /// mAP50-95 of what it starts from.
+    standing: f64,
+}
+
 /// One stage, as its JSON file holds it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Stage {
@@ -92,7 +101,7 @@ impl<'a> Pipeline<'a> {
             let start = fit(model, self.dataset, recipe.dense.imgsz, recipe.seed)?;
             match recipe.dense.epochs {
                 0 => Ok(start.for_inference().into_owned()),
-                _ => Ok(self.train("dense", &start, None, &recipe.dense)?.best),
+                _ => Ok(self.train("dense", &start, &recipe.dense, None)?.best),
             }
         })
     }
@@ -171,7 +180,7 @@ impl<'a> Pipeline<'a> {
         let share = (removed as f32 / prunable.max(1) as f32).clamp(0.01, 0.95);
         let mut config = recipe.sparse.clone();
         config.sparse = Some(SparseConfig { target: share, ..config.sparse.unwrap_or_default() });
-        let trained = self.train("sparse", dense, None, &config)?;
+        let trained = self.train("sparse", dense, &config, None)?;
         runs::write_json(&self.out.join("gammas.json"), &trained.gammas)?;
         self.calibration.of_all().recalibrate(&trained.last, config.augment, recipe.recalibration_epochs.max(1))
     }
@@ -180,13 +189,14 @@ impl<'a> Pipeline<'a> {
         &self,
         stage: &str,
         start: &Graph,
-        teacher: Option<&Graph>,
         config: &TrainConfig,
+        healing: Option<Healing>,
     ) -> miette::Result<Trained> {
         let out = self.out.join(stage);
         std::fs::create_dir_all(&out).map_err(|e| Error::io("create", &out, &e))?;
         // A training that was killed is always worth going on with: the whole run is being resumed, or its folder is new.
-        let task = Task { start, dataset: self.dataset, teacher, out: &out, resume: true };
+        let (teacher, standing) = healing.map(|h| (h.dense, h.standing)).unzip();
+        let task = Task { start, dataset: self.dataset, teacher, standing, out: &out, resume: true };
         Ok(train::train(&task, config, &mut Bars::new(stage))?)
     }
 

@@ -7,7 +7,7 @@ use graph::Graph;
 use prune::{Latency, Plan, Target, surgery};
 use train::TrainConfig;
 
-use super::{Goal, Pipeline, Recipe, Stage, cut};
+use super::{Goal, Healing, Pipeline, Recipe, Stage, cut};
 use crate::speed::Speed;
 use crate::ui;
 
@@ -180,9 +180,9 @@ impl Cutter<'_> {
         if config.epochs == 0 {
             return Ok(slim);
         }
-        let (pipeline, dense) = (self.pipeline, self.dense);
-        let healed =
-            self.stage(round, "healed", || Ok(pipeline.train(&round.name("heal"), &slim, Some(dense), &config)?.best))?;
+        let (pipeline, healing) = (self.pipeline, Healing { dense: self.dense, standing });
+        let healed = self
+            .stage(round, "healed", || Ok(pipeline.train(&round.name("heal"), &slim, &config, Some(healing))?.best))?;
         // A few epochs undo more of the reconstruction than they mend.
         if self.standing() < standing {
             ui::warn("healing made it worse, so what it started from is kept; give it more `--epochs`");
