@@ -25,8 +25,8 @@ pub fn is_bare(path: &Path, format: Option<Format>) -> bool {
     path.is_dir() && format.is_none() && data::recognise(path).is_none()
 }
 
-/// `images`, the split "train" of a dataset without labels, labelled by what `detector` finds in them at `imgsz` pixels; every fifth
-/// of them as the split "val". The detector's own mAP is then 1.
+/// `images`, the split "train" of a dataset without labels, labelled by what `detector` finds in them at `imgsz` pixels; one of them
+/// in five as the split "val". The detector's own mAP is then 1.
 ///
 /// # Errors
 /// There is one image only, the detector finds nothing, or an image cannot be read.
@@ -50,8 +50,8 @@ pub fn label(images: &Dataset, detector: &Graph, imgsz: usize) -> miette::Result
         return Err(Error::failed(what, "give images of the kind it was trained on, more of them, or their labels"));
     }
     ui::note(format_args!(
-        "No labels in `{folder}`: the {} boxes that the detector finds there stand in for them, and mAP is agreement with it, on every \
-         fifth image",
+        "No labels in `{folder}`: the {} boxes that the detector finds there stand in for them, and mAP is agreement with it, on one \
+         image in {period}",
         boxes[0] + boxes[1]
     ));
     Ok(Dataset { splits: splits.into(), ..images.clone() })

@@ -27,14 +27,14 @@ pub fn run(args: &Compress) -> miette::Result<Exit> {
     };
     budgeted(&recipe)?;
     let model = load_to_train(&recipe.model, recipe.weights.as_deref())?;
-    let bare = recipe.has_no_labels();
-    let mut dataset = match bare {
+    let unlabelled = recipe.has_no_labels();
+    let mut dataset = match unlabelled {
         true => data::unlabelled(&recipe.data, &model.meta.names)?,
         false => recipe.dataset()?,
     };
     tell_skipped(&dataset);
     let mut recipe = fitted(recipe, &model, &dataset.names)?;
-    if bare {
+    if unlabelled {
         dataset = answers::label(&dataset, &model, recipe.heal.imgsz)?;
     }
     // A recipe that was written down says how often.

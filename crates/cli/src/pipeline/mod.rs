@@ -61,8 +61,8 @@ pub struct Pipeline<'a> {
 struct Healing<'a> {
     /// The detector it follows.
     dense: &'a Graph,
-    /// mAP50-95 of what it starts from.
-    standing: f64,
+    /// mAP50-95 of what it starts from, where that is worth keeping.
+    standing: Option<f64>,
 }
 
 /// One stage, as its JSON file holds it.
@@ -195,7 +195,7 @@ impl<'a> Pipeline<'a> {
         let out = self.out.join(stage);
         std::fs::create_dir_all(&out).map_err(|e| Error::io("create", &out, &e))?;
         // A training that was killed is always worth going on with: the whole run is being resumed, or its folder is new.
-        let (teacher, standing) = healing.map(|h| (h.dense, h.standing)).unzip();
+        let (teacher, standing) = (healing.map(|h| h.dense), healing.and_then(|h| h.standing));
         let task = Task { start, dataset: self.dataset, teacher, standing, out: &out, resume: true };
         Ok(train::train(&task, config, &mut Bars::new(stage))?)
     }

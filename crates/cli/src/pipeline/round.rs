@@ -11,6 +11,9 @@ use super::{Goal, Healing, Pipeline, Recipe, Stage, cut};
 use crate::speed::Speed;
 use crate::ui;
 
+/// Share of the dense detector's mAP50-95 from which healing is to begin again rather than to lose it.
+const WORTH_KEEPING: f64 = 0.5;
+
 /// Which round of how many, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Round {
@@ -180,7 +183,10 @@ impl Cutter<'_> {
         if config.epochs == 0 {
             return Ok(slim);
         }
-        let (pipeline, healing) = (self.pipeline, Healing { dense: self.dense, standing });
+        // What was cut without regard to what it says has nothing to lose.
+        let dense = self.rows.first().map_or(f64::NAN, |stage| stage.row.map50_95);
+        let standing_to_keep = Some(standing).filter(|standing| *standing > WORTH_KEEPING * dense);
+        let (pipeline, healing) = (self.pipeline, Healing { dense: self.dense, standing: standing_to_keep });
         let healed = self
             .stage(round, "healed", || Ok(pipeline.train(&round.name("heal"), &slim, &config, Some(healing))?.best))?;
         // A few epochs undo more of the reconstruction than they mend.
