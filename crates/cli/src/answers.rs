@@ -3,6 +3,7 @@
 //! A detector that is to be made smaller has been trained before. What it finds is what the small one is to find: healing learns
 //! that as it would learn labels, and mAP then says how far the two agree.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use data::{Dataset, Format, Item, LabelBox, Loader, LoaderConfig, Mode, Split};
@@ -54,6 +55,14 @@ pub fn label(images: &Dataset, detector: &Graph, imgsz: usize) -> miette::Result
          image in {period}",
         boxes[0] + boxes[1]
     ));
+    let found: BTreeSet<usize> =
+        splits.iter().flat_map(|(_, split)| &split.items).flat_map(|item| &item.boxes).map(|b| b.class).collect();
+    let (classes, missing) = (images.names.len(), images.names.len() - found.len());
+    if missing > 0 {
+        ui::warn(format_args!(
+            "{missing} of {classes} classes are not among what it finds: healing may forget them; images that show them teach it to keep them"
+        ));
+    }
     Ok(Dataset { splits: splits.into(), ..images.clone() })
 }
 
