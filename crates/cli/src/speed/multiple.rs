@@ -71,7 +71,10 @@ fn below_trend(counts: &[usize], times: &[f64], multiple: usize) -> f64 {
         .zip(&x)
         .zip(times)
         .filter(|((count, _), _)| count.is_multiple_of(multiple))
-        .map(|((_, x), time)| 1.0 - time / (my + slope * (x - mx)))
+        .map(|((_, x), time)| (time, my + slope * (x - mx)))
+        // A convolution that takes no longer than starting one tells nothing.
+        .filter(|(_, trend)| *trend > 0.0)
+        .map(|(time, trend)| 1.0 - time / trend)
         .collect();
     if below.is_empty() { 0.0 } else { below.iter().sum::<f64>() / below.len() as f64 }
 }
@@ -100,5 +103,6 @@ mod tests {
         assert!(gains.iter().all(|g| g.gain.abs() < 1e-12), "{gains:?}");
         assert_eq!(best(&gains), 1);
         assert_eq!(best(&[]), 1);
+        assert!(gains_of(|_| 0.0).iter().all(|g| g.gain == 0.0), "lost in what starting takes");
     }
 }
