@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use data::{Dataset, Format, Item, LabelBox, Loader, LoaderConfig, Mode, Split};
+use data::{Dataset, Format, Item, LabelBox, Loader, LoaderConfig, Mode, OpenOptions, Split};
 use eval::NmsConfig;
 use graph::Graph;
 use train::evaluate::{Detector, fit};
@@ -24,6 +24,14 @@ const HELD_OUT: usize = 5;
 /// Whether `path`, said to be of `format` or of none, is a folder of images and nothing else that is known.
 pub fn is_bare(path: &Path, format: Option<Format>) -> bool {
     path.is_dir() && format.is_none() && data::recognise(path).is_none()
+}
+
+/// The dataset at `path`, or the images of a bare folder as one without labels, of the classes `names`.
+pub fn open(path: &Path, options: &OpenOptions, names: &[String]) -> data::Result<Dataset> {
+    match is_bare(path, options.format) {
+        true => data::unlabelled(path, names),
+        false => data::open(path, options),
+    }
 }
 
 /// `images`, the split "train" of a dataset without labels, labelled by what `detector` finds in them at `imgsz` pixels; one of them

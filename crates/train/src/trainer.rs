@@ -18,7 +18,7 @@ use crate::loss::{Criterion, Distill};
 use crate::metrics_csv::{Results, Row};
 use crate::net::{BnUpdate, Infer, TrainNet};
 use crate::optim::{OptimConfig, OptimKind, Optimizer};
-use crate::schedule::{Schedule, ScheduleConfig};
+use crate::schedule::{Pace, Schedule, ScheduleConfig};
 use crate::sparse::{GammaHistogram, SparseConfig, Sparsifier};
 use crate::watch::{BatchReport, EpochReport, Watch};
 use crate::{Error, Gradients, Result};
@@ -202,8 +202,8 @@ impl<'a> Run<'a> {
             _ => None,
         };
         let start = resumed.as_ref().map_or(&*first, |c| &c.model);
-        let retreats = resumed.as_ref().map_or(&[][..], |c| &c.progress.retreats);
-        let schedule = schedule(config, retreats, loader.batches());
+        let fresh = Progress::default();
+        let schedule = schedule(config, resumed.as_ref().map_or(&fresh, |c| &c.progress), loader.batches());
         let mut optimizer = optimizer(config, &schedule, start);
         let mut sparsifier = match &config.sparse {
             Some(sparse) => {
@@ -320,8 +320,7 @@ impl<'a> Run<'a> {
         let mut index = 0;
         while let Some(batch) = stream.next() {
             let batch = batch?;
-            let since = epoch - self.progress.since();
-            let pace = self.schedule.at(since * batches + index, since);
+            let pace = self.pace(epoch, index);
             let maps = self.net.forward(&batch.images, batch.n, BnUpdate::Momentum)?;
             let mut loss = self.criterion.evaluate(&head, &raw(&maps), &batch.targets)?;
             if let Some((teacher, distill)) = &mut self.teacher {
@@ -363,6 +362,12 @@ impl<'a> Run<'a> {
         Ok(sums.map(|s| s / batches as f64))
     }
 
+    /// Pace of a batch, by its index in `epoch`.
+    fn pace(&self, epoch: usize, batch: usize) -> Pace {
+        let epoch = epoch - self.progress.since();
+        self.schedule.at(epoch * self.loader.batches() + batch, epoch)
+    }
+
     /// Writes everything an epoch leaves.
     fn finish_epoch(&mut self, epoch: usize, losses: [f64; 3], val_losses: [f64; 3], map: &MapResult) -> Result<()> {
         let weights = self.task.out.join("weights");
@@ -376,8 +381,7 @@ impl<'a> Run<'a> {
             self.progress.gammas.push(s.histogram(&self.net.graph, epoch));
             self.progress.sparse = Some(s.state().clone());
         }
-        let since = epoch - self.progress.since();
-        let rates = self.schedule.at((since + 1) * self.loader.batches() - 1, since).rates;
+        let rates = self.pace(epoch, self.loader.batches() - 1).rates;
         let at = |v: f32| f64::from(v);
         let seen: Vec<_> = map.per_class.iter().filter(|c| c.instances > 0).collect();
         let mean = |f: fn(&eval::coco::ClassResult) -> Option<f64>| {
@@ -410,7 +414,7 @@ impl<'a> Run<'a> {
         let first = self.task.start.for_training();
         self.progress.retreats.push(self.progress.epochs);
         self.progress.updates = 0;
-        self.schedule = schedule(self.config, &self.progress.retreats, self.loader.batches());
+        self.schedule = schedule(self.config, &self.progress, self.loader.batches());
         self.optimizer = optimizer(self.config, &self.schedule, &first);
         self.ema = Ema::new(self.config.ema, &first);
         let joint = self.net.joint;
@@ -436,14 +440,13 @@ impl<'a> Run<'a> {
     }
 }
 
-/// The schedule since the last of `retreats`.
-fn schedule(config: &TrainConfig, retreats: &[usize], batches: usize) -> Schedule {
-    let slower = SLOWER.powi(retreats.len() as i32);
+/// The schedule since the last retreat.
+fn schedule(config: &TrainConfig, progress: &Progress, batches: usize) -> Schedule {
+    let slower = SLOWER.powi(progress.retreats.len() as i32);
     let asked = &config.schedule;
     let rates =
         ScheduleConfig { lr0: slower * asked.lr0, warmup_bias_lr: slower * asked.warmup_bias_lr, ..asked.clone() };
-    let epochs = config.epochs - retreats.last().unwrap_or(&0);
-    Schedule::new(&rates, epochs, batches, config.batch, config.nominal_batch)
+    Schedule::new(&rates, config.epochs - progress.since(), batches, config.batch, config.nominal_batch)
 }
 
 fn optimizer(config: &TrainConfig, schedule: &Schedule, graph: &Graph) -> Optimizer {

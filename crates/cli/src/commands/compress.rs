@@ -27,14 +27,10 @@ pub fn run(args: &Compress) -> miette::Result<Exit> {
     };
     budgeted(&recipe)?;
     let model = load_to_train(&recipe.model, recipe.weights.as_deref())?;
-    let unlabelled = recipe.has_no_labels();
-    let mut dataset = match unlabelled {
-        true => data::unlabelled(&recipe.data, &model.meta.names)?,
-        false => recipe.dataset()?,
-    };
+    let mut dataset = answers::open(&recipe.data, &recipe.form(), &model.meta.names)?;
     tell_skipped(&dataset);
     let mut recipe = fitted(recipe, &model, &dataset.names)?;
-    if unlabelled {
+    if recipe.has_no_labels() {
         dataset = answers::label(&dataset, &model, recipe.heal.imgsz)?;
     }
     // A recipe that was written down says how often.

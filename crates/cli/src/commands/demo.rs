@@ -38,7 +38,7 @@ pub fn run(args: &Demo) -> miette::Result<Exit> {
         spinner.finish_and_clear();
         ui::note(format_args!("Rendered {} blood smears into `{}`", 320 + 80 + 40, folder.display()));
     }
-    let dataset = recipe.dataset()?;
+    let dataset = data::open(&recipe.data, &recipe.form())?;
     let names = dataset.names.clone();
     let model = Yolov5 { names, imgsz: SIZE, width: 0.25, depth: 0.33, seed: args.seed }.build()?;
     save(&model, &recipe.model)?;

@@ -1,6 +1,5 @@
 //! `prune`: removes channels once, without training.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use data::Dataset;
@@ -35,7 +34,7 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
         return Err(Error::usage("the similarity stage needs images", "give `--data`, or `--similarity-share 0`"));
     }
     let dataset = match &args.data {
-        Some(path) => Some(images(path, args, &model)?),
+        Some(path) => Some(answers::open(path, &args.form.options(), &model.meta.names)?),
         None => None,
     };
     let imgsz = model.meta.imgsz[0];
@@ -84,15 +83,6 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
         goal.outcome(&slim)?;
     }
     Ok(Exit::Done)
-}
-
-/// The images at `path`: a dataset, or any folder of images, for the cut looks at no labels.
-fn images(path: &Path, args: &Prune, model: &Graph) -> miette::Result<Dataset> {
-    let options = args.form.options();
-    match answers::is_bare(path, options.format) {
-        true => Ok(data::unlabelled(path, &model.meta.names)?),
-        false => Ok(data::open(path, &options)?),
-    }
 }
 
 /// How a model is cut, whatever the budget.

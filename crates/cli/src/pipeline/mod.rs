@@ -45,6 +45,11 @@ pub use recipe::Recipe;
 /// Runs of the embedded runtime that a stage's milliseconds are the median of.
 const TIMED_RUNS: usize = 20;
 
+/// mAP50-95 of a stage.
+fn standing(stage: Option<&Stage>) -> f64 {
+    stage.map_or(f64::NAN, |stage| stage.row.map50_95)
+}
+
 /// A run of a recipe in a folder.
 pub struct Pipeline<'a> {
     pub recipe: &'a Recipe,
@@ -145,8 +150,7 @@ impl<'a> Pipeline<'a> {
         let known = if file.is_file() {
             runs::read_json(&file)?
         } else {
-            let before = rows.first().map_or(f64::NAN, |stage| stage.row.map50_95);
-            Trials { dense: before, trials: vec![] }
+            Trials { dense: standing(rows.first()), trials: vec![] }
         };
         let cut = Cut {
             importance: &recipe.importance,

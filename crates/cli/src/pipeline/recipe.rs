@@ -105,10 +105,9 @@ impl Recipe {
         answers::is_bare(&self.data, self.data_format)
     }
 
-    /// Reads the dataset.
-    pub fn dataset(&self) -> data::Result<data::Dataset> {
-        let options = OpenOptions { format: self.data_format, images: self.images.clone(), ..OpenOptions::default() };
-        data::open(&self.data, &options)
+    /// How to read the dataset.
+    pub fn form(&self) -> OpenOptions {
+        OpenOptions { format: self.data_format, images: self.images.clone(), ..OpenOptions::default() }
     }
 
     /// Sets the multiple of both stages to the one measured to be faster, where there is one and it is wanted.

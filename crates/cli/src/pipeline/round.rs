@@ -7,7 +7,7 @@ use graph::Graph;
 use prune::{Latency, Plan, Target, surgery};
 use train::TrainConfig;
 
-use super::{Goal, Healing, Pipeline, Recipe, Stage, cut};
+use super::{Goal, Healing, Pipeline, Recipe, Stage, cut, standing};
 use crate::speed::Speed;
 use crate::ui;
 
@@ -83,7 +83,7 @@ impl Cutter<'_> {
 
     /// mAP50-95 of the last stage.
     fn standing(&self) -> f64 {
-        self.rows.last().map_or(f64::NAN, |stage| stage.row.map50_95)
+        standing(self.rows.last())
     }
 
     fn cut(&mut self, round: Round, whole: &Graph) -> miette::Result<(Graph, Vec<Plan>)> {
@@ -184,9 +184,9 @@ impl Cutter<'_> {
             return Ok(slim);
         }
         // What was cut without regard to what it says has nothing to lose.
-        let dense = self.rows.first().map_or(f64::NAN, |stage| stage.row.map50_95);
-        let standing_to_keep = Some(standing).filter(|standing| *standing > WORTH_KEEPING * dense);
-        let (pipeline, healing) = (self.pipeline, Healing { dense: self.dense, standing: standing_to_keep });
+        let worth = super::standing(self.rows.first()) * WORTH_KEEPING;
+        let kept = Some(standing).filter(|standing| *standing > worth);
+        let (pipeline, healing) = (self.pipeline, Healing { dense: self.dense, standing: kept });
         let healed = self
             .stage(round, "healed", || Ok(pipeline.train(&round.name("heal"), &slim, &config, Some(healing))?.best))?;
         // A few epochs undo more of the reconstruction than they mend.
