@@ -28,4 +28,4 @@ pub mod watch;
 pub use error::{Error, Result};
 pub use gradients::Gradients;
 pub use head::fit_classes;
-pub use trainer::{Task, TrainConfig, Trained, fitness, train, val_nms};
+pub use trainer::{Task, Teacher, TrainConfig, Trained, fitness, train, val_nms};

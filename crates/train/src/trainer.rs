@@ -100,8 +100,8 @@ impl TrainConfig {
 pub struct Task<'a> {
     pub start: &'a Graph,
     pub dataset: &'a Dataset,
-    /// The detector whose maps are imitated where [`TrainConfig::distill`] is above 0: same head, any width.
-    pub teacher: Option<&'a Graph>,
+    /// Whose maps are imitated where [`TrainConfig::distill`] is above 0.
+    pub teacher: Option<Teacher<'a>>,
     /// mAP50-95 of `start` on `val`, where that is worth keeping: a run that loses most of it goes back to `start` and goes on more
     /// slowly.
     pub standing: Option<f64>,
@@ -109,6 +109,16 @@ pub struct Task<'a> {
     pub out: &'a Path,
     /// Go on from the checkpoint in `out`, if there is one.
     pub resume: bool,
+}
+
+/// A detector to be imitated.
+#[derive(Clone, Copy)]
+pub struct Teacher<'a> {
+    /// Of the same head, of any width.
+    pub graph: &'a Graph,
+    /// The dataset's labels are what it found in the images. Of those only where boxes end is learnt: its probabilities tell better than a
+    /// yes or no whether something is there, and what, above all where it is not sure.
+    pub labels: bool,
 }
 
 /// What a training run leaves.
@@ -162,6 +172,8 @@ struct Run<'a> {
     /// As it is trained, with all its branches.
     head: Head,
     criterion: Criterion,
+    /// What of it labels teach.
+    lesson: Criterion,
     loader: Loader,
     /// Without mosaics, for the last epochs.
     closing: Loader,
@@ -187,6 +199,11 @@ impl<'a> Run<'a> {
             });
         }
         let criterion = Criterion::of(head, config.imgsz)?.tuned(config.boxes, config.anchor_t);
+        let teacher = task.teacher.filter(|_| config.distill > 0.0);
+        let lesson = match teacher {
+            Some(Teacher { labels: true, .. }) => criterion.clone().boxes_alone(),
+            _ => criterion.clone(),
+        };
         let loader_config = LoaderConfig {
             size: config.imgsz as u32,
             batch: config.batch,
@@ -225,12 +242,12 @@ impl<'a> Run<'a> {
             }
             None => (Ema::new(config.ema, &first), Progress::default(), Results::new(csv, criterion.parts())),
         };
-        let teacher = match task.teacher.filter(|_| config.distill > 0.0) {
+        let teacher = match teacher {
             Some(teacher) => {
                 let distill = Distill { weight: config.distill, gains: criterion.clone() };
                 // What a teacher tells everywhere, and so steadily, may train everything.
                 net.joint = true;
-                Some((Infer::new(&teacher.for_inference(), [config.imgsz; 2])?, distill))
+                Some((Infer::new(&teacher.graph.for_inference(), [config.imgsz; 2])?, distill))
             }
             None => None,
         };
@@ -239,6 +256,7 @@ impl<'a> Run<'a> {
             config,
             head: head.clone(),
             criterion,
+            lesson,
             loader,
             closing,
             schedule,
@@ -269,6 +287,7 @@ impl<'a> Run<'a> {
         for epoch in self.progress.epochs..self.config.epochs {
             let started = Instant::now();
             self.criterion.at(epoch, self.config.epochs);
+            self.lesson.at(epoch, self.config.epochs);
             if let Some((_, distill)) = &mut self.teacher {
                 distill.gains.at(epoch, self.config.epochs);
             }
@@ -322,7 +341,7 @@ impl<'a> Run<'a> {
             let batch = batch?;
             let pace = self.pace(epoch, index);
             let maps = self.net.forward(&batch.images, batch.n, BnUpdate::Momentum)?;
-            let mut loss = self.criterion.evaluate(&head, &raw(&maps), &batch.targets)?;
+            let mut loss = self.lesson.evaluate(&head, &raw(&maps), &batch.targets)?;
             if let Some((teacher, distill)) = &mut self.teacher {
                 let taught = teacher.run(&batch.images, batch.n)?;
                 loss.add(&distill.evaluate(&head, &raw(&maps), &raw(&taught))?);

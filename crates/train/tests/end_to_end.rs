@@ -19,7 +19,7 @@ use train::evaluate::raw;
 use train::loss::Criterion;
 use train::net::{BnUpdate, TrainNet};
 use train::schedule::ScheduleConfig;
-use train::{Gradients, Task, TrainConfig, fit_classes, train};
+use train::{Gradients, Task, Teacher, TrainConfig, fit_classes, train};
 
 /// The small detector of family `name` with all its branches.
 fn whole(name: &str) -> Graph {
@@ -133,9 +133,11 @@ fn a_few_epochs_lower_the_loss_and_leave_what_predicts() {
     };
     for name in ["yolov10", "yolo26"] {
         let (all, predicts) = (square(whole(name)), square(small(name).graph));
-        for (case, start, teacher) in
-            [("read", &all, None), ("grown", &predicts, None), ("taught", &predicts, Some(&predicts))]
-        {
+        for (case, start, teacher) in [
+            ("read", &all, None),
+            ("grown", &predicts, None),
+            ("taught", &predicts, Some(Teacher { graph: &predicts, labels: false })),
+        ] {
             let what = format!("{name}-{case}");
             let out = folder.path().join(&what);
             std::fs::create_dir_all(&out).unwrap();

@@ -291,6 +291,42 @@ fn distillation_of_decoupled_maps_has_the_slope_it_says() {
     check_distillation(&Golden::open("loss_yolox.safetensors"), &head, Criterion::Yolox(YoloxLoss::default()));
 }
 
+/// Whether map number `map` of `head` has boxes at `channel`.
+fn tells_boxes(head: &Head, map: usize, channel: usize) -> bool {
+    match head {
+        Head::Anchor(h) => channel % (5 + h.classes) < 4,
+        Head::Dfl(_) => map.is_multiple_of(2),
+        Head::Yolox(_) => map.is_multiple_of(3),
+    }
+}
+
+#[test]
+fn boxes_alone_are_taught_as_beside_the_rest() {
+    let cases = [
+        ("loss_v5.safetensors", Head::Anchor(v5_head())),
+        ("loss_v8.safetensors", Head::Dfl(v8_head())),
+        ("loss_e2e_l1.safetensors", Head::Dfl(e2e_head(1))),
+        ("loss_yolox.safetensors", Head::Yolox(yolox_head())),
+    ];
+    for (file, head) in cases {
+        let golden = Golden::open(file);
+        let (maps, targets) = (golden.maps(), golden.targets());
+        let all = Criterion::of(&head, 96).unwrap();
+        let boxes = all.clone().boxes_alone().evaluate(&head, &maps, &targets).unwrap();
+        let all = all.evaluate(&head, &maps, &targets).unwrap();
+        for (i, (map, (boxes, all))) in maps.iter().zip(boxes.grads.iter().zip(&all.grads)).enumerate() {
+            for (at, (&got, &full)) in boxes.iter().zip(all).enumerate() {
+                let want = if tells_boxes(&head, i, at % map.c) { full } else { 0.0 };
+                assert_eq!(got, want, "{file}, map {i}, value {at}");
+            }
+        }
+        for ((name, got), (_, full)) in boxes.value.parts.into_iter().zip(all.value.parts) {
+            assert_eq!(got, if ["obj", "cls"].contains(&name) { 0.0 } else { full }, "{file}, {name}");
+        }
+        assert!(boxes.value.total > 0.0, "{file}");
+    }
+}
+
 #[test]
 fn maps_past_their_sigmoid_have_no_loss() {
     let mut head = v5_head();

@@ -22,7 +22,7 @@ use graph::{Family, Graph, cost};
 use prune::{Budget, Coupling, Plan};
 use serde::{Deserialize, Serialize};
 use train::sparse::{GammaHistogram, SparseConfig};
-use train::{Task, TrainConfig, Trained};
+use train::{Task, Teacher, TrainConfig, Trained};
 
 use self::cut::{Calibration, Cut};
 use self::outcome::Targets;
@@ -199,7 +199,8 @@ impl<'a> Pipeline<'a> {
         let out = self.out.join(stage);
         std::fs::create_dir_all(&out).map_err(|e| Error::io("create", &out, &e))?;
         // A training that was killed is always worth going on with: the whole run is being resumed, or its folder is new.
-        let (teacher, standing) = (healing.map(|h| h.dense), healing.and_then(|h| h.standing));
+        let teacher = healing.map(|h| Teacher { graph: h.dense, labels: self.recipe.has_no_labels() });
+        let standing = healing.and_then(|h| h.standing);
         let task = Task { start, dataset: self.dataset, teacher, standing, out: &out, resume: true };
         Ok(train::train(&task, config, &mut Bars::new(stage))?)
     }

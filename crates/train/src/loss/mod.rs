@@ -54,13 +54,17 @@ impl LossOutput {
         self.grads.iter_mut().flatten().for_each(|g| *g *= factor);
     }
 
-    /// Adds `other` to total and gradients, such as a distillation term; the parts stay those of `self`.
+    /// Adds `other`, such as a distillation term: its total, gradients and parts.
     ///
     /// # Panics
-    /// If the two are not of the same maps.
+    /// If the two are not of the same head and maps.
     pub fn add(&mut self, other: &Self) {
         assert_eq!(self.grads.len(), other.grads.len(), "losses of different heads");
         self.value.total += other.value.total;
+        for ((name, a), (other, b)) in self.value.parts.iter_mut().zip(other.value.parts) {
+            assert_eq!(*name, other, "losses of different heads");
+            *a += b;
+        }
         for (a, b) in self.grads.iter_mut().zip(&other.grads) {
             assert_eq!(a.len(), b.len(), "losses of different maps");
             a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
@@ -108,6 +112,18 @@ impl Criterion {
         if let Self::V5(loss) = &mut self {
             loss.box_gain *= boxes;
             loss.anchor_t = anchor_t;
+        }
+        self
+    }
+
+    /// The same, of which only where boxes end counts: not whether something is there, and what.
+    #[must_use]
+    pub fn boxes_alone(mut self) -> Self {
+        match &mut self {
+            Self::V5(loss) => (loss.obj_gain, loss.cls_gain) = (0.0, 0.0),
+            Self::V8(loss) => loss.cls_gain = 0.0,
+            Self::EndToEnd(loss) => (loss.one_to_one.cls_gain, loss.one_to_many.cls_gain) = (0.0, 0.0),
+            Self::Yolox(loss) => (loss.obj_gain, loss.cls_gain) = (0.0, 0.0),
         }
         self
     }
