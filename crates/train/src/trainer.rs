@@ -132,7 +132,7 @@ pub struct Trained {
     pub gammas: Vec<GammaHistogram>,
 }
 
-/// Share of [`Task::standing`] below which a run has lost what it started with. Healing that ends well keeps 0.58 of it at the height of
+/// Share of [`Task::standing`] below which a run has lost what it started with. Healing that ends well keeps 0.42 of it at the height of
 /// its rate, at least (docs/results); where the rate is too high for a detector, nothing is left after a few epochs more.
 const LOST: f64 = 0.4;
 
