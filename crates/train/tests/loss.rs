@@ -9,7 +9,7 @@ use data::synth::{self, SynthConfig};
 use graph::{AnchorHead, AnchorLevel, BoxDecode, DflHead, Head, Tensor, YoloxHead};
 use train::loss::{Criterion, Distill, E2eLoss, LossOutput, RawMap, V5Loss, V8Loss, YoloxLoss};
 use train::watch::{EpochReport, Watch};
-use train::{Task, TrainConfig, train};
+use train::{Task, Teacher, TrainConfig, train};
 
 struct Golden(HashMap<String, Tensor>);
 
@@ -123,26 +123,43 @@ impl Watch for Losses {
     }
 }
 
-#[test]
-fn a_training_weighs_boxes_as_its_recipe_says() {
+/// Losses of a detector before any step, on one batch, as a training by `config` tells them. `teacher` is asked for with the seed of an
+/// untrained detector, and whether the labels are said to be its own.
+fn first_losses(config: TrainConfig, teacher: Option<(u64, bool)>) -> Vec<f64> {
     let folder = tempfile::tempdir().unwrap();
     let yaml = synth::write(folder.path(), &SynthConfig { train: 4, val: 1, test: 1, size: 64, seed: 1 }).unwrap();
     let dataset = data::open(&yaml, &data::OpenOptions::default()).unwrap();
-    let names = dataset.names.clone();
-    let start = graph::build::Yolov5 { names, imgsz: 64, width: 0.125, depth: 0.33, seed: 2 }.build().unwrap();
-    // One batch: its losses are those of the detector before any step.
-    let losses = |boxes: f32| {
-        let out = folder.path().join(boxes.to_string());
-        std::fs::create_dir_all(&out).unwrap();
-        let task = Task { start: &start, dataset: &dataset, teacher: None, standing: None, out: &out, resume: false };
-        let mut seen = Losses::default();
-        train(&task, &TrainConfig { epochs: 1, batch: 4, imgsz: 64, boxes, ..TrainConfig::default() }, &mut seen)
-            .unwrap();
-        seen.0
+    let detector = |seed| {
+        let names = dataset.names.clone();
+        graph::build::Yolov5 { names, imgsz: 64, width: 0.125, depth: 0.33, seed }.build().unwrap()
     };
+    let (start, dense) = (detector(2), teacher.map(|(seed, labels)| (detector(seed), labels)));
+    let teacher = dense.as_ref().map(|&(ref graph, labels)| Teacher { graph, labels });
+    let task = Task { start: &start, dataset: &dataset, teacher, standing: None, out: folder.path(), resume: false };
+    let mut seen = Losses::default();
+    train(&task, &TrainConfig { epochs: 1, batch: 4, imgsz: 64, ..config }, &mut seen).unwrap();
+    seen.0
+}
+
+#[test]
+fn a_training_weighs_boxes_as_its_recipe_says() {
+    let losses = |boxes| first_losses(TrainConfig { boxes, ..TrainConfig::default() }, None);
     let (plain, weighed) = (losses(1.0), losses(4.0));
     assert!(plain[0] > 0.0, "{plain:?}");
     assert_eq!(weighed, [4.0 * plain[0], plain[1], plain[2]]);
+}
+
+#[test]
+fn of_labels_that_are_the_teachers_own_only_boxes_are_learnt() {
+    let losses = |teacher| first_losses(TrainConfig { distill: 1.0, ..TrainConfig::default() }, teacher);
+    let [labels, both, own] = [None, Some((3, false)), Some((3, true))].map(losses);
+    // What following the teacher costs, by itself.
+    let follows = [0, 1, 2].map(|part| both[part] - labels[part]);
+    assert!(labels.iter().chain(&follows).all(|&loss| loss > 1e-5), "{labels:?} {follows:?}");
+    for (part, labels) in [labels[0], 0.0, 0.0].into_iter().enumerate() {
+        let wanted = labels + follows[part];
+        assert!((own[part] - wanted).abs() < 1e-6 * both[part], "part {part}: {} for {wanted}", own[part]);
+    }
 }
 
 fn v8_head() -> DflHead {
