@@ -1,7 +1,7 @@
 //! Images without labels: the detector's own answers stand in for those.
 //!
 //! A detector that is to be made smaller has been trained before. What it finds is what the small one is to find: healing learns
-//! that as it would learn labels, and mAP then says how far the two agree.
+//! where those boxes end as it would learn labels (see [`train::Teacher`]), and mAP then says how far the two agree.
 
 use std::collections::BTreeSet;
 use std::path::Path;

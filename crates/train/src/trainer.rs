@@ -288,9 +288,6 @@ impl<'a> Run<'a> {
             let started = Instant::now();
             self.criterion.at(epoch, self.config.epochs);
             self.lesson.at(epoch, self.config.epochs);
-            if let Some((_, distill)) = &mut self.teacher {
-                distill.gains.at(epoch, self.config.epochs);
-            }
             let losses = self.epoch(epoch, watch)?;
             let head = self.head.clone();
             let mut infer = Infer::new(self.ema.graph(), [self.config.imgsz; 2])?;
