@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use crate::evaluate::raw;
 use crate::loss::{Criterion, probe};
 use crate::maps::Maps;
-use crate::net::{BnUpdate, Infer, TrainNet, conv_shape};
+use crate::net::{BnUpdate, Infer, TrainNet, bytes_an_image, conv_shape};
 use crate::samples::{self, Places, Samples, enough};
 use crate::{Gradients, Result, reconstruct};
 
@@ -245,16 +245,31 @@ pub fn gates(
 pub fn focus(graph: &Graph, imgsz: [usize; 2], images: &Images) -> Result<Focus> {
     let mut focus = Focus::new();
     let mut probes = Probes::new(graph, imgsz)?;
-    for images in images.data.chunks(PROBED * 3 * imgsz[0] * imgsz[1]) {
-        probes.run(images, images.len() / (3 * imgsz[0] * imgsz[1]), |node, dy| {
+    let image = 3 * imgsz[0] * imgsz[1];
+    for images in images.data.chunks(together(graph, imgsz)? * image) {
+        probes.run(images, images.len() / image, |node, dy| {
             focus.entry(node).or_default().extend(squares(dy));
         })?;
     }
     Ok(focus)
 }
 
-/// Images that [`focus`] looks at together: a batch of training. Who shows [`focused_statistics`] as many at a time finds the same.
-pub const PROBED: usize = 16;
+/// Images that are looked at together: a batch of training.
+const TOGETHER: usize = 16;
+
+/// Bytes of maps at most that images looked at together may take, before gradients: all sixteen of a YOLOv5s at 640 pixels, four of a
+/// YOLOv5x.
+const MAPS: usize = 5 << 29;
+
+/// How many images [`focus`] looks at together: as many as training does, unless their maps would not fit in memory beside the rest. Who
+/// shows [`focused_statistics`] as many at a time finds the same.
+///
+/// # Errors
+/// The graph does not fit `imgsz`.
+pub fn together(graph: &Graph, imgsz: [usize; 2]) -> graph::Result<usize> {
+    let each = bytes_an_image(graph, imgsz)?;
+    Ok((MAPS / each.max(1)).clamp(1, TOGETHER))
+}
 
 /// The square of every pixel, summed over channels.
 fn squares(map: View) -> Vec<f32> {
@@ -575,6 +590,19 @@ mod tests {
         assert!(apart(&before, &trained(&graph)?) > 0.1, "another function before");
         assert!(apart(&before, &used(&rebased)?) < 1e-4, "off by {}", apart(&before, &used(&rebased)?));
         assert!(apart(&before, &trained(&rebased)?) < 1e-3, "off by {}", apart(&before, &trained(&rebased)?));
+        Ok(())
+    }
+
+    #[test]
+    fn large_detectors_are_shown_fewer_images_together() -> graph::Result<()> {
+        let at_once = |width, depth| {
+            let graph = graph::build::Yolov5 { names: vec!["a".into()], imgsz: 640, width, depth, seed: 3 }.build()?;
+            assert!(together(&graph, [640; 2])? * bytes_an_image(&graph, [640; 2])? <= MAPS);
+            Ok::<_, graph::Error>((together(&graph, [640; 2])?, together(&graph, [320; 2])?))
+        };
+        assert_eq!(at_once(0.25, 0.33)?, (TOGETHER, TOGETHER), "YOLOv5n");
+        let (few, all) = at_once(0.75, 0.67)?;
+        assert!((4..TOGETHER).contains(&few) && all == TOGETHER, "YOLOv5m: {few}, {all}");
         Ok(())
     }
 

@@ -70,14 +70,15 @@ impl<'a> Calibration<'a> {
         Self::new(self.dataset, self.imgsz, self.images.min(images), self.seed)
     }
 
-    fn loader(&self, mode: Mode) -> miette::Result<Loader> {
-        self.loader_of(&self.items()?, mode)
+    /// Images as `graph` is shown them, as many at a time as are looked at together.
+    fn loader(&self, graph: &Graph, mode: Mode) -> miette::Result<Loader> {
+        self.loader_of(&self.items()?, graph, mode)
     }
 
-    fn loader_of(&self, items: &[Item], mode: Mode) -> miette::Result<Loader> {
+    fn loader_of(&self, items: &[Item], graph: &Graph, mode: Mode) -> miette::Result<Loader> {
         let config = LoaderConfig {
             size: self.imgsz as u32,
-            batch: calibrate::PROBED,
+            batch: calibrate::together(graph, [self.imgsz; 2])?,
             mode,
             seed: self.seed,
             ..LoaderConfig::default()
@@ -92,7 +93,7 @@ impl<'a> Calibration<'a> {
         task: &str,
         measure: impl FnOnce(&mut dyn Iterator<Item = train::Result<Images>>) -> train::Result<T>,
     ) -> miette::Result<T> {
-        let loader = self.loader(Mode::Val(fit(graph.meta.family)))?;
+        let loader = self.loader(graph, Mode::Val(fit(graph.meta.family)))?;
         let bar = ui::bar(task, self.items()?.len(), "images");
         let mut batches =
             loader.epoch(0).map(images).inspect(|images| bar.inc(images.as_ref().map_or(0, |i| i.n as u64)));
@@ -101,15 +102,16 @@ impl<'a> Calibration<'a> {
         Ok(measured)
     }
 
-    /// Shows `measure` the images and their labels `epochs` times, augmented as in training, under a bar that says `task`.
+    /// Shows `measure` the images and their labels `epochs` times, augmented as in training of `graph`, under a bar that says `task`.
     fn over_augmented_images<T>(
         &self,
+        graph: &Graph,
         augment: Augment,
         epochs: usize,
         task: &str,
         measure: impl FnOnce(&mut dyn Iterator<Item = data::Result<Batch>>) -> train::Result<T>,
     ) -> miette::Result<T> {
-        let loader = self.loader(Mode::Train(augment))?;
+        let loader = self.loader(graph, Mode::Train(augment))?;
         let bar = ui::bar(task, epochs * loader.batches(), "batches");
         let mut batches = (0..epochs).flat_map(|e| loader.epoch(e as u64)).inspect(|_| bar.inc(1));
         let measured = measure(&mut batches)?;
@@ -160,7 +162,7 @@ impl<'a> Calibration<'a> {
         if !is_probed(graph) {
             return Ok(Sensitivity::default());
         }
-        self.over_augmented_images(Augment::default(), 1, "Measuring", |batches| {
+        self.over_augmented_images(graph, Augment::default(), 1, "Measuring", |batches| {
             calibrate::sensitivity(graph, [self.imgsz; 2], batches.map(images))
         })
     }
@@ -171,7 +173,7 @@ impl<'a> Calibration<'a> {
         if !graph.head().is_ok_and(|(head, _)| Criterion::of(head, self.imgsz).is_ok()) {
             return Ok(Sensitivity::default());
         }
-        self.over_augmented_images(Augment::default(), 1, "Measuring", |batches| {
+        self.over_augmented_images(graph, Augment::default(), 1, "Measuring", |batches| {
             calibrate::gates(graph, [self.imgsz; 2], batches)
         })
     }
@@ -216,7 +218,7 @@ impl<'a> Calibration<'a> {
     /// `graph`, computing what it does, with BatchNorm statistics as training will find them.
     fn rebase(&self, graph: &Graph) -> miette::Result<Graph> {
         let few = self.of_at_most(reconstruct::IMAGES);
-        few.over_augmented_images(Augment::default(), 1, "Rebasing BatchNorm", |batches| {
+        few.over_augmented_images(graph, Augment::default(), 1, "Rebasing BatchNorm", |batches| {
             calibrate::rebase_batch_norm(graph, [self.imgsz; 2], batches.map(images))
         })
     }
@@ -225,7 +227,7 @@ impl<'a> Calibration<'a> {
     fn for_reconstruction(&self, graph: &Graph) -> miette::Result<Images> {
         let mut chosen = self.items()?;
         chosen.truncate(reconstruct::IMAGES);
-        let loader = self.loader_of(&chosen, Mode::Val(fit(graph.meta.family)))?;
+        let loader = self.loader_of(&chosen, graph, Mode::Val(fit(graph.meta.family)))?;
         let mut images = Images { data: vec![], n: 0 };
         for batch in loader.epoch(0) {
             let batch = batch?;
@@ -257,7 +259,7 @@ impl<'a> Calibration<'a> {
 
     /// `graph` with BatchNorm statistics estimated anew over images augmented as in training.
     pub fn recalibrate(&self, graph: &Graph, augment: Augment, epochs: usize) -> miette::Result<Graph> {
-        self.of_at_most(RECALIBRATED_ON).over_augmented_images(augment, epochs, "Recalibrating", |batches| {
+        self.of_at_most(RECALIBRATED_ON).over_augmented_images(graph, augment, epochs, "Recalibrating", |batches| {
             calibrate::reestimate_batch_norm(graph, [self.imgsz; 2], batches.map(images))
         })
     }

@@ -16,7 +16,7 @@ pub use infer::Infer;
 pub(crate) use infer::{load_images, run_plain};
 pub use kernels::Isa;
 pub(crate) use plan::{Kind, conv_shape};
-pub use train::{BnUpdate, TrainNet};
+pub use train::{BnUpdate, TrainNet, bytes_an_image};
 
 /// One raw map that enters the head: (N, H, W, C), dense.
 #[derive(Clone, Debug, PartialEq)]

@@ -19,6 +19,19 @@ pub enum BnUpdate {
     Average(usize),
 }
 
+/// Bytes of maps that a [`TrainNet`] of `graph` keeps of an image of `imgsz` = (H, W) pixels for the backward pass; while that runs,
+/// gradients of those maps come on top.
+///
+/// # Errors
+/// The graph's shapes do not fit that size.
+pub fn bytes_an_image(graph: &Graph, imgsz: [usize; 2]) -> Result<usize> {
+    let plan = Plan::new(graph, Mode::Train, 1, imgsz)?;
+    let forget = Forget::new(&plan);
+    let kept = |&b: &usize| forget.makers(b).is_empty();
+    let floats: usize = (0..plan.buffers.len()).filter(kept).map(|b| plan.buffers[b]).sum();
+    Ok(floats * size_of::<f32>())
+}
+
 /// A graph that trains: BatchNorm uses the batch's statistics, maps are kept until [`TrainNet::backward`] has read them.
 ///
 /// The weights are those of [`TrainNet::graph`]; an optimiser changes them there between two steps.
