@@ -96,7 +96,7 @@ impl Reconstruction<'_> {
             next = origin + 1;
             ours.compute(&slim, id);
             if matches!(&slim.nodes[id].op, Op::Conv(conv) if conv.groups == 1)
-                && let Some(change) = self.change(&slim, id, &theirs, &ours, &mut rng)
+                && let Some(change) = self.change(Now { slim: &slim, theirs: &theirs, ours: &ours }, id, &mut rng)
             {
                 refitted.push(Refitted { node: slim.nodes[id].name.clone(), left: change.left, ridge: change.ridge });
                 apply(&mut slim, id, &change.change);
@@ -135,7 +135,9 @@ impl Reconstruction<'_> {
         room.into_iter().map(|room| room.max(2 * HELD_OUT).min(self.views())).collect()
     }
 
-    fn change(&self, slim: &Graph, id: NodeId, theirs: &Maps, ours: &Maps, rng: &mut ChaCha8Rng) -> Option<Refit> {
+    /// What to change of convolution `id` of the slim detector.
+    fn change(&self, now: Now, id: NodeId, rng: &mut ChaCha8Rng) -> Option<Refit> {
+        let Now { slim, theirs, ours } = now;
         let origin = self.kept.nodes[id];
         let kept = &self.kept.channels[id];
         let heard = Heard::behind(self.dense, origin, kept);
@@ -158,8 +160,8 @@ impl Reconstruction<'_> {
         let fitted = at.len();
         at.extend(draw(&check, enough(features) / HELD_OUT));
 
-        let beside = heard.beside.and_then(|beside| self.lacking_beside(slim, beside, theirs, ours, &at));
-        let mut missing = missing([self.dense, slim], [origin, id], kept, theirs, ours, &at);
+        let beside = heard.beside.and_then(|beside| self.missing_beside(now, beside, &at));
+        let mut missing = self.missing(now, id, &at);
         if let (Some(beside), Act::Identity) = (&beside, heard.act) {
             heard.add(beside, &mut missing);
         }
@@ -186,21 +188,40 @@ impl Reconstruction<'_> {
         beyond::refit(&fit, &check, &Part { heard: all.part(0..at.len()), normal: &all_normal }, linear, &heard.scale)
     }
 
+    /// What the outputs of convolution `id` of the slim detector lack of the dense one's at those positions (S, O), both less the mean
+    /// their BatchNorm subtracts.
+    fn missing(&self, now: Now, id: NodeId, at: &[usize]) -> Vec<f32> {
+        let mean = |graph: &Graph, id: NodeId| match norm_after(graph, id).map(|norm| &graph.nodes[norm].op) {
+            Some(Op::BatchNorm(bn)) => Some(bn.mean.clone()),
+            _ => None,
+        };
+        let (origin, kept) = (self.kept.nodes[id], &self.kept.channels[id]);
+        let shift: Vec<f32> = match (mean(now.slim, id), mean(self.dense, origin)) {
+            (Some(own), Some(other)) => own.iter().zip(kept).map(|(own, &k)| own - other[k]).collect(),
+            _ => vec![0.0; kept.len()],
+        };
+        lacking(now.theirs.of(origin), now.ours.of(id), kept, &shift, at)
+    }
+
     /// What the slim detector's map beside lacks of the dense one's at those positions (S, O), where there is one still.
-    fn lacking_beside(
-        &self,
-        slim: &Graph,
-        beside: Beside,
-        theirs: &Maps,
-        ours: &Maps,
-        at: &[usize],
-    ) -> Option<Vec<f32>> {
+    fn missing_beside(&self, now: Now, beside: Beside, at: &[usize]) -> Option<Vec<f32>> {
         let add = self.kept.nodes.binary_search(&beside.add).ok()?;
-        let other = slim.nodes[add].inputs[beside.operand];
+        let other = now.slim.nodes[add].inputs[beside.operand];
         let dense = self.dense.nodes[beside.add].inputs[beside.operand];
         let kept = &self.kept.channels[other];
-        Some(lacking(theirs.of(dense), ours.of(other), kept, &vec![0.0; kept.len()], at))
+        Some(lacking(now.theirs.of(dense), now.ours.of(other), kept, &vec![0.0; kept.len()], at))
     }
+}
+
+/// How far reconstruction has come.
+#[derive(Clone, Copy)]
+struct Now<'a> {
+    /// The slim detector, refitted up to here.
+    slim: &'a Graph,
+    /// The dense detector's maps.
+    theirs: &'a Maps,
+    /// The slim detector's.
+    ours: &'a Maps,
 }
 
 /// The other operand of an addition.
@@ -286,28 +307,6 @@ fn said(head: &Head, input: usize) -> Act {
         Head::Yolox(_) => !input.is_multiple_of(3),
     };
     if probabilities { Act::Sigmoid } else { Act::Identity }
-}
-
-/// What the outputs of a convolution of the slim one of two graphs lack of those of the dense one at those positions (S, O), both less
-/// the mean their BatchNorm subtracts. Graphs and nodes are the dense one's and the slim one's.
-fn missing(
-    graphs: [&Graph; 2],
-    [theirs_id, id]: [NodeId; 2],
-    kept: &[usize],
-    theirs: &Maps,
-    ours: &Maps,
-    at: &[usize],
-) -> Vec<f32> {
-    let mean = |graph: &Graph, id: NodeId| match norm_after(graph, id).map(|norm| &graph.nodes[norm].op) {
-        Some(Op::BatchNorm(bn)) => Some(bn.mean.clone()),
-        _ => None,
-    };
-    let [dense, slim] = graphs;
-    let shift: Vec<f32> = match (mean(slim, id), mean(dense, theirs_id)) {
-        (Some(own), Some(other)) => own.iter().zip(kept).map(|(own, &k)| own - other[k]).collect(),
-        _ => vec![0.0; kept.len()],
-    };
-    lacking(theirs.of(theirs_id), ours.of(id), kept, &shift, at)
 }
 
 /// (S, O): what `ours` lacks of those channels of `theirs` that it has, and `shift` (O) more, at positions `at`.
