@@ -381,7 +381,7 @@ impl<'a> Run<'a> {
     /// Pace of a batch, by its index in `epoch`.
     fn pace(&self, epoch: usize, batch: usize) -> Pace {
         let epoch = epoch - self.progress.since();
-        self.schedule.at(epoch * self.loader.batches() + batch, epoch)
+        self.schedule.at(epoch * self.loader.batches() + batch)
     }
 
     /// Writes everything an epoch leaves.

@@ -7,7 +7,7 @@ use data::synth::{SynthConfig, write};
 use data::{Dataset, OpenOptions};
 use graph::Graph;
 use graph::build::Yolov5;
-use train::schedule::ScheduleConfig;
+use train::schedule::{Schedule, ScheduleConfig};
 use train::sparse::SparseConfig;
 use train::watch::{EpochReport, Quiet, Watch};
 use train::{Task, TrainConfig, Trained, train};
@@ -48,9 +48,17 @@ fn a_killed_run_resumes_to_the_same_weights() {
         let csv = std::fs::read_to_string(run.join("results.csv")).unwrap();
         csv.lines().skip(1).map(|line| line.rsplit(',').next().unwrap().parse().unwrap()).collect()
     };
-    let [first, second, third] = rates(&lost.join("whole"))[..] else { panic!("three epochs") };
-    // What is left of the run is a schedule of its own, each a quarter as fast as the one before.
-    assert!((second / first - 0.25).abs() < 1e-6 && (third / second - 0.25).abs() < 1e-6, "{first} {second} {third}");
+    // What is left of the run is a schedule of its own, each a quarter as fast as the one before; the rate is that of an epoch's last batch.
+    let expected = |retreats: usize| {
+        let config = of(TrainConfig::default(), None);
+        let rates = ScheduleConfig { lr0: config.schedule.lr0 * 0.25f32.powi(retreats as i32), ..config.schedule };
+        f64::from(
+            Schedule::new(&rates, config.epochs - retreats, 3, config.batch, config.nominal_batch).at(2).rates.weight,
+        )
+    };
+    for (retreats, rate) in rates(&lost.join("whole")).into_iter().enumerate() {
+        assert!((rate / expected(retreats) - 1.0).abs() < 1e-6, "{retreats}: {rate} for {}", expected(retreats));
+    }
 }
 
 fn resumes(config: &TrainConfig, standing: Option<f64>, start: &Graph, dataset: &Dataset, folder: &Path) {

@@ -248,7 +248,7 @@ impl Step {
         let in_loss = lap();
         self.net.backward(&loss.grads, &mut self.gradients);
         let backward = lap();
-        let pace = self.schedule.at(0, 0);
+        let pace = self.schedule.at(0);
         self.optimizer.step(&mut self.net.graph, &self.gradients, pace.rates, pace.momentum);
         self.gradients.clear();
         Ok(Parts { forward, loss: in_loss, backward, optimiser: lap() })
