@@ -56,7 +56,9 @@ fn a_killed_run_resumes_to_the_same_weights() {
             Schedule::new(&rates, config.epochs - retreats, 3, config.batch, config.nominal_batch).at(2).rates.weight,
         )
     };
-    for (retreats, rate) in rates(&lost.join("whole")).into_iter().enumerate() {
+    let rates = rates(&lost.join("whole"));
+    assert_eq!(rates.len(), 3, "three epochs");
+    for (retreats, rate) in rates.into_iter().enumerate() {
         assert!((rate / expected(retreats) - 1.0).abs() < 1e-6, "{retreats}: {rate} for {}", expected(retreats));
     }
 }

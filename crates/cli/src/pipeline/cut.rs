@@ -70,7 +70,7 @@ impl<'a> Calibration<'a> {
         Self::new(self.dataset, self.imgsz, self.images.min(images), self.seed)
     }
 
-    /// Images as `graph` is shown them, as many at a time as are looked at together.
+    /// All images, as many at a time as `graph` looks at together.
     fn loader(&self, graph: &Graph, mode: Mode) -> miette::Result<Loader> {
         self.loader_of(&self.items()?, graph, mode)
     }
@@ -102,7 +102,8 @@ impl<'a> Calibration<'a> {
         Ok(measured)
     }
 
-    /// Shows `measure` the images and their labels `epochs` times, augmented as in training of `graph`, under a bar that says `task`.
+    /// Shows `measure` the images and their labels `epochs` times, augmented as in training, as many at a time as `graph` looks at together,
+    /// under a bar that says `task`.
     fn over_augmented_images<T>(
         &self,
         graph: &Graph,
