@@ -33,6 +33,8 @@ fn a_detector_is_started_for_the_classes_asked_for() {
     }
     done(dir, "-q new yolo11n --data ds --imgsz 64 --out a.safetensors");
     assert_eq!(info(dir, "a.safetensors")["classes"], serde_json::json!(["red cell", "platelet"]));
+    let (code, _, err) = prunella(dir, "info a.safetensors --imgsz 100");
+    assert!(code == 2 && err.contains("`--imgsz 100` is no multiple of 32") && err.contains("try 96 or 128"), "{err}");
     // The same seed gives the same file, another seed another.
     done(dir, "new yolo11n --data ds --imgsz 64 --out b.safetensors");
     done(dir, "new yolo11n --data ds --imgsz 64 --seed 1 --out c.safetensors");

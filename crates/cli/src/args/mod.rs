@@ -44,7 +44,7 @@ pub struct Global {
     #[arg(long, short, global = true)]
     pub quiet: bool,
     /// Threads to compute with [default: one a core]
-    #[arg(long, global = true, value_name = "N", value_parser = value::positive)]
+    #[arg(long, global = true, value_name = "N", value_parser = value::threads)]
     pub threads: Option<usize>,
     /// What computes: `cpu`, or one of its instruction sets, such as `cpu:avx2`, for the figures of a CPU that has no more
     #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE")]

@@ -13,6 +13,11 @@ pub fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A number of threads. Far more than any machine has cores take minutes to start and then get in each other's way.
+pub fn threads(text: &str) -> Result<usize, String> {
+    positive(text).ok().filter(|n| *n <= 1024).ok_or_else(|| "not a whole number from 1 to 1024".into())
+}
+
 /// A share in (0, 1].
 pub fn share_to_keep(text: &str) -> Result<f64, String> {
     number(text)
@@ -132,6 +137,7 @@ mod tests {
             assert!(positive(bad).is_err(), "{bad}");
         }
         assert_eq!(share_to_keep("1"), Ok(1.0));
+        assert!(threads("1024") == Ok(1024) && threads("1025").is_err() && threads("0").is_err());
         assert!(share_to_keep("0").is_err() && share_to_keep("50").is_err() && share_to_keep("nan").is_err());
         assert_eq!(share_to_remove("0"), Ok(0.0));
         assert!(share_to_remove("1").is_err() && share_to_remove("inf").is_err());

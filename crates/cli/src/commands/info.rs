@@ -9,6 +9,7 @@ use prune::Coupling;
 use serde::Serialize;
 
 use crate::args::{Info, load_model};
+use crate::detector::image_size;
 use crate::exit::{Error, Exit};
 use crate::family;
 use crate::ui::{self, Column, Table};
@@ -21,7 +22,10 @@ pub fn run(args: &Info) -> miette::Result<Exit> {
     } else {
         load_model(&args.model, args.weights.as_deref())?
     };
-    let imgsz = args.imgsz.map_or(graph.meta.imgsz, |size| [size, size]);
+    let imgsz = match args.imgsz {
+        None => graph.meta.imgsz,
+        asked => [image_size(&graph, asked)?; 2],
+    };
     let summary = Summary { untrained, ..Summary::of(&graph, imgsz, files(args, untrained)?)? };
     if args.json {
         ui::print_json(&summary);

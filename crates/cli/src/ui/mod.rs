@@ -6,10 +6,13 @@ mod table;
 
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use console::{Style, measure_text_width};
 use miette::Diagnostic;
+
+use crate::exit::{Error, Exit};
 
 pub use number::{bytes, count, fixed};
 pub use progress::{bar, spinner};
@@ -27,11 +30,17 @@ pub fn is_quiet() -> bool {
     QUIET.load(Ordering::Relaxed)
 }
 
-/// Writes a result to stdout. A reader that has gone away (`| head`) ends the program without a word.
+/// Writes a result to stdout. A reader that has gone away (`| head`) ends the program without a word; a disk that is full ends it
+/// with an error.
 pub fn print(text: impl Display) {
     let mut out = io::stdout().lock();
-    if write!(out, "{text}").and_then(|()| out.flush()).is_err() {
-        std::process::exit(0);
+    match write!(out, "{text}").and_then(|()| out.flush()) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => {
+            print_error(Error::io("write", Path::new("stdout"), &error).as_ref());
+            std::process::exit(Exit::Failed as i32);
+        }
     }
 }
 
@@ -73,7 +82,8 @@ pub fn print_error(error: &dyn Diagnostic) {
     while let Some(inner) = source {
         kind = inner.downcast_ref::<io::Error>().map(io::Error::kind).or(kind);
         let text = inner.to_string();
-        if !message.contains(&text) {
+        let text = text.trim_end();
+        if !message.contains(text) {
             message = format!("{message}: {text}");
         }
         source = inner.source();
