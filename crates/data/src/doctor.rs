@@ -36,10 +36,18 @@ pub enum Kind {
     DuplicateImage,
     /// The same file content stands in two splits: what is measured on one was trained on in the other.
     Leak,
+    /// An image in the folder of a split is of a kind that is not read; it is left out.
+    UnreadImage,
+    /// A label file belongs to no image.
+    StrayLabel,
+    /// The number of classes that is stated is not that of their names, which counts.
+    ClassCount,
     /// A class has no box in any split.
     EmptyClass,
     /// A split has no images.
     EmptySplit,
+    /// There are images to train on and no split `val` to judge by.
+    NoVal,
     /// An image has no boxes: fine if it is meant as background.
     Unlabelled,
 }
@@ -64,8 +72,12 @@ impl Kind {
             Self::DuplicateBox => "box stands twice",
             Self::DuplicateImage => "image stands twice in a split",
             Self::Leak => "image stands in two splits",
+            Self::UnreadImage => "image is of a kind that is not read",
+            Self::StrayLabel => "label file has no image",
+            Self::ClassCount => "number of classes differs from their names'",
             Self::EmptyClass => "class has no boxes",
             Self::EmptySplit => "split has no images",
+            Self::NoVal => "there is no split to judge by",
             Self::Unlabelled => "image has no boxes",
         }
     }
@@ -165,6 +177,13 @@ pub fn check(dataset: &Dataset) -> Report {
                 }
             }
         }
+    }
+    if dataset.splits.contains_key("train") && !dataset.splits.contains_key("val") {
+        let detail = match dataset.answering("val") {
+            "train" => "without a split `val`, `train` stands in for it",
+            _ => "",
+        };
+        report.add(Problem::new(Kind::NoVal, dataset.path.display().to_string(), detail));
     }
     for (name, &count) in dataset.names.iter().zip(&per_class) {
         if count == 0 {

@@ -22,7 +22,8 @@ pub enum Error {
         help: Option<String>,
     },
     /// An image does not decode.
-    #[error("cannot decode image `{path}`: {source}")]
+    // Some decoders end what they say with a line end.
+    #[error("cannot decode image `{path}`: {}", source.to_string().trim_end())]
     #[diagnostic(help(
         "the file is damaged or of an unsupported kind (JPEG, PNG, BMP and WebP are read); `prunella data check` lists all"
     ))]

@@ -142,6 +142,38 @@ fn the_doctor_names_each_disease() {
 }
 
 #[test]
+fn the_doctor_sees_what_is_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    for (i, name) in ["a.png", "b.png"].iter().enumerate() {
+        paint(&root.join("images/train").join(name), (40, 20), i as u8 * 20);
+    }
+    put(&root.join("images/train/scan.TIFF"), "");
+    put(&root.join("data.yaml"), "\u{feff}train: images/train\nnc: 3\nnames: [cat]\n");
+    put(&root.join("labels/train/a.txt"), "\u{feff}0 0.5 0.5 0.5 0.5\n");
+    std::fs::write(root.join("labels/train/b.txt"), [b'0', 0xff]).unwrap();
+    for (name, text) in [("gone", ""), ("scan", ""), ("classes", "cat\n")] {
+        put(&root.join(format!("labels/train/{name}.txt")), text);
+    }
+    let dataset = open(root, &lenient()).unwrap();
+    assert_eq!(dataset.split("val").unwrap().items[0].boxes.len(), 1, "a byte order mark is no part of a label");
+    assert_eq!((dataset.answering("val"), dataset.answering("test")), ("train", "test"));
+    let report = doctor::check(&dataset);
+    let found = |kind: Kind, place: &str, detail: &str| {
+        let finding = report.findings.get(&kind).unwrap_or_else(|| panic!("no {kind:?} in {report:#?}"));
+        let first = &finding.examples[0];
+        assert!(finding.count == 1 && first.place.ends_with(place) && first.detail == detail, "{finding:#?}");
+    };
+    found(Kind::UnreadImage, "scan.TIFF", "");
+    found(Kind::StrayLabel, "gone.txt", "");
+    found(Kind::ClassCount, "data.yaml", "`nc` is 3, the names are 1");
+    found(Kind::NoVal, "", "without a split `val`, `train` stands in for it");
+    found(Kind::Malformed, "b.txt", "is not text (UTF-8)");
+    let error = open(root, &OpenOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("b.txt`: is not text"), "{error}");
+}
+
+#[test]
 fn a_dataset_with_nothing_left_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     ultralytics(folder.path());

@@ -109,11 +109,18 @@ impl Dataset {
     /// # Errors
     /// If there is none, naming those that there are.
     pub fn split(&self, name: &str) -> Result<&Split> {
-        let single = (name == "val" && self.splits.len() == 1).then(|| self.splits.values().next()).flatten();
-        self.splits.get(name).or(single).ok_or_else(|| {
+        self.splits.get(self.answering(name)).ok_or_else(|| {
             let known: Vec<_> = self.splits.keys().map(|k| format!("`{k}`")).collect();
             Error::dataset(&self.path, format!("has no split `{name}`")).hint(format!("it has {}", known.join(", ")))
         })
+    }
+
+    /// The true name of the split that [`Self::split`] gives for `name`.
+    pub fn answering<'a>(&'a self, name: &'a str) -> &'a str {
+        match self.splits.keys().next() {
+            Some(single) if name == "val" && self.splits.len() == 1 => single,
+            _ => name,
+        }
     }
 }
 
@@ -243,9 +250,14 @@ fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// The text of a file, without the byte order mark that some editors begin it with.
 fn read_text(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
-    String::from_utf8(bytes).map_err(|_| Error::format(path, None, "is not text (UTF-8)"))
+    let mut text = String::from_utf8(bytes).map_err(|_| Error::format(path, None, "is not text (UTF-8)"))?;
+    if text.starts_with('\u{feff}') {
+        text.remove(0);
+    }
+    Ok(text)
 }
 
 /// `names` from the options where given, checked against the count the labels need.

@@ -1,6 +1,6 @@
 //! Ultralytics' form: a `data.yaml` naming folders or lists of images, and a text file of boxes beside each image.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -35,10 +35,15 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Dataset> {
             Yaml::Sequence(list) => list.iter().filter_map(|v| v.as_str()).collect(),
             other => other.as_str().into_iter().collect(),
         };
-        let mut images = Vec::new();
+        let (mut images, mut problems) = (Vec::new(), Vec::new());
         for place in places {
             match find(&roots, place) {
-                Some(found) => images.extend(images_at(&found)?),
+                Some(found) => {
+                    images.extend(images_at(&found)?);
+                    if options.lenient && found.is_dir() {
+                        problems.extend(strays(&found)?);
+                    }
+                }
                 // A test split is often named and seldom shipped.
                 None if split == "test" => {}
                 None => {
@@ -48,7 +53,13 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Dataset> {
                 }
             }
         }
-        splits.insert(split.to_owned(), read_split(&images, names.len(), options)?);
+        // A number of classes of its own is told with the first split; findings are told of all together.
+        if splits.is_empty() {
+            problems.extend(class_count(yaml, &file, names.len()));
+        }
+        let mut read = read_split(&images, names.len(), options)?;
+        read.problems.extend(problems);
+        splits.insert(split.to_owned(), read);
     }
     if splits.is_empty() {
         return Err(Error::format(&file, None, "names no split").hint("expected the keys `train`, `val` or `test`"));
@@ -85,6 +96,13 @@ fn names(yaml: &Yaml<'_>, file: &Path) -> Result<Vec<String>> {
     }
 }
 
+/// What is wrong with `nc` beside `names`, which count.
+fn class_count(yaml: &Yaml<'_>, file: &Path, names: usize) -> Option<Problem> {
+    let stated = yaml.as_mapping_get("nc").and_then(|v| v.as_integer()).filter(|&n| n != names as i64)?;
+    let detail = format!("`nc` is {stated}, the names are {names}");
+    Some(Problem::new(Kind::ClassCount, file.display().to_string(), detail))
+}
+
 /// Where the split paths may start from: `path` (absolute or beside the yaml), then the yaml's own folder, because
 /// a `path` written on another machine rarely holds here.
 fn roots(yaml: &Yaml<'_>, file: &Path) -> Vec<PathBuf> {
@@ -109,6 +127,7 @@ pub(super) fn images_at(place: &Path) -> Result<Vec<PathBuf>> {
     if place.is_dir() {
         let mut found = Vec::new();
         walk(place, &mut found)?;
+        found.retain(|p| is_image(p));
         return Ok(found);
     }
     let folder = place.parent().unwrap_or(Path::new(""));
@@ -116,12 +135,40 @@ pub(super) fn images_at(place: &Path) -> Result<Vec<PathBuf>> {
     Ok(lines.lines().map(str::trim).filter(|l| !l.is_empty()).map(|l| folder.join(l)).collect())
 }
 
+/// All files in a folder and the folders below.
 fn walk(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
-    found.extend(files_in(folder)?.into_iter().filter(|p| is_image(p)));
+    found.extend(files_in(folder)?);
     let listing = std::fs::read_dir(folder).map_err(|e| Error::io("list", folder, e))?;
     let mut below: Vec<_> = listing.filter_map(|e| e.ok()).map(|e| e.path()).filter(|p| p.is_dir()).collect();
     below.sort();
     below.iter().try_for_each(|p| walk(p, found))
+}
+
+/// What lies in `folder`, searched through, and in the folders of its labels and is not read: images of other kinds, label files
+/// of no image.
+fn strays(folder: &Path) -> Result<Vec<Problem>> {
+    let mut files = Vec::new();
+    walk(folder, &mut files)?;
+    let (unread, pictures): (Vec<_>, Vec<_>) =
+        files.into_iter().filter(|p| is_image(p) || is_unread(p)).partition(|p| is_unread(p));
+    let expected: BTreeSet<PathBuf> = pictures.iter().chain(&unread).map(|p| label_of(p)).collect();
+    let folders: BTreeSet<&Path> = expected.iter().filter_map(|p| p.parent()).collect();
+    let mut problems: Vec<Problem> =
+        unread.iter().map(|p| Problem::new(Kind::UnreadImage, p.display().to_string(), "")).collect();
+    for folder in folders.into_iter().filter(|f| f.is_dir()) {
+        let text = |p: &PathBuf| p.extension().is_some_and(|e| e == "txt");
+        // Annotation tools leave the names of the classes among the labels.
+        let names = |p: &PathBuf| p.file_name().is_some_and(|name| name == "classes.txt");
+        let labels = files_in(folder)?.into_iter().filter(|p| text(p) && !names(p) && !expected.contains(p));
+        problems.extend(labels.map(|p| Problem::new(Kind::StrayLabel, p.display().to_string(), "")));
+    }
+    Ok(problems)
+}
+
+/// Whether the file name ends like an image that others read and we do not.
+fn is_unread(path: &Path) -> bool {
+    const ENDINGS: [&str; 10] = ["tif", "tiff", "gif", "heic", "heif", "avif", "jp2", "jxl", "dng", "mpo"];
+    path.extension().and_then(|e| e.to_str()).is_some_and(|e| ENDINGS.contains(&e.to_ascii_lowercase().as_str()))
 }
 
 /// The label file of an image: the last folder called `images` replaced by `labels`, the ending by `.txt`.
@@ -162,7 +209,17 @@ fn read_item(id: u64, image: &Path, classes: usize, lenient: bool) -> Result<(Op
     let mut boxes = Vec::new();
     let mut problems = Vec::new();
     let labels = label_of(image);
-    let text = if labels.is_file() { read_text(&labels)? } else { String::new() };
+    let text = match labels.is_file() {
+        true => read_text(&labels),
+        false => Ok(String::new()),
+    };
+    let text = text.or_else(|e| match e {
+        Error::Format { what, .. } if lenient => {
+            problems.push(Problem::new(Kind::Malformed, labels.display().to_string(), what));
+            Ok(String::new())
+        }
+        e => Err(e),
+    })?;
     for (number, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
         let place = format!("{}:{}", labels.display(), number + 1);
         match parse_line(line) {
