@@ -8,6 +8,7 @@ mod commands;
 mod detector;
 mod exit;
 mod family;
+mod files;
 mod int8;
 mod onnx;
 mod pipeline;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::exit::Error;
-use crate::ui;
+use crate::{files, ui};
 
 /// The folder of a run: `asked`, or the first of `runs/<kind>`, `runs/<kind>2`, ... that is not there yet. It exists after.
 ///
@@ -25,10 +25,7 @@ pub fn folder(asked: Option<&Path>, kind: &str, resume: bool) -> miette::Result<
         return Err(Error::failed(what, "give another `--out`, or go on with that run with `--resume`"));
     }
     std::fs::create_dir_all(&out).map_err(|e| Error::io("create", &out, &e))?;
-    // A disk that cannot be written to is better found now than after an epoch.
-    let probe = out.join(".prunella-probe");
-    write_whole(&probe, b"")?;
-    std::fs::remove_file(&probe).map_err(|e| Error::io("write to", &out, &e))?;
+    files::try_folder(&out).map_err(|e| Error::io("write to", &out, &e))?;
     Ok(out)
 }
 

@@ -143,6 +143,87 @@ fn arguments_that_make_no_sense_are_refused_before_any_work() {
 }
 
 #[test]
+fn options_that_would_do_nothing_are_refused() {
+    let dir = dataset();
+    for option in ["--conf 0.5", "--iou 0.5", "--imgsz 64", "--batch 2", "--split train", "--images x"] {
+        let ran = prunella(dir.path(), &format!("val --detections found.json --data ds/truth.json {option}"));
+        assert!(ran.code == 2 && ran.stderr.contains("cannot be used with"), "{option}: {ran:?}");
+    }
+}
+
+/// The same folder with `new.safetensors`, an untrained detector of its classes.
+fn detector() -> tempfile::TempDir {
+    let dir = dataset();
+    common::done(dir.path(), "-q new yolov5n --data ds --imgsz 64 --out new.safetensors");
+    dir
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_a_failure() {
+    let Ok(full) = fs::File::create("/dev/full") else { return };
+    let dir = dataset();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_prunella"));
+    command.args(["data", "check", "ds"]).current_dir(dir.path()).env("NO_COLOR", "1").stdout(full);
+    let Output { status, stderr, .. } = command.output().expect("the binary runs");
+    let stderr = String::from_utf8(stderr).expect("UTF-8");
+    assert!(status.code() == Some(1) && stderr.starts_with("error: cannot write `stdout`"), "{stderr}");
+}
+
+#[test]
+fn what_is_given_is_never_written_over() {
+    let dir = detector();
+    fs::copy(dir.path().join("ds/images/train/a.png"), dir.path().join("a.png")).expect("writable");
+    let itself = "error: `new.safetensors` is the model itself\nhint: give another file with `--out`\n";
+    let place =
+        "error: `.` is where `a.png` lies, which would be written over\nhint: give another folder with `--out`\n";
+    let folder = "error: cannot write `no/x.safetensors`: No such file or directory (os error 2)\n\
+                  hint: check the path; is it spelt right, does its folder exist?\n";
+    let name = "error: `x.onnx` is no name the file could be loaded by\n\
+                hint: give `--out` a name that ends in .safetensors; `prunella export` writes others\n";
+    let cases = [
+        Case { args: "prune --model new.safetensors --macs 0.5 --out new.safetensors", code: 2, stderr: itself },
+        Case { args: "prune --model new.safetensors --macs 0.5 --out no/x.safetensors", code: 1, stderr: folder },
+        Case { args: "prune --model new.safetensors --macs 0.5 --out x.onnx", code: 2, stderr: name },
+        Case { args: "export --model new.safetensors --out new.safetensors", code: 2, stderr: itself },
+        Case { args: "predict --model new.safetensors a.png --out .", code: 2, stderr: place },
+    ];
+    check(dir.path(), &cases);
+    let same = "predict --model new.safetensors ds/images/train --out ds/images/../images/train";
+    assert_eq!(prunella(dir.path(), same).code, 2);
+}
+
+#[test]
+fn images_that_cannot_be_read_are_left_out_and_labels_kept_apart() {
+    let dir = detector();
+    let at = |path: &str| dir.path().join(path);
+    let picture = image::open(at("ds/images/train/a.png")).expect("an image");
+    picture.save(at("empty/a.jpg")).expect("writable");
+    picture.save(at("empty/a.png")).expect("writable");
+    fs::write(at("empty/b.png"), "no image").expect("writable");
+    let ran = prunella(dir.path(), "predict --model new.safetensors empty --json --save-txt --out seen");
+    assert!(ran.code == 1 && ran.stderr.contains("warning: cannot decode image `empty/b.png`"), "{ran:?}");
+    assert!(ran.stderr.contains("\nerror: 1 of 3 images cannot be read, first `empty/b.png`\nhint: "), "{ran:?}");
+    let found: serde_json::Value = serde_json::from_str(&ran.stdout).expect("JSON");
+    let images: Vec<_> = found.as_array().expect("images").iter().map(|i| i["image"].as_str()).collect();
+    assert_eq!(images, [Some("empty/a.jpg"), Some("empty/a.png")]);
+    for file in ["a.jpg", "a.txt", "a-2.png", "a-2.txt"] {
+        assert!(at("seen").join(file).is_file(), "{file}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_name_that_is_no_text_is_told_as_far_as_it_is() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = detector();
+    let name = std::ffi::OsStr::from_bytes(b"a\xff.png");
+    fs::copy(dir.path().join("ds/images/train/a.png"), dir.path().join("empty").join(name)).expect("writable");
+    let ran = prunella(dir.path(), "-q predict --model new.safetensors empty --json --out seen");
+    let found: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {ran:?}"));
+    assert_eq!((ran.code, &found[0]["image"]), (0, &"empty/a\u{fffd}.png".into()));
+}
+
+#[test]
 fn other_devices_than_the_cpu_are_refused() {
     let dir = dataset();
     let commands = [
@@ -292,8 +373,9 @@ fn outputs_that_cannot_be_written_fail_with_the_path() {
     assert!(ran.code == 1 && ran.stderr.starts_with("error: cannot write `no/such/folder/x.onnx`"), "{ran:?}");
     assert!(ran.stderr.contains("\nhint: check the path"), "{ran:?}");
     // A folder in the place of a file.
-    let ran = prunella(dir.path(), &format!("{export} empty"));
-    assert!(ran.code == 1 && ran.stderr.starts_with("error: cannot write `empty`"), "{ran:?}");
+    fs::create_dir(dir.path().join("folder.onnx")).expect("writable");
+    let ran = prunella(dir.path(), &format!("{export} folder.onnx"));
+    assert!(ran.code == 1 && ran.stderr.starts_with("error: cannot write `folder.onnx`"), "{ran:?}");
     assert!(!dir.path().join("no").exists());
 }
 

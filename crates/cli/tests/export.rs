@@ -64,6 +64,19 @@ fn a_checkpoint_holds_the_detector_it_was_written_from() {
     assert!(code == 2 && err.contains("`yolov8n.pt` is the model itself"), "{err}");
     let (code, _, err) = prunella(dir, "export --model yolov8n.pt --format pt --out x.onnx");
     assert!(code == 2 && err.contains("ends in .pt") && !dir.join("x.onnx").exists(), "{err}");
+    // The name says the format where nothing else does.
+    done(dir, "export --model yolov8n.safetensors --out named.pt");
+    assert!(fs::read(dir.join("named.pt")).expect("written").starts_with(b"PK"), "no checkpoint");
+    for (args, wanted) in [
+        ("--out x.weights", "ends in .onnx"),
+        ("--out x.pt --format onnx", "ends in .onnx"),
+        ("--out x.onnx --format safetensors", "ends in .safetensors"),
+        ("--out x.pt --dynamic", "`--dynamic` is for ONNX files"),
+        ("--out x.pt --int8 --data ds", "ends in .onnx"),
+    ] {
+        let (code, _, err) = prunella(dir, &format!("export --model yolov8n.safetensors {args}"));
+        assert!(code == 2 && err.contains(wanted), "{args}: {code} {err}");
+    }
 }
 
 /// Families whose blocks cut, join and attend otherwise, pruned by both stages.

@@ -1,11 +1,12 @@
 //! Arguments of the commands that run a detector: `val`, `predict`, `export`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
 use super::value::{positive, share};
 use super::{DataArgs, DataForm, ModelArgs};
+use crate::files;
 
 /// Arguments of `val`.
 #[derive(Debug, Args)]
@@ -17,7 +18,7 @@ pub struct Val {
     #[arg(long, value_name = "FILE", requires = "model")]
     pub weights: Option<PathBuf>,
     /// Score this COCO results file instead of running a detector; --data is then the COCO JSON with the truth
-    #[arg(long, value_name = "RESULTS.json")]
+    #[arg(long, value_name = "RESULTS.json", conflicts_with_all = ["data_format", "images", "split", "imgsz", "conf", "iou", "batch"])]
     pub detections: Option<PathBuf>,
     #[command(flatten)]
     pub data: DataArgs,
@@ -75,9 +76,9 @@ pub struct Predict {
 pub struct Export {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Format of the file
-    #[arg(long, default_value = "onnx", value_enum)]
-    pub format: ExportFormat,
+    /// Format of the file [default: what --out ends in, else onnx]
+    #[arg(long, value_enum)]
+    pub format: Option<ExportFormat>,
     /// Height and width in pixels the file is made for [default: the detector's own]
     #[arg(long, value_name = "PIXELS", value_parser = positive)]
     pub imgsz: Option<usize>,
@@ -115,4 +116,21 @@ pub enum ExportFormat {
     Darknet,
     /// The checkpoint of the family's own Python package, for YOLOv5, YOLOv8 and YOLO11.
     Pt,
+}
+
+impl ExportFormat {
+    /// What the names of its files end in.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Self::Onnx => "onnx",
+            Self::Safetensors => "safetensors",
+            Self::Darknet => "cfg",
+            Self::Pt => "pt",
+        }
+    }
+
+    /// The one that the name of `file` ends in, if it is one of these.
+    pub fn of(file: &Path) -> Option<Self> {
+        Self::value_variants().iter().copied().find(|format| files::ends_in(file, format.extension()))
+    }
 }

@@ -12,21 +12,24 @@ use crate::detector::image_size;
 use crate::exit::{Error, Exit};
 use crate::int8::{Int8, Outcome};
 use crate::onnx::export_verified;
-use crate::ui;
+use crate::{files, ui};
 
 /// Runs the command.
 pub fn run(args: &Export) -> miette::Result<Exit> {
-    if args.int8 && args.format != ExportFormat::Onnx {
-        return Err(Error::usage("`--int8` is for ONNX files", "leave `--format` out"));
+    let format = format(args);
+    for (option, asked) in [("--int8", args.int8), ("--dynamic", args.dynamic)] {
+        if asked && format != ExportFormat::Onnx {
+            return Err(Error::usage(format!("`{option}` is for ONNX files"), "leave it out, or write an .onnx file"));
+        }
     }
     // What helps training alone is of use to a family's own package only.
-    let mut graph = match args.format {
+    let mut graph = match format {
         ExportFormat::Pt => args.model.load_to_train()?,
         _ => args.model.load()?,
     };
     let imgsz = image_size(&graph, args.imgsz)?;
-    let out = target(args)?;
-    match args.format {
+    let out = target(args, format)?;
+    match format {
         ExportFormat::Safetensors => {
             graph.meta.imgsz = [imgsz; 2];
             save(&graph, &out)?;
@@ -103,14 +106,15 @@ fn padding(padded: &[(String, usize)]) -> String {
     )
 }
 
+/// The format that was asked for, else the one that the name of the file to write stands for, else ONNX.
+fn format(args: &Export) -> ExportFormat {
+    let named = args.out.as_ref().filter(|_| !args.int8).and_then(|out| ExportFormat::of(out));
+    args.format.or(named).unwrap_or(ExportFormat::Onnx)
+}
+
 /// Where to write to: what was asked for, else beside the model. The model itself is never overwritten.
-fn target(args: &Export) -> miette::Result<PathBuf> {
-    let extension = match args.format {
-        ExportFormat::Onnx => "onnx",
-        ExportFormat::Safetensors => "safetensors",
-        ExportFormat::Darknet => "cfg",
-        ExportFormat::Pt => "pt",
-    };
+fn target(args: &Export, format: ExportFormat) -> miette::Result<PathBuf> {
+    let extension = format.extension();
     let out = args.out.clone().unwrap_or_else(|| {
         let model = &args.model.model;
         let stem = model.file_stem().unwrap_or_default().to_string_lossy();
@@ -119,26 +123,19 @@ fn target(args: &Export) -> miette::Result<PathBuf> {
             false => model.with_extension(extension),
         }
     });
-    let same = |a: &Path, b: &Path| a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b));
-    if same(&out, &args.model.model) {
-        return Err(Error::usage(format!("`{}` is the model itself", out.display()), "give another file with `--out`"));
+    files::spares(&out, &args.model.model)?;
+    if format != ExportFormat::Darknet {
+        files::named(&out, extension, "")?;
+        return Ok(out);
     }
-    if args.format == ExportFormat::Pt && out.extension().is_none_or(|e| e != "pt") {
-        let what = format!("`{}` is no name the family's package would load", out.display());
-        return Err(Error::usage(what, "give `--out` a name that ends in .pt"));
-    }
-    if args.format == ExportFormat::Darknet {
-        if out.extension().is_none_or(|e| e != "cfg") {
-            let what = format!("`{}` is no name for a Darknet detector", out.display());
-            return Err(Error::usage(what, "give `--out` a name that ends in .cfg; .weights and .names go beside it"));
-        }
-        let weights = out.with_extension("weights");
-        if args.model.weights.as_ref().is_some_and(|own| same(&weights, own)) || same(&weights, &args.model.model) {
-            return Err(Error::usage(
-                format!("`{}` holds the model's own weights", weights.display()),
-                "give another file with `--out`",
-            ));
-        }
+    files::named(&out, extension, "; .weights and .names go beside it")?;
+    let weights = out.with_extension("weights");
+    let given = [args.model.weights.as_ref(), Some(&args.model.model)];
+    if given.into_iter().flatten().any(|own| files::same(&weights, own)) {
+        return Err(Error::usage(
+            format!("`{}` holds the model's own weights", weights.display()),
+            "give another file with `--out`",
+        ));
     }
     Ok(out)
 }

@@ -7,7 +7,7 @@ use graph::format::save;
 use crate::args::New;
 use crate::detector::whole_cells;
 use crate::exit::{Error, Exit};
-use crate::ui;
+use crate::{files, ui};
 
 /// Runs the command.
 pub fn run(args: &New) -> miette::Result<Exit> {
@@ -15,13 +15,7 @@ pub fn run(args: &New) -> miette::Result<Exit> {
         let known = format!("known are {}", names().join(", "));
         return Err(Error::usage(format!("no detector is called `{}`", args.name), known));
     };
-    if args.out.extension().is_none_or(|e| !e.eq_ignore_ascii_case("safetensors")) {
-        let what = format!("`{}` is no name the file could be loaded by", args.out.display());
-        return Err(Error::usage(
-            what,
-            "give `--out` a name that ends in .safetensors; `prunella export` writes others",
-        ));
-    }
+    files::native(&args.out)?;
     let imgsz = whole_cells(args.imgsz.unwrap_or(design.imgsz()), design.largest_stride())?;
     let graph = design.build(&classes(args)?, imgsz, args.seed)?;
     save(&graph, &args.out)?;

@@ -1,5 +1,6 @@
 //! `predict`: draws what a detector finds.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use data::draw::{Annotation, annotate};
@@ -12,12 +13,12 @@ use serde::Serialize;
 use crate::args::Predict;
 use crate::detector::Detector;
 use crate::exit::{Error, Exit};
-use crate::{runs, ui};
+use crate::{files, runs, ui};
 
 /// One image of `predict --json`.
 #[derive(Serialize)]
 struct Found {
-    image: PathBuf,
+    image: String,
     /// (width, height) in pixels.
     size: [u32; 2],
     detections: Vec<Box>,
@@ -36,29 +37,32 @@ struct Box {
 /// Runs the command.
 pub fn run(args: &Predict) -> miette::Result<Exit> {
     let images = images(&args.sources)?;
+    if let Some(out) = &args.out {
+        lie_elsewhere(&images, out)?;
+    }
     let mut detector = Detector::open(&args.model.model, args.model.weights.as_deref(), args.imgsz)?;
     let nms = NmsConfig { conf: args.conf as f32, iou: args.iou as f32, multi_label: false, ..NmsConfig::default() };
-    let out = runs::folder(args.out.as_deref(), "predict", false)?;
+    let mut out = Drawn::new(runs::folder(args.out.as_deref(), "predict", false)?, args.save_txt);
     let bar = ui::bar("Predicting", images.len(), "images");
-    let mut all = vec![];
-    for path in images {
-        let mut image = picture::decode(&path)?;
-        let (canvas, placed) = data::letterbox(&image, detector.imgsz as u32, detector.fit);
-        let boxes = detector.detect(&canvas, 1, &nms)?.swap_remove(0).into_iter().map(|d| Box {
-            class: d.class,
-            name: detector.names[d.class].clone(),
-            confidence: d.score,
-            xyxy: placed.to_image(d.bbox),
-        });
-        let found = Found { size: [image.width(), image.height()], detections: boxes.collect(), image: path };
+    let (mut all, mut unread) = (vec![], vec![]);
+    for path in &images {
+        bar.inc(1);
+        let mut image = match picture::decode(path) {
+            Ok(image) => image,
+            Err(error) => {
+                ui::warn(&error);
+                unread.push(path);
+                continue;
+            }
+        };
+        let found = look(&mut detector, path, &image, &nms)?;
         draw(&mut image, &found.detections);
-        let file = free_name(&out, &found.image, &all);
+        let file = out.name(path);
         write_image(&image, &file)?;
         if args.save_txt {
             write_whole(&file.with_extension("txt"), labels(&found).as_bytes())?;
         }
         all.push((file, found));
-        bar.inc(1);
     }
     bar.finish_and_clear();
     let found: Vec<&Found> = all.iter().map(|(_, found)| found).collect();
@@ -69,8 +73,35 @@ pub fn run(args: &Predict) -> miette::Result<Exit> {
             ui::print(format_args!("{}: {}\n", file.display(), summary(&found.detections, &detector.names)));
         }
     }
-    ui::note(format_args!("{} images in `{}`", all.len(), out.display()));
-    Ok(Exit::Done)
+    ui::note(format_args!("{} images in `{}`", all.len(), out.folder.display()));
+    all_read(&unread, images.len())
+}
+
+/// An error where some of `all` images could not be read.
+fn all_read(unread: &[&PathBuf], all: usize) -> miette::Result<Exit> {
+    let Some(first) = unread.first() else { return Ok(Exit::Done) };
+    let what = format!("{} of {all} images cannot be read, first `{}`", unread.len(), first.display());
+    Err(Error::failed(what, "JPEG, PNG, BMP and WebP are read; leave out what is damaged or of another kind"))
+}
+
+/// Refuses `out` where one of `images` lies there, which might be written over.
+fn lie_elsewhere(images: &[PathBuf], out: &Path) -> miette::Result<()> {
+    let Some(image) = images.iter().find(|image| files::same(files::folder_of(image), out)) else { return Ok(()) };
+    let what = format!("`{}` is where `{}` lies, which would be written over", out.display(), image.display());
+    Err(Error::usage(what, "give another folder with `--out`"))
+}
+
+/// What `detector` finds in the image at `path`.
+fn look(detector: &mut Detector, path: &Path, image: &RgbImage, nms: &NmsConfig) -> miette::Result<Found> {
+    let (canvas, placed) = data::letterbox(image, detector.imgsz as u32, detector.fit);
+    let found = detector.detect(&canvas, 1, nms)?.swap_remove(0).into_iter().map(|d| Box {
+        class: d.class,
+        name: detector.names[d.class].clone(),
+        confidence: d.score,
+        xyxy: placed.to_image(d.bbox),
+    });
+    let detections = found.collect();
+    Ok(Found { image: path.display().to_string(), size: [image.width(), image.height()], detections })
 }
 
 /// The images among `sources`, and those in the folders among them, by name.
@@ -98,14 +129,33 @@ fn is_image(path: &Path) -> bool {
     ImageFormat::from_path(path).is_ok_and(|f| f.reading_enabled()) && path.is_file()
 }
 
-/// `source`'s name in `out`, numbered where two sources share it.
-fn free_name(out: &Path, source: &Path, taken: &[(PathBuf, Found)]) -> PathBuf {
-    let stem = source.file_stem().unwrap_or_default().to_string_lossy();
-    let extension = source.extension().unwrap_or_default().to_string_lossy();
-    let extension = if is_writable(source) { extension.as_ref() } else { "png" };
-    let name =
-        |n: usize| out.join(if n == 1 { format!("{stem}.{extension}") } else { format!("{stem}-{n}.{extension}") });
-    (1..).map(name).find(|file| taken.iter().all(|(t, _)| t != file)).unwrap_or_else(|| name(1))
+/// What is written, and which names are taken.
+struct Drawn {
+    folder: PathBuf,
+    /// Whether a label file goes beside each image.
+    labelled: bool,
+    taken: HashSet<PathBuf>,
+}
+
+impl Drawn {
+    fn new(folder: PathBuf, labelled: bool) -> Self {
+        Self { folder, labelled, taken: HashSet::new() }
+    }
+
+    /// A file for `source`: its name, numbered where two sources share it, or would share their label file.
+    fn name(&mut self, source: &Path) -> PathBuf {
+        let stem = source.file_stem().unwrap_or_default().to_string_lossy();
+        let extension = source.extension().unwrap_or_default().to_string_lossy();
+        let extension = if is_writable(source) { extension.as_ref() } else { "png" };
+        let name = |n: usize| {
+            self.folder.join(if n == 1 { format!("{stem}.{extension}") } else { format!("{stem}-{n}.{extension}") })
+        };
+        // Taken names are kept as what must differ.
+        let key = |file: &Path| if self.labelled { file.with_extension("txt") } else { file.to_owned() };
+        let file = (1..).map(name).find(|file| !self.taken.contains(&key(file))).unwrap_or_else(|| name(1));
+        self.taken.insert(key(&file));
+        file
+    }
 }
 
 fn is_writable(path: &Path) -> bool {

@@ -17,7 +17,7 @@ use crate::pipeline::{Goal, Trials, search};
 use crate::score::{Judge, same_classes};
 use crate::speed::Speed;
 use crate::training::Counter;
-use crate::ui;
+use crate::{files, ui};
 
 /// Runs the command.
 pub fn run(args: &Prune) -> miette::Result<Exit> {
@@ -26,6 +26,11 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
     }
     if args.budget.max_drop.is_some() && args.data.is_none() {
         return Err(Error::usage("`--max-drop` measures mAP on images", "give `--data`"));
+    }
+    if let Some(out) = args.out.as_ref().filter(|_| !args.dry_run) {
+        files::native(out)?;
+        files::spares(out, &args.model.model)?;
+        files::has_folder(out)?;
     }
     let mut model = args.model.load()?;
     model.meta.imgsz = [image_size(&model, args.imgsz)?; 2];
