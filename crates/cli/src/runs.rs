@@ -1,5 +1,6 @@
 //! Folders of runs: one place for everything a run makes.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use graph::format::write_whole;
@@ -8,6 +9,9 @@ use serde::de::DeserializeOwned;
 
 use crate::exit::Error;
 use crate::{files, ui};
+
+/// Differing settings that are told one by one.
+const TOLD: usize = 4;
 
 /// The folder of a run: `asked`, or the first of `runs/<kind>`, `runs/<kind>2`, ... that is not there yet. It exists after.
 ///
@@ -29,11 +33,70 @@ pub fn folder(asked: Option<&Path>, kind: &str, resume: bool) -> miette::Result<
     Ok(out)
 }
 
+/// The recipe of the run in `out`, where there is one that is to be gone on with.
+pub fn stored(out: Option<&Path>, resume: bool) -> Option<PathBuf> {
+    out.filter(|_| resume).map(|out| out.join("recipe.toml")).filter(|file| file.is_file())
+}
+
+/// Refuses to go on with the run in `out`, begun with the settings `stored`, where `asked` differ from those.
+pub fn same_settings<T: Serialize>(out: &Path, stored: &T, asked: &T) -> miette::Result<()> {
+    let differing = differences(stored, asked)?;
+    if differing.is_empty() {
+        return Ok(());
+    }
+    let (told, more) = differing.split_at(differing.len().min(TOLD));
+    let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+    let what = format!("`{}` holds a run with other settings: {}{more}", out.display(), told.join(", "));
+    Err(Error::failed(what, "leave them out to go on with that run as it was begun, or give another `--out`"))
+}
+
+/// Every setting by which two recipes differ, in words.
+fn differences<T: Serialize>(stored: &T, asked: &T) -> miette::Result<Vec<String>> {
+    let (stored, asked) = (settings(stored)?, settings(asked)?);
+    let names: BTreeSet<&String> = stored.keys().chain(asked.keys()).collect();
+    let value = |of: &BTreeMap<String, String>, name| of.get(name).map_or("unset".to_owned(), String::clone);
+    let differing = names.into_iter().filter(|name| stored.get(*name) != asked.get(*name));
+    Ok(differing.map(|name| format!("`{name}` is {}, not {}", value(&stored, name), value(&asked, name))).collect())
+}
+
+/// The settings of a recipe by name, such as `heal.schedule.lr0`, as TOML has them.
+fn settings(recipe: &impl Serialize) -> miette::Result<BTreeMap<String, String>> {
+    fn flatten(name: &str, value: &toml::Value, into: &mut BTreeMap<String, String>) {
+        let toml::Value::Table(table) = value else {
+            into.insert(name.into(), value.to_string());
+            return;
+        };
+        for (key, value) in table {
+            flatten(&if name.is_empty() { key.clone() } else { format!("{name}.{key}") }, value, into);
+        }
+    }
+    // By way of text, which writes single precision as short as it was given.
+    let table = toml::from_str(&text(recipe)?).map_err(|e| undescribed(&e))?;
+    let mut all = BTreeMap::new();
+    flatten("", &toml::Value::Table(table), &mut all);
+    Ok(all)
+}
+
 /// Writes `value` as TOML, whole or not at all.
 pub fn write_toml(path: &Path, value: &impl Serialize) -> miette::Result<()> {
-    let text =
-        toml::to_string(value).map_err(|e| Error::failed(format!("cannot describe the recipe: {e}"), "report it"))?;
-    Ok(write_whole(path, text.as_bytes())?)
+    Ok(write_whole(path, text(value)?.as_bytes())?)
+}
+
+/// Reads a recipe.
+pub fn read_toml<T: DeserializeOwned>(path: &Path) -> miette::Result<T> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, &e))?;
+    toml::from_str(&text).map_err(|e| {
+        let what = format!("`{}` is no recipe: {}", path.display(), e.to_string().trim());
+        Error::failed(what, "a run writes a complete recipe.toml into its folder; start from one of those")
+    })
+}
+
+fn text(recipe: &impl Serialize) -> miette::Result<String> {
+    toml::to_string(recipe).map_err(|e| undescribed(&e))
+}
+
+fn undescribed(error: &dyn std::error::Error) -> miette::Report {
+    Error::failed(format!("cannot describe the recipe: {error}"), "report it")
 }
 
 /// Writes `value` as indented JSON, whole or not at all.
@@ -48,4 +111,28 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> miette::Result<T> {
         let what = format!("`{}`: {e}", path.display());
         Error::failed(what, "the file is damaged; delete it and resume the run, which makes it anew")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use train::TrainConfig;
+
+    #[test]
+    fn other_settings_are_named() {
+        let stored = TrainConfig::default();
+        assert!(same_settings(Path::new("run"), &stored, &stored).is_ok());
+        let mut asked = TrainConfig { epochs: 3, ..stored.clone() };
+        asked.schedule.lr0 = 0.02;
+        assert_eq!(
+            differences(&stored, &asked).unwrap(),
+            ["`epochs` is 25, not 3", "`schedule.lr0` is 0.001, not 0.02"]
+        );
+        let refused = same_settings(Path::new("run"), &stored, &TrainConfig::yolov5()).unwrap_err().to_string();
+        assert!(
+            refused.starts_with("`run` holds a run with other settings: `anchor_t` is 3.0, not 4.0, "),
+            "{refused}"
+        );
+        assert!(refused.contains(" more") && refused.matches(" is ").count() == TOLD, "{refused}");
+    }
 }

@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{done, squares};
+use common::{done, prunella, squares};
 use serde_json::Value;
 
 /// A folder with the small `{name}.pt` and images of squares of its last class.
@@ -29,6 +29,13 @@ fn a_run_trains_both_pairs_of_branches_and_shows_the_one() {
     done(dir, "train --model yolov10.pt --data ds --imgsz 64 --epochs 2 --batch 4 --out run");
     let csv = fs::read_to_string(dir.join("run/results.csv")).expect("written");
     assert_eq!(csv.lines().count(), 3, "{csv}");
+    // Gone on with it is the same run, or none.
+    let again = "train --model ./yolov10.pt --data ds --out run --resume";
+    done(dir, &format!("{again} --epochs 2"));
+    let (code, _, err) = prunella(dir, &format!("{again} --epochs 3 --lr0 0.5"));
+    let wanted =
+        "`run` holds a run with other settings: `epochs` is 2, not 3, `schedule.lr0` is 0.001, not 0.5\nhint: ";
+    assert!(code == 1 && err.contains(wanted), "{err}");
     let (before, after) = (info(dir, "yolov10.pt"), info(dir, "run/weights/last.safetensors"));
     assert_eq!(before["macs"], after["macs"]);
     // The file keeps the other branches, from which the next training goes on.

@@ -125,6 +125,11 @@ fn a_run_keeps_its_table_of_times_and_reports_them() {
     for gone in ["plans/similarity.json", "summary.json"] {
         fs::remove_file(dir.path().join("run").join(gone)).expect(gone);
     }
+    let (code, _, err) = prunella(dir.path(), &format!("{run} --resume --seed 1"));
+    assert!(
+        code == 1 && err.contains("`run` holds a run with other settings: ") && err.contains("`seed` is 0, not 1"),
+        "{err}"
+    );
     let (code, _, err) = prunella(dir.path(), &format!("{run} --resume"));
     assert!(code == 0 && !err.contains("kinds of operators"), "{err}");
     assert_eq!(read("latency.json"), table);

@@ -17,12 +17,12 @@ pub struct Train {
     /// Height and width in pixels to train at [default: the detector's own]
     #[arg(long, value_name = "PIXELS", value_parser = positive)]
     pub imgsz: Option<usize>,
-    /// Times every image is seen
-    #[arg(long, short, default_value = "100", value_name = "N", value_parser = positive)]
-    pub epochs: usize,
-    /// Images a step
-    #[arg(long, short, default_value = "16", value_name = "N", value_parser = positive)]
-    pub batch: usize,
+    /// Times every image is seen [default: 100]
+    #[arg(long, short, value_name = "N", value_parser = positive)]
+    pub epochs: Option<usize>,
+    /// Images a step [default: 16]
+    #[arg(long, short, value_name = "N", value_parser = positive)]
+    pub batch: Option<usize>,
     /// How weights follow gradients [default: muon; sgd with --sparse]
     #[arg(long, value_enum)]
     pub optimizer: Option<Optimizer>,
@@ -35,9 +35,9 @@ pub struct Train {
     /// Sparse training: drive this share of the prunable BatchNorm scales to zero
     #[arg(long, value_name = "SHARE", value_parser = share_to_remove)]
     pub sparse: Option<f64>,
-    /// Seed of all randomness
-    #[arg(long, default_value = "0", value_name = "N")]
-    pub seed: u64,
+    /// Seed of all randomness [default: 0]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
     /// Folder of the run [default: a new one, runs/train, runs/train2, ...]
     #[arg(long, short, value_name = "FOLDER")]
     pub out: Option<PathBuf>,

@@ -1,5 +1,9 @@
 //! `train`: fine-tunes a detector.
 
+use std::mem::discriminant;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
 use train::optim::OptimKind;
 use train::sparse::SparseConfig;
 use train::{Task, TrainConfig};
@@ -8,38 +12,95 @@ use crate::args::{Optimizer, Train};
 use crate::detector::image_size;
 use crate::exit::Exit;
 use crate::pipeline::cut::{CALIBRATION_IMAGES, Calibration};
-use crate::runs;
 use crate::training::{Bars, fit, tell_loss, tell_skipped};
-use crate::ui;
+use crate::{files, runs, ui};
+
+/// What a run does, from which detector, on which data: its recipe.toml.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Recipe {
+    model: PathBuf,
+    data: PathBuf,
+    #[serde(flatten)]
+    config: TrainConfig,
+}
 
 /// Runs the command.
 pub fn run(args: &Train) -> miette::Result<Exit> {
+    let mut recipe = match runs::stored(args.out.as_deref(), args.resume) {
+        Some(file) => resumed(&file, args)?,
+        None => fresh(args),
+    };
     let dataset = args.data.open()?;
     tell_skipped(&dataset);
     let model = args.model.load_to_train()?;
-    let imgsz = image_size(&model, args.imgsz)?;
-    let calibration = Calibration::new(&dataset, imgsz, CALIBRATION_IMAGES, args.seed);
-    let start = fit(&calibration.unfold(&model)?, &dataset, imgsz, args.seed)?;
+    let config = &mut recipe.config;
+    config.imgsz = image_size(&model, Some(config.imgsz).filter(|&size| size > 0))?;
+    let (imgsz, seed) = (config.imgsz, config.seed);
+    let calibration = Calibration::new(&dataset, imgsz, CALIBRATION_IMAGES, seed);
+    let start = fit(&calibration.unfold(&model)?, &dataset, imgsz, seed)?;
     tell_loss(&start);
-    // The proximal steps of sparse training are set up for SGD's rates.
-    let usual = if args.sparse.is_some() { Optimizer::Sgd } else { Optimizer::Muon };
-    let config = TrainConfig {
-        epochs: args.epochs,
-        batch: args.batch,
-        imgsz,
-        seed: args.seed,
-        sparse: args.sparse.map(|target| SparseConfig { target: target as f32, ..SparseConfig::default() }),
-        ..recipe(args.optimizer.unwrap_or(usual), args.lr0, args.lrf)
-    };
     let out = runs::folder(args.out.as_deref(), "train", args.resume)?;
-    runs::write_toml(&out.join("recipe.toml"), &config)?;
+    runs::write_toml(&out.join("recipe.toml"), &recipe)?;
     let task = Task { start: &start, dataset: &dataset, teacher: None, standing: None, out: &out, resume: args.resume };
-    let trained = train::train(&task, &config, &mut Bars::new("train"))?;
+    let trained = train::train(&task, &recipe.config, &mut Bars::new("train"))?;
     if !trained.gammas.is_empty() {
         runs::write_json(&out.join("gammas.json"), &trained.gammas)?;
     }
     ui::note(format_args!("Best and last detector are in `{}`", out.join("weights").display()));
     Ok(Exit::Done)
+}
+
+/// The recipe of a run that begins; images are of 0 pixels where nobody said how large.
+fn fresh(args: &Train) -> Recipe {
+    // The proximal steps of sparse training are set up for SGD's rates.
+    let usual = if args.sparse.is_some() { Optimizer::Sgd } else { Optimizer::Muon };
+    let config = recipe(args.optimizer.unwrap_or(usual), None, None);
+    over(Recipe { config: TrainConfig { epochs: 100, imgsz: 0, ..config }, ..Recipe::default() }, args)
+}
+
+/// The recipe that the run to be gone on with keeps in `file`.
+///
+/// # Errors
+/// The command line asks for something else.
+fn resumed(file: &Path, args: &Train) -> miette::Result<Recipe> {
+    let mut stored: Recipe = runs::read_toml(file)?;
+    let asked = over(stored.clone(), args);
+    for (stored, asked) in [(&mut stored.model, &asked.model), (&mut stored.data, &asked.data)] {
+        // Runs of older versions do not say.
+        if stored.as_os_str().is_empty() || files::same(stored, asked) {
+            stored.clone_from(asked);
+        }
+    }
+    runs::same_settings(files::folder_of(file), &stored, &asked)?;
+    Ok(stored)
+}
+
+/// `recipe` with what the command line says.
+fn over(recipe: Recipe, args: &Train) -> Recipe {
+    let mut config = recipe.config;
+    config.epochs = args.epochs.unwrap_or(config.epochs);
+    config.batch = args.batch.unwrap_or(config.batch);
+    config.imgsz = args.imgsz.unwrap_or(config.imgsz);
+    config.seed = args.seed.unwrap_or(config.seed);
+    if let Some(target) = args.sparse {
+        config.sparse = Some(SparseConfig { target: target as f32, ..config.sparse.unwrap_or_default() });
+    }
+    follow(&mut config, args.optimizer, args.lr0, args.lrf);
+    Recipe { model: args.model.model.clone(), data: args.data.data.clone(), config }
+}
+
+/// `config` with what is asked for of its optimiser and rates. One that it follows already keeps its settings.
+pub fn follow(config: &mut TrainConfig, optimizer: Option<Optimizer>, lr0: Option<f64>, lrf: Option<f64>) {
+    let asked = optimizer.map(|optimizer| recipe(optimizer, None, None));
+    if let Some(other) =
+        asked.filter(|other| discriminant(&other.optimizer.kind) != discriminant(&config.optimizer.kind))
+    {
+        config.optimizer = other.optimizer;
+        config.schedule = other.schedule;
+    }
+    config.schedule.lr0 = lr0.map_or(config.schedule.lr0, |v| v as f32);
+    config.schedule.lrf = lrf.map_or(config.schedule.lrf, |v| v as f32);
 }
 
 /// The recipe of `optimizer`, with other rates where they are given.
@@ -53,7 +114,6 @@ pub fn recipe(optimizer: Optimizer, lr0: Option<f64>, lrf: Option<f64>) -> Train
             config
         }
     };
-    config.schedule.lr0 = lr0.map_or(config.schedule.lr0, |v| v as f32);
-    config.schedule.lrf = lrf.map_or(config.schedule.lrf, |v| v as f32);
+    follow(&mut config, None, lr0, lrf);
     config
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use train::TrainConfig;
 
 use crate::answers;
-use crate::exit::Error;
+use crate::runs;
 use crate::speed::Speed;
 
 /// Optimiser steps a training should have at least. YOLOv5's step every 64 images is a hundred steps in 25 epochs of a dataset
@@ -93,11 +93,7 @@ impl Default for Recipe {
 impl Recipe {
     /// Reads a recipe.
     pub fn load(path: &Path) -> miette::Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, &e))?;
-        toml::from_str(&text).map_err(|e| {
-            let what = format!("`{}` is no recipe: {}", path.display(), e.to_string().trim());
-            Error::failed(what, "a run writes a complete recipe.toml into its folder; start from one of those")
-        })
+        runs::read_toml(path)
     }
 
     /// Whether the data are images alone.

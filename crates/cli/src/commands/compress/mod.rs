@@ -1,5 +1,7 @@
 //! `compress`: the whole method, from a trained detector to a small one with its report.
 
+mod recipe;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -7,9 +9,8 @@ use graph::Graph;
 use train::loss::Criterion;
 
 use crate::answers;
-use crate::args::{Compress, Optimizer, load_to_train};
+use crate::args::{Compress, load_to_train};
 use crate::commands::prune::show;
-use crate::commands::train::recipe as training;
 use crate::detector::image_size;
 use crate::exit::{Error, Exit};
 use crate::pipeline::cut::{Calibration, Cut};
@@ -20,10 +21,10 @@ use crate::{runs, ui};
 
 /// Runs the command.
 pub fn run(args: &Compress) -> miette::Result<Exit> {
-    let resumed = args.out.as_ref().filter(|_| args.resume).map(|out| out.join("recipe.toml")).filter(|f| f.is_file());
-    let recipe = match &resumed {
-        Some(file) => Recipe::load(file)?,
-        None => recipe(args)?,
+    let stored = runs::stored(args.out.as_deref(), args.resume);
+    let recipe = match &stored {
+        Some(file) => recipe::resumed(file, args)?,
+        None => recipe::fresh(args)?,
     };
     budgeted(&recipe)?;
     let model = load_to_train(&recipe.model, recipe.weights.as_deref())?;
@@ -34,7 +35,7 @@ pub fn run(args: &Compress) -> miette::Result<Exit> {
         dataset = answers::label(&dataset, &model, recipe.heal.imgsz)?;
     }
     // A recipe that was written down says how often.
-    if resumed.is_none() && args.recipe.is_none() {
+    if stored.is_none() && args.recipe.is_none() {
         recipe.step_often(dataset.split("train")?.items.len());
     }
     let calibration = Calibration::new(&dataset, recipe.heal.imgsz, recipe.calibration_images, recipe.seed);
@@ -67,58 +68,6 @@ pub fn compress(
     }
     ui::note(format_args!("The report is `{}`", out.join("report.html").display()));
     Ok(Exit::Done)
-}
-
-/// The recipe file with the command line over it.
-fn recipe(args: &Compress) -> miette::Result<Recipe> {
-    let mut recipe = match &args.recipe {
-        Some(file) => Recipe::load(file)?,
-        None => {
-            let mut fresh = Recipe::default();
-            fresh.each_training(|t| t.imgsz = 0);
-            fresh
-        }
-    };
-    recipe.model = args.model.clone().unwrap_or(recipe.model);
-    recipe.weights = args.weights.clone().or(recipe.weights);
-    recipe.data = args.data.clone().unwrap_or(recipe.data);
-    recipe.data_format = args.form.options().format.or(recipe.data_format);
-    recipe.images = args.form.images.clone().or(recipe.images);
-    for (what, path) in [("--model", &recipe.model), ("--data", &recipe.data)] {
-        if path.as_os_str().is_empty() {
-            return Err(Error::usage(format!("`{what}` is missing"), "give it, or a `--recipe` that has it"));
-        }
-    }
-    if !args.budget.is_empty() {
-        recipe.budget = args.budget.budget();
-        recipe.max_drop = args.budget.max_drop;
-    }
-    recipe.multiple_by_speed = args.limits.auto(recipe.multiple_by_speed);
-    recipe.similarity_share = args.similarity_share.unwrap_or(recipe.similarity_share);
-    recipe.rounds = args.rounds.unwrap_or(recipe.rounds);
-    recipe.similarity.mode = args.similarity.map_or(recipe.similarity.mode, Into::into);
-    recipe.importance.limits = args.limits.over(recipe.importance.limits);
-    recipe.similarity.limits = args.limits.over(recipe.similarity.limits);
-    recipe.int8 |= args.int8;
-    recipe.seed = args.seed.unwrap_or(recipe.seed);
-    let (seed, rates) = (recipe.seed, args.optimizer.is_some() || args.lr0.is_some() || args.lrf.is_some());
-    let asked = training(args.optimizer.unwrap_or(Optimizer::Muon), args.lr0, args.lrf);
-    recipe.each_training(|t| {
-        t.seed = seed;
-        t.batch = args.batch.unwrap_or(t.batch);
-        t.imgsz = args.imgsz.unwrap_or(t.imgsz);
-    });
-    if rates {
-        // Sparse training keeps its own: its proximal steps are set up for them.
-        for t in [&mut recipe.dense, &mut recipe.heal] {
-            t.optimizer = asked.optimizer.clone();
-            t.schedule = asked.schedule.clone();
-        }
-    }
-    recipe.dense.epochs = args.epochs.unwrap_or(recipe.dense.epochs);
-    recipe.heal.epochs = args.epochs.unwrap_or(recipe.heal.epochs);
-    recipe.sparse.epochs = args.sparse_epochs.unwrap_or(recipe.sparse.epochs);
-    Ok(recipe)
 }
 
 /// Refuses a recipe that does not say how small, or says so twice, or never cuts.
