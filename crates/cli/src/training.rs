@@ -28,6 +28,18 @@ pub fn tell_skipped(dataset: &Dataset) {
     }
 }
 
+/// Says where another split stands in for the one called `name`.
+pub fn tell_split(dataset: &Dataset, name: &str) {
+    let (data, other) = (dataset.path.display(), dataset.answering(name));
+    match other {
+        _ if other == name => {}
+        "train" => ui::warn(format_args!(
+            "`{data}` has no split `{name}`: mAP is measured on `train`, on the very images that are learnt from"
+        )),
+        _ => ui::warn(format_args!("`{data}` has no split `{name}`: mAP is measured on `{other}`")),
+    }
+}
+
 /// Says where a detector is not trained by its authors' own loss.
 pub fn tell_loss(graph: &Graph) {
     if graph.meta.family == Family::Darknet {

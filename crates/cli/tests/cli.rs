@@ -224,6 +224,22 @@ fn a_name_that_is_no_text_is_told_as_far_as_it_is() {
 }
 
 #[test]
+fn a_split_that_stands_in_for_another_is_named() {
+    let dir = detector();
+    fs::write(dir.path().join("ds/data.yaml"), "train: images/train\nnames: [a, b]\n").expect("writable");
+    fs::write(dir.path().join("ds/labels/train/a.txt"), "0 0.5 0.5 0.2 0.2\n7 0.5 0.5 0.2 0.2\n").expect("writable");
+    let ran = prunella(dir.path(), "val --model new.safetensors --data ds --json");
+    let told: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {ran:?}"));
+    assert_eq!((&told["split"], &told["skipped"]), (&"train".into(), &1.into()));
+    assert!(ran.stderr.contains("warning: `ds` has no split `val`: mAP is measured on `train`"), "{ran:?}");
+    assert!(ran.stderr.contains("warning: 1 boxes of the dataset are skipped"), "{ran:?}");
+    let named = prunella(dir.path(), "val --model new.safetensors --data ds --split train");
+    assert!(named.code == 0 && !named.stderr.contains("no split"), "{named:?}");
+    let doctor = prunella(dir.path(), "data check ds");
+    assert!(doctor.code == 3 && doctor.stdout.contains("there is no split to judge by: 1\n"), "{doctor:?}");
+}
+
+#[test]
 fn other_devices_than_the_cpu_are_refused() {
     let dir = dataset();
     let commands = [

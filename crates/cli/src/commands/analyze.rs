@@ -10,7 +10,7 @@ use crate::exit::Exit;
 use crate::pipeline::cut::{CALIBRATION_IMAGES, Calibration};
 use crate::report::analysis::{Analysis, Group, render, table};
 use crate::score::{Judge, same_classes};
-use crate::training::tell_skipped;
+use crate::training::{tell_skipped, tell_split};
 use crate::{runs, ui};
 
 /// Runs the command.
@@ -18,6 +18,7 @@ pub fn run(args: &Analyze) -> miette::Result<Exit> {
     let mut model = args.model.load()?;
     let dataset = args.data.open()?;
     tell_skipped(&dataset);
+    tell_split(&dataset, &args.split);
     same_classes(&model, &dataset)?;
     let imgsz = image_size(&model, args.imgsz)?;
     model.meta.imgsz = [imgsz; 2];
@@ -68,7 +69,7 @@ pub fn run(args: &Analyze) -> miette::Result<Exit> {
     let analysis = Analysis {
         model: args.model.model.display().to_string(),
         data: args.data.data.display().to_string(),
-        split: args.split.clone(),
+        split: dataset.answering(&args.split).into(),
         imgsz,
         rate: args.rate,
         map50_95: dense,

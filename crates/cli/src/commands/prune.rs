@@ -16,7 +16,7 @@ use crate::pipeline::cut::{CALIBRATION_IMAGES, Calibration, Cut, Outcome};
 use crate::pipeline::{Goal, Trials, search};
 use crate::score::{Judge, same_classes};
 use crate::speed::Speed;
-use crate::training::Counter;
+use crate::training::{Counter, tell_split};
 use crate::{files, ui};
 
 /// Runs the command.
@@ -116,6 +116,7 @@ impl Job<'_> {
     /// The share of the multiply-accumulates to keep so that mAP50-95 on `val` falls by no more than `max_drop`.
     fn largest_cut(&self, dataset: &Dataset, max_drop: f64) -> miette::Result<f64> {
         same_classes(self.model, dataset)?;
+        tell_split(dataset, "val");
         let judge = Judge::new(dataset, "val", self.model.meta.imgsz[0], self.model.meta.family)?;
         let score = |graph: &Graph| judge.score(graph, &mut Counter::default()).map(|map| map.map50_95);
         let known = Trials { dense: score(self.model)?, trials: vec![] };

@@ -12,7 +12,7 @@ use crate::args::{Optimizer, Train};
 use crate::detector::image_size;
 use crate::exit::Exit;
 use crate::pipeline::cut::{CALIBRATION_IMAGES, Calibration};
-use crate::training::{Bars, fit, tell_loss, tell_skipped};
+use crate::training::{Bars, fit, tell_loss, tell_skipped, tell_split};
 use crate::{files, runs, ui};
 
 /// What a run does, from which detector, on which data: its recipe.toml.
@@ -33,6 +33,7 @@ pub fn run(args: &Train) -> miette::Result<Exit> {
     };
     let dataset = args.data.open()?;
     tell_skipped(&dataset);
+    tell_split(&dataset, "val");
     let model = args.model.load_to_train()?;
     let config = &mut recipe.config;
     config.imgsz = image_size(&model, Some(config.imgsz).filter(|&size| size > 0))?;

@@ -10,6 +10,7 @@ use crate::args::Val;
 use crate::detector::Detector;
 use crate::exit::{Error, Exit};
 use crate::score::{score, usual_iou};
+use crate::training::{tell_skipped, tell_split};
 use crate::ui::{self, Column, Table};
 
 /// Runs the command.
@@ -43,6 +44,8 @@ struct Run {
     data: String,
     split: String,
     images: usize,
+    /// Boxes of the split left out on reading.
+    skipped: usize,
     /// Side of the square images the detector was shown, pixels.
     imgsz: usize,
     conf: f64,
@@ -53,6 +56,8 @@ struct Run {
 
 fn score_model(model: &Path, args: &Val) -> miette::Result<Outcome> {
     let dataset = args.data.open()?;
+    tell_skipped(&dataset);
+    tell_split(&dataset, &args.split);
     let mut detector = Detector::open(model, args.weights.as_deref(), args.imgsz)?;
     let iou = args.iou.unwrap_or(usual_iou(detector.fit));
     let nms = NmsConfig { conf: args.conf as f32, iou: iou as f32, ..NmsConfig::default() };
@@ -60,7 +65,8 @@ fn score_model(model: &Path, args: &Val) -> miette::Result<Outcome> {
     let run = Run {
         model: model.display().to_string(),
         data: args.data.data.display().to_string(),
-        split: args.split.clone(),
+        split: dataset.answering(&args.split).into(),
+        skipped: dataset.split(&args.split)?.skipped(),
         images: score.images,
         imgsz: detector.imgsz,
         conf: args.conf,

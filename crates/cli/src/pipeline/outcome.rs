@@ -52,7 +52,7 @@ impl Pipeline<'_> {
             model: recipe.model.display().to_string(),
             data: recipe.data.display().to_string(),
             agreement: recipe.has_no_labels(),
-            split: "val".into(),
+            split: self.dataset.answering("val").into(),
             imgsz: recipe.heal.imgsz,
             seed: recipe.seed,
             stages: stages.iter().map(|s| s.row.clone()).collect(),

@@ -16,7 +16,7 @@ use crate::exit::{Error, Exit};
 use crate::pipeline::cut::{Calibration, Cut};
 use crate::pipeline::{Goal, Pipeline, Recipe, stage_table};
 use crate::speed::Speed;
-use crate::training::{fit, tell_loss, tell_skipped};
+use crate::training::{fit, tell_loss, tell_skipped, tell_split};
 use crate::{runs, ui};
 
 /// Runs the command.
@@ -34,6 +34,7 @@ pub fn run(args: &Compress) -> miette::Result<Exit> {
     if recipe.has_no_labels() {
         dataset = answers::label(&dataset, &model, recipe.heal.imgsz)?;
     }
+    tell_split(&dataset, "val");
     // A recipe that was written down says how often.
     if stored.is_none() && args.recipe.is_none() {
         recipe.step_often(dataset.split("train")?.items.len());
