@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Extra, Head, Op, Result};
+use crate::{BatchNorm, Error, Extra, Head, Op, Result};
 
 /// Index of a node in [`Graph::nodes`].
 pub type NodeId = usize;
@@ -72,6 +72,13 @@ impl Graph {
     pub fn push(&mut self, name: impl Into<String>, op: Op, inputs: Vec<NodeId>) -> NodeId {
         self.nodes.push(Node { name: name.into(), op, inputs });
         self.nodes.len() - 1
+    }
+
+    /// True where there is BatchNorm and none of it has met an image yet: all means are 0, all variances 1.
+    pub fn is_untrained(&self) -> bool {
+        let mut norms = self.nodes.iter().filter_map(|n| if let Op::BatchNorm(bn) = &n.op { Some(bn) } else { None });
+        let fresh = |bn: &BatchNorm| bn.mean.iter().all(|&m| m == 0.0) && bn.var.iter().all(|&v| v == 1.0);
+        norms.next().is_some_and(fresh) && norms.all(fresh)
     }
 
     /// The head and the nodes whose maps enter it, or an error if the graph is no detector.

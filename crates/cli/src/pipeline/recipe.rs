@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use data::OpenOptions;
+use graph::Graph;
 use prune::{Budget, Criterion, Importance, Similarity};
 use serde::{Deserialize, Serialize};
 use train::TrainConfig;
@@ -121,6 +122,13 @@ impl Recipe {
         change(&mut self.heal);
     }
 
+    /// No dense training where `model` knows the classes `names` of the dataset, unless it has never been trained.
+    pub fn skip_dense(&mut self, model: &Graph, names: &[String]) {
+        if model.meta.names == names && !model.is_untrained() {
+            self.dense.epochs = 0;
+        }
+    }
+
     /// Has every training on `images` images step more often than the recipe says, where steps would be few.
     pub fn step_often(&mut self, images: usize) {
         self.each_training(|t| {
@@ -135,6 +143,26 @@ impl Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dense_training_is_for_classes_or_weights_that_are_new() {
+        let names = |names: [&str; 2]| names.map(str::to_owned).to_vec();
+        let fresh = graph::build::Yolov5 { names: names(["a", "b"]), imgsz: 64, width: 0.25, depth: 0.33, seed: 1 };
+        let fresh = fresh.build().unwrap();
+        let mut trained = fresh.clone();
+        let norm = trained.nodes.iter_mut().find_map(|n| match &mut n.op {
+            graph::Op::BatchNorm(norm) => Some(norm),
+            _ => None,
+        });
+        norm.unwrap().mean[0] = 0.1;
+        let epochs = |model: &Graph, classes: [&str; 2]| {
+            let mut recipe = Recipe::default();
+            recipe.skip_dense(model, &names(classes));
+            recipe.dense.epochs
+        };
+        assert_eq!([epochs(&trained, ["a", "b"]), epochs(&trained, ["a", "c"])], [0, 25]);
+        assert_eq!(epochs(&fresh, ["a", "b"]), 25);
+    }
 
     #[test]
     fn steps_are_small_where_there_would_be_few() {

@@ -42,6 +42,19 @@ fn classes(n: usize) -> Vec<String> {
 }
 
 #[test]
+fn a_detector_is_untrained_until_it_has_met_an_image() -> Result<()> {
+    let mut graph = Design::named("yolov8n").expect("it is listed").build(&classes(1), 64, 0)?;
+    assert!(graph.is_untrained());
+    let norm =
+        graph.nodes.iter_mut().rev().find_map(|n| if let Op::BatchNorm(bn) = &mut n.op { Some(bn) } else { None });
+    norm.expect("it has some").var[0] = 0.9;
+    assert!(!graph.is_untrained());
+    graph.nodes.retain(|n| !matches!(n.op, Op::BatchNorm(_)));
+    assert!(!graph.is_untrained(), "nothing tells");
+    Ok(())
+}
+
+#[test]
 fn every_detector_has_its_published_size() -> Result<()> {
     let listed: Vec<&str> =
         PARAMETERS.map(|(name, _)| name).into_iter().chain(YOLOX_PARAMETERS.map(|(n, _)| n)).collect();

@@ -44,9 +44,7 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
         let mut base = settings.recipe.clone();
         base.seed = seed;
         base.each_training(|t| t.seed = seed);
-        if model.meta.names == dataset.names {
-            base.dense.epochs = 0;
-        }
+        base.skip_dense(&model, &dataset.names);
         ui::note(format_args!("Seed {seed}: the dense detector"));
         let folder = out.join(format!("seed{seed}"));
         let dense = Pipeline::new(&base, &dataset, &folder, model.meta.family)?.dense(&model)?;

@@ -90,14 +90,19 @@ fn budgeted(recipe: &Recipe) -> miette::Result<()> {
     }
 }
 
-/// What depends on the detector: its image size where none was asked for, and no dense training where it knows the
-/// dataset's classes already.
+/// What depends on the detector: its image size where none was asked for, and no dense training where it needs none.
 fn fitted(mut recipe: Recipe, model: &Graph, names: &[String]) -> miette::Result<Recipe> {
     let asked = Some(recipe.heal.imgsz).filter(|&size| size > 0);
     let imgsz = image_size(model, asked)?;
     recipe.each_training(|t| t.imgsz = imgsz);
-    if model.meta.names == names {
-        recipe.dense.epochs = 0;
+    recipe.skip_dense(model, names);
+    if model.is_untrained() {
+        match recipe.dense.epochs {
+            0 => ui::warn("this detector has never been trained, and the recipe has no dense training"),
+            n => {
+                ui::note(format_args!("This detector has never been trained: {n} epochs of dense training come first"))
+            }
+        }
     }
     Ok(recipe)
 }
