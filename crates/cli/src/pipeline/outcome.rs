@@ -16,7 +16,7 @@ use crate::speed::Speed;
 use crate::ui::{Column, Table};
 use crate::{runs, ui};
 
-/// Stages whose precision-recall curves the report draws.
+/// Stages whose precision-recall curves the report draws, beside the last one's.
 const DRAWN: [&str; 3] = ["dense", "recalibrated", "healed"];
 /// Kinds of operators whose times the report lists.
 const DEAREST: usize = 12;
@@ -126,7 +126,10 @@ fn histogram(h: &train::sparse::GammaHistogram) -> GammaHistogram {
 
 /// One panel for all classes together, one for each class.
 fn panels(stages: &[Stage]) -> Vec<PrPanel> {
-    let drawn: Vec<&Stage> = stages.iter().filter(|s| DRAWN.contains(&s.row.stage.as_str())).collect();
+    let last = stages.len().saturating_sub(1);
+    let stages = stages.iter().enumerate();
+    let drawn: Vec<&Stage> =
+        stages.filter(|(i, s)| *i == last || DRAWN.contains(&s.row.stage.as_str())).map(|(_, s)| s).collect();
     let Some(first) = drawn.first() else { return vec![] };
     let seen: Vec<usize> =
         (0..first.curves.len()).filter(|&c| drawn.iter().any(|s| !s.curves[c].1.is_empty())).collect();
@@ -185,4 +188,34 @@ pub fn stage_table(stages: &[StageRow]) -> String {
         table.row(cells);
     }
     table.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shipped_is_drawn() {
+        let stage = |name: &str| Stage {
+            row: StageRow {
+                stage: name.into(),
+                params: 1,
+                macs: 1,
+                bytes: 1,
+                map50: 0.5,
+                map50_95: 0.5,
+                test: None,
+                ms_per_image: 1.0,
+            },
+            curves: vec![("a".into(), vec![[0.5, 1.0]])],
+        };
+        let drawn = |names: &[&str]| {
+            let panels = panels(&names.iter().map(|name| stage(name)).collect::<Vec<_>>());
+            panels.iter().map(|p| p.curves.iter().map(|c| c.stage.clone()).collect::<Vec<_>>()).collect::<Vec<_>>()
+        };
+        assert_eq!(drawn(&["dense", "replaced", "healed"]), [["dense", "healed"]; 2]);
+        assert_eq!(drawn(&["dense", "recalibrated", "healed", "kept"])[0].last().map(String::as_str), Some("kept"));
+        assert_eq!(drawn(&["dense", "reconstructed"])[0], ["dense", "reconstructed"]);
+        assert!(drawn(&[]).is_empty());
+    }
 }
