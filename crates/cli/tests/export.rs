@@ -90,7 +90,8 @@ fn pruned_detectors_of_every_family_find_the_same_as_a_checkpoint() {
         let folder = testkit::unpacked(name);
         let model = folder.path().join(format!("{name}.pt"));
         let prune = "--data ds --imgsz 96 --macs 0.9 --similarity-share 0.5";
-        done(dir, &format!("prune --model {} {prune} --out {name}.safetensors", model.display()));
+        let said = done(dir, &format!("prune --model {} {prune} --out {name}.safetensors", model.display()));
+        assert!(said.contains("\nall together\n") && !said.contains("NOT met"), "{name}: {said}");
         done(dir, &format!("export --model {name}.safetensors --format pt --out {name}.pt"));
         let see = |file: &str| found(dir, &format!("{name}.{file}"), picture);
         let (ours, theirs) = (see("safetensors"), see("pt"));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use data::Dataset;
 use graph::Graph;
 use graph::format::save;
-use prune::{Budget, Importance, Limits, Similarity};
+use prune::{Budget, Importance, Limits, Plan, Similarity, Stop};
 use train::unfold;
 
 use crate::answers;
@@ -134,11 +134,29 @@ impl Job<'_> {
     }
 }
 
-/// Prints the plans, as a table each or as one JSON list.
+/// Prints the plans of a budget that is met, as a table each and one of all together, or as one JSON list.
 pub fn show(outcome: &Outcome, json: bool) {
     if json {
-        ui::print_json(&outcome.plans);
-    } else {
-        outcome.plans.iter().for_each(|plan| ui::print(format_args!("{plan}\n")));
+        return ui::print_json(&outcome.plans);
+    }
+    for plan in &outcome.plans {
+        // Why it ended is no verdict: the next one went on, or it ended within what it aimed below.
+        ui::print(format_args!("{}\n", Plan { stop: Stop::Given, ..plan.clone() }));
+    }
+    if let [first, .., last] = &outcome.plans[..] {
+        ui::print(format_args!("{}\n", together(first, last)));
+    }
+}
+
+/// What the plans from `first` to `last` come to, without their layers.
+fn together(first: &Plan, last: &Plan) -> Plan {
+    Plan {
+        method: "all together".into(),
+        before: first.before,
+        stop: Stop::Given,
+        shortcuts: vec![],
+        layers: vec![],
+        notes: vec![],
+        ..last.clone()
     }
 }

@@ -23,6 +23,8 @@ const AGAIN: usize = 3;
 /// A budget as the planners take it, and what people want to know beside it.
 pub struct Goal {
     pub target: Target,
+    /// As it was asked for.
+    budget: Budget,
     /// What is cut.
     dense: Graph,
     /// Bytes of the native file that are no values: its header.
@@ -38,7 +40,8 @@ impl Goal {
         let size = Size::timed(reference, &Coupling::of(reference)?, latency.as_deref())?;
         let file = to_bytes(reference, Path::new("(dense)"))?.len() as u64;
         let header = file.saturating_sub(size.bytes);
-        let mut budget = *budget;
+        let asked_for = *budget;
+        let mut budget = asked_for;
         if let Some(amount) = budget.bytes {
             let asked = match amount {
                 Amount::Share(share) if share > 0.0 && share <= 1.0 => share * file as f64,
@@ -58,7 +61,8 @@ impl Goal {
                 budget.bytes = Some(Amount::Absolute((asked - header as f64).floor()));
             }
         }
-        Ok(Self { target: budget.timed_target(size, latency)?, dense: reference.clone(), header })
+        let target = budget.timed_target(size, latency)?;
+        Ok(Self { target, budget: asked_for, dense: reference.clone(), header })
     }
 
     /// `graph` in the units of the goal.
@@ -119,7 +123,7 @@ impl Goal {
             .target
             .limits(size)
             .filter(|l| l.now > l.limit)
-            .map(|l| format!("{} instead of {}", self.words(&l, l.now), self.words(&l, l.limit)))
+            .map(|l| format!("{} instead of {}", self.words(&l, l.now), self.asked(&l)))
             .collect();
         if missed.is_empty() {
             return Ok(());
@@ -129,6 +133,23 @@ impl Goal {
             missed.join(", ")
         );
         Err(Error::failed(what, "keep more, or allow narrower layers with a smaller `--min-channels` or `--multiple`"))
+    }
+
+    /// The limit as it was given on the command line.
+    fn asked(&self, limit: &Limit) -> String {
+        let Budget { params, macs, rate, bytes, latency } = self.budget;
+        let (amount, unit) = match limit.unit {
+            "bytes" => (bytes, "B"),
+            "latency" => (latency, "ms"),
+            "rate" => (rate.map(Amount::Share), ""),
+            "params" => (params.map(Amount::Share), ""),
+            _ => (macs.map(Amount::Share), ""),
+        };
+        match amount {
+            Some(Amount::Absolute(value)) => format!("`--{} {value}{unit}`", limit.unit),
+            Some(Amount::Share(share)) => format!("`--{} {share}`", limit.unit),
+            None => self.words(limit, limit.limit),
+        }
     }
 
     /// `value` of a unit as it would be given on the command line.
