@@ -13,7 +13,7 @@ use rand_chacha::ChaCha8Rng;
 use train::calibrate::{self, Focus, Images};
 use train::evaluate::fit;
 use train::loss::{Criterion, probe};
-use train::reconstruct::{self, Reconstruction};
+use train::reconstruct::{self, Reconstructed, Reconstruction};
 use train::unfold;
 
 use super::Goal;
@@ -43,7 +43,13 @@ struct Measured {
     graph: Graph,
     /// Gigabytes of them where a detector is large: there for as long as somebody holds them.
     statistics: Weak<Statistics>,
-    focus: Rc<Focus>,
+    minds: Rc<Minds>,
+}
+
+/// What a detector minds: where in the images, and of which outputs.
+struct Minds {
+    focus: Focus,
+    sensitivity: Sensitivity,
 }
 
 impl<'a> Calibration<'a> {
@@ -127,8 +133,9 @@ impl<'a> Calibration<'a> {
             return Ok(known);
         }
         let (statistics, focus) = self.measure(graph, coupling)?;
-        let (statistics, focus) = (Rc::new(statistics), Rc::new(focus));
-        let measured = Measured { graph: graph.clone(), statistics: Rc::downgrade(&statistics), focus };
+        let minds = Rc::new(Minds { focus, sensitivity: statistics.sensitivity.clone() });
+        let statistics = Rc::new(statistics);
+        let measured = Measured { graph: graph.clone(), statistics: Rc::downgrade(&statistics), minds };
         self.measured.replace(Some(measured));
         Ok(statistics)
     }
@@ -168,6 +175,12 @@ impl<'a> Calibration<'a> {
         })
     }
 
+    /// What the answers of `graph` mind in `images` and in those augmented as in training; nothing where they cannot be probed.
+    fn minds(&self, graph: &Graph, images: &Images) -> miette::Result<Minds> {
+        let focus = if is_probed(graph) { calibrate::focus(graph, [self.imgsz; 2], images)? } else { Focus::new() };
+        Ok(Minds { focus, sensitivity: self.sensitivity(graph)? })
+    }
+
     /// What the detection loss of `graph` minds by the labels of its images, augmented as in training; nothing where no loss is
     /// known for it.
     fn gates(&self, graph: &Graph) -> miette::Result<Sensitivity> {
@@ -184,10 +197,9 @@ impl<'a> Calibration<'a> {
     pub fn reconstruct(&self, dense: &Graph, plans: &[Plan], slim: &Graph) -> miette::Result<Graph> {
         let kept = trace(dense, plans)?;
         let images = self.for_reconstruction(dense)?;
-        let focus = match self.known(dense, |measured| Some(Rc::clone(&measured.focus))) {
+        let minds = match self.known(dense, |measured| Some(Rc::clone(&measured.minds))) {
             Some(known) => known,
-            None if is_probed(dense) => Rc::new(calibrate::focus(dense, [self.imgsz; 2], &images)?),
-            None => Rc::default(),
+            None => Rc::new(self.minds(dense, &images)?),
         };
         let bar = ui::bar("Reconstructing", slim.nodes.len(), "nodes");
         let job = Reconstruction {
@@ -197,9 +209,10 @@ impl<'a> Calibration<'a> {
             images: &images,
             imgsz: [self.imgsz; 2],
             seed: self.seed,
-            focus: &focus,
+            focus: &minds.focus,
+            sensitivity: &minds.sensitivity,
         };
-        let (graph, refitted) = job.run(|done| bar.set_position(done as u64))?;
+        let Reconstructed { graph, refitted, recast } = job.run(|done| bar.set_position(done as u64))?;
         bar.finish_and_clear();
         let images = images.n;
         match refitted.len() {
@@ -208,8 +221,9 @@ impl<'a> Calibration<'a> {
                 let left = refitted.iter().map(|r| r.left).sum::<f64>() / count as f64;
                 ui::note(format_args!(
                     "Refitted {count} convolutions to the dense detector's maps on {images} images and their mirrors; \
-                     {:.0} % of what was missing on held-out images is left on average",
-                    100.0 * left
+                     {:.0} % of what was missing on held-out images is left on average; {} layers recast for their readers",
+                    100.0 * left,
+                    recast.len()
                 ));
             }
         }

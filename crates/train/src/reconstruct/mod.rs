@@ -8,13 +8,14 @@
 //! dense detector's answers to a mirror are as good a lesson, but another image is a better one.
 
 mod beyond;
+mod recast;
 
 use std::borrow::Cow;
 
 use graph::{Act, BoxDecode, Graph, Head, Node, NodeId, Op};
 use kernels::View;
 use prune::surgery::Kept;
-use prune::{Refit, refit};
+use prune::{Coupling, Refit, Sensitivity, refit};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -24,6 +25,8 @@ use crate::calibrate::{Focus, Images};
 use crate::maps::Maps;
 use crate::samples::{self, Places, Samples, enough};
 use beyond::{Beyond, Part};
+
+pub use recast::Recast;
 
 /// Images that are worth showing it, and their mirrors: more take longer and teach it little.
 pub const IMAGES: usize = 256;
@@ -61,19 +64,30 @@ pub struct Reconstruction<'a> {
     pub seed: u64,
     /// Of the images as they are, and maybe of more. Where a convolution is missing all positions count alike.
     pub focus: &'a Focus,
+    /// Of `dense`. Where a convolution is missing its outputs count as its BatchNorm scales them.
+    pub sensitivity: &'a Sensitivity,
+}
+
+/// What reconstruction has made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reconstructed {
+    pub graph: Graph,
+    pub refitted: Vec<Refitted>,
+    pub recast: Vec<Recast>,
 }
 
 impl Reconstruction<'_> {
-    /// `slim` with refitted weights, and what was done to it. `done` is called after every node.
+    /// `slim` with weights that serve it best, and what was done to it. `done` is called after every node.
     ///
     /// # Errors
     /// A graph does not fit the images' size.
-    pub fn run(&self, mut done: impl FnMut(usize)) -> Result<(Graph, Vec<Refitted>)> {
+    pub fn run(&self, mut done: impl FnMut(usize)) -> Result<Reconstructed> {
         let mut slim = self.slim.clone();
-        let mut refitted = vec![];
+        let (mut refitted, mut recast) = (vec![], vec![]);
         if self.images.n == 0 {
-            return Ok((slim, refitted));
+            return Ok(Reconstructed { graph: slim, refitted, recast });
         }
+        let coupling = Coupling::of(self.dense)?;
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         let mut theirs = Maps::new(self.dense, self.imgsz)?;
         let mut ours = Maps::new(&slim, self.imgsz)?;
@@ -95,18 +109,26 @@ impl Reconstruction<'_> {
             theirs.compute(self.dense, origin);
             next = origin + 1;
             ours.compute(&slim, id);
-            if matches!(&slim.nodes[id].op, Op::Conv(conv) if conv.groups == 1)
-                && let Some(change) = self.change(Now { slim: &slim, theirs: &theirs, ours: &ours }, id, &mut rng)
-            {
-                refitted.push(Refitted { node: slim.nodes[id].name.clone(), left: change.left, ridge: change.ridge });
-                apply(&mut slim, id, &change.change);
-                ours.compute(&slim, id);
+            if matches!(&slim.nodes[id].op, Op::Conv(conv) if conv.groups == 1) {
+                let now = Now { slim: &slim, theirs: &theirs, ours: &ours };
+                if let Some(change) = self.change(now, id, &mut rng) {
+                    let node = slim.nodes[id].name.clone();
+                    refitted.push(Refitted { node, left: change.left, ridge: change.ridge });
+                    apply(&mut slim, id, &change.change);
+                    ours.compute(&slim, id);
+                }
+                let now = Now { slim: &slim, theirs: &theirs, ours: &ours };
+                if let Some((changes, made)) = self.recast(&coupling, now, id, &mut rng) {
+                    recast.push(made);
+                    changes.iter().for_each(|(node, change)| apply(&mut slim, *node, change));
+                    ours.compute(&slim, id);
+                }
             }
             theirs.drop_read(origin);
             ours.drop_read(id);
             done(id + 1);
         }
-        Ok((slim, refitted))
+        Ok(Reconstructed { graph: slim, refitted, recast })
     }
 
     /// How many views there are: every image, and every image mirrored.
@@ -135,20 +157,23 @@ impl Reconstruction<'_> {
         room.into_iter().map(|room| room.max(2 * HELD_OUT).min(self.views())).collect()
     }
 
+    /// Of so many views those that judge and those that are fitted to. One image cannot be spared: nothing would tell a good change from
+    /// a bad one.
+    fn sides(&self, views: usize) -> Option<(Vec<usize>, Vec<usize>)> {
+        let held_out = HELD_OUT.min(self.images.n);
+        // A mirror is on the side of its image.
+        let (check, fit): (Vec<usize>, Vec<usize>) =
+            (0..views).partition(|view| view % self.images.n % held_out == held_out - 1);
+        (!check.is_empty() && !fit.is_empty()).then_some((check, fit))
+    }
+
     /// What to change of convolution `id` of the slim detector.
     fn change(&self, now: Now, id: NodeId, rng: &mut ChaCha8Rng) -> Option<Refit> {
         let Now { slim, theirs, ours } = now;
         let origin = self.kept.nodes[id];
         let kept = &self.kept.channels[id];
         let heard = Heard::behind(self.dense, origin, kept);
-        let held_out = HELD_OUT.min(self.images.n);
-        // A mirror is on the side of its image.
-        let (check, fit): (Vec<usize>, Vec<usize>) =
-            (0..theirs.n()).partition(|view| view % self.images.n % held_out == held_out - 1);
-        // One image cannot be spared: nothing would tell a good change from a bad one.
-        if check.is_empty() || fit.is_empty() {
-            return None;
-        }
+        let (check, fit) = self.sides(theirs.n())?;
         let Op::Conv(conv) = &slim.nodes[id].op else { return None };
         let features = conv.weight.shape[1..].iter().product::<usize>() + 1;
         let plane = [ours.of(id).layout.h, ours.of(id).layout.w];
