@@ -120,7 +120,7 @@ impl Reconstruction<'_> {
                 let now = Now { slim: &slim, theirs: &theirs, ours: &ours };
                 if let Some((changes, made)) = self.recast(&coupling, now, id, &mut rng) {
                     recast.push(made);
-                    changes.iter().for_each(|(node, change)| apply(&mut slim, *node, change));
+                    changes.iter().for_each(|change| apply(&mut slim, change.node, &change.rows));
                     ours.compute(&slim, id);
                 }
             }
@@ -157,14 +157,25 @@ impl Reconstruction<'_> {
         room.into_iter().map(|room| room.max(2 * HELD_OUT).min(self.views())).collect()
     }
 
-    /// Of so many views those that judge and those that are fitted to. One image cannot be spared: nothing would tell a good change from
+    /// Of so many views those that are fitted to and those that judge. One image cannot be spared: nothing would tell a good change from
     /// a bad one.
-    fn sides(&self, views: usize) -> Option<(Vec<usize>, Vec<usize>)> {
+    fn sides(&self, views: usize) -> Option<Sides> {
         let held_out = HELD_OUT.min(self.images.n);
         // A mirror is on the side of its image.
         let (check, fit): (Vec<usize>, Vec<usize>) =
             (0..views).partition(|view| view % self.images.n % held_out == held_out - 1);
-        (!check.is_empty() && !fit.is_empty()).then_some((check, fit))
+        (!check.is_empty() && !fit.is_empty()).then_some(Sides { fit, check })
+    }
+
+    /// `count` places of a map of (H, W) = `plane`, most of them where errors of the dense detector's convolution `minded` matter.
+    fn draw(&self, sides: &Sides, plane: [usize; 2], minded: NodeId, count: usize, rng: &mut ChaCha8Rng) -> Drawn {
+        let focus = self.focus.get(&minded).map(Vec::as_slice);
+        let mut draw =
+            |views: &[usize], count: usize| Places { views, images: self.images.n, plane, focus }.draw(count, rng);
+        let mut at = draw(&sides.fit, count - count / HELD_OUT);
+        let fitted = at.len();
+        at.extend(draw(&sides.check, count / HELD_OUT));
+        Drawn { at, fitted }
     }
 
     /// What to change of convolution `id` of the slim detector.
@@ -173,17 +184,11 @@ impl Reconstruction<'_> {
         let origin = self.kept.nodes[id];
         let kept = &self.kept.channels[id];
         let heard = Heard::behind(self.dense, origin, kept);
-        let (check, fit) = self.sides(theirs.n())?;
+        let sides = self.sides(theirs.n())?;
         let Op::Conv(conv) = &slim.nodes[id].op else { return None };
         let features = conv.weight.shape[1..].iter().product::<usize>() + 1;
         let plane = [ours.of(id).layout.h, ours.of(id).layout.w];
-        let places = fit.len() * plane[0] * plane[1];
-        let focus = self.focus.get(&origin).map(Vec::as_slice);
-        let mut draw =
-            |views: &[usize], count: usize| Places { views, images: self.images.n, plane, focus }.draw(count, rng);
-        let mut at = draw(&fit, enough(features) - enough(features) / HELD_OUT);
-        let fitted = at.len();
-        at.extend(draw(&check, enough(features) / HELD_OUT));
+        let Drawn { at, fitted } = self.draw(&sides, plane, origin, enough(features), rng);
 
         let beside = heard.beside.and_then(|beside| self.missing_beside(now, beside, &at));
         let mut missing = self.missing(now, id, &at);
@@ -202,7 +207,7 @@ impl Reconstruction<'_> {
         let all_normal = normal.with(&check_normal);
         let weights: Vec<f64> = heard.scale.iter().map(|&s| f64::from(s).powi(2)).collect();
         let linear = refit(&normal, &check_normal, &weights);
-        if heard.act == Act::Identity || places < PLACES * features {
+        if heard.act == Act::Identity || sides.places(plane) < PLACES * features {
             let linear = linear?;
             return Some(Refit { change: all_normal.solve(linear.ridge)?, ..linear });
         }
@@ -236,6 +241,27 @@ impl Reconstruction<'_> {
         let kept = &self.kept.channels[other];
         Some(lacking(now.theirs.of(dense), now.ours.of(other), kept, &vec![0.0; kept.len()], at))
     }
+}
+
+/// Views by what they are for.
+struct Sides {
+    fit: Vec<usize>,
+    check: Vec<usize>,
+}
+
+impl Sides {
+    /// How many places of a map of (H, W) = `plane` there are to fit to.
+    fn places(&self, plane: [usize; 2]) -> usize {
+        self.fit.len() * plane[0] * plane[1]
+    }
+}
+
+/// Places of a map, over all views.
+struct Drawn {
+    /// First those to fit to, then those that judge.
+    at: Vec<usize>,
+    /// How many the first are.
+    fitted: usize,
 }
 
 /// How far reconstruction has come.

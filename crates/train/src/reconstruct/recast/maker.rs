@@ -1,0 +1,328 @@
+//! What a layer's filters make, and how a small change of them moves that.
+
+use graph::{Act, Graph, NodeId, Op};
+use kernels::{Layout, View, ViewMut};
+
+use super::super::Heard;
+use super::{Change, taps, times};
+use crate::samples::Samples;
+
+/// A convolution's filters, and the depthwise convolution behind them, at S places. Everything is in units of the inputs of the
+/// activations. A change is (C, F) of the filters and, where there is a depthwise convolution of T taps, (C, T + 1) of that.
+pub(super) struct Maker<'a> {
+    pub(super) channels: usize,
+    pub(super) features: usize,
+    /// (S T, F): what the filters read.
+    pub(super) read: &'a [f32],
+    /// (S T, C): what they put out before any change.
+    before: Vec<f32>,
+    act: Act,
+    depthwise: Option<Depthwise>,
+}
+
+/// The depthwise convolution behind.
+#[derive(Clone)]
+struct Depthwise {
+    taps: usize,
+    /// (C, T + 1): its weights and what is added.
+    weights: Vec<f64>,
+    act: Act,
+    /// (S T): false beyond the border of what it reads.
+    inside: Vec<bool>,
+}
+
+/// How a problem curves, one value at a time.
+pub(super) struct Stiffness {
+    /// (C): a filter's, in units of the mean product of what it reads.
+    pub(super) filters: Vec<f64>,
+    /// (C, T + 1): of the depthwise convolution.
+    pub(super) taps: Vec<f64>,
+}
+
+/// What a [`Maker`] makes after a change.
+pub(super) struct Made {
+    /// (S T, C): what the activation of the filters says, nothing beyond the border, and its slopes; empty where nothing is behind.
+    within: Vec<f32>,
+    /// (S T, C): slopes of the activation of the filters.
+    slopes: Vec<f32>,
+    /// (S, C): those of the depthwise convolution's.
+    outer: Vec<f32>,
+    /// (S, C): what readers hear.
+    pub(super) said: Vec<f32>,
+    /// (C, T + 1): the depthwise weights there.
+    weights: Vec<f64>,
+}
+
+impl<'a> Maker<'a> {
+    /// What `channels` of convolution `id` of `graph`, whose map is `outputs`, make at the pixels `at`, (S, T) of them, as it is.
+    pub(super) fn new(
+        graph: &Graph,
+        (id, channels): (NodeId, &[usize]),
+        depthwise: Option<NodeId>,
+        outputs: View,
+        at: &[Option<usize>],
+    ) -> Self {
+        let heard = Heard::behind(graph, id, channels);
+        let pixels: Vec<usize> = at.iter().map(|pixel| pixel.unwrap_or(0)).collect();
+        let depthwise = depthwise.map(|node| {
+            let Op::Conv(conv) = &graph.nodes[node].op else { unreachable!("it is a convolution") };
+            let behind = Heard::behind(graph, node, channels);
+            let rows =
+                channels.iter().zip(behind.scale.iter().zip(&behind.shift)).flat_map(|(&c, (&scale, &shift))| {
+                    let bias = conv.bias.as_ref().map_or(0.0, |bias| f64::from(bias[c]));
+                    let weights = conv.weight.outer(c).iter().map(move |w| f64::from(scale) * f64::from(*w));
+                    weights.chain([f64::from(shift) + f64::from(scale) * bias]).collect::<Vec<_>>()
+                });
+            Depthwise {
+                taps: taps(conv),
+                weights: rows.collect(),
+                act: behind.act,
+                inside: at.iter().map(Option::is_some).collect(),
+            }
+        });
+        let before = heard.of(outputs, &pixels);
+        Self { channels: channels.len(), features: 0, read: &[], before, act: heard.act, depthwise }
+    }
+
+    /// The same, which reads `read` (S T, F) and changes by that.
+    pub(super) fn reading(self, read: &'a [f32], features: usize) -> Self {
+        Self { read, features, ..self }
+    }
+
+    /// That of some rows (S T).
+    pub(super) fn part(&self, rows: std::ops::Range<usize>) -> Maker<'_> {
+        let of = |width: usize| rows.start * width..rows.end * width;
+        let depthwise =
+            self.depthwise.as_ref().map(|d| Depthwise { inside: d.inside[rows.clone()].to_vec(), ..d.clone() });
+        let (read, before) = (&self.read[of(self.features)], self.before[of(self.channels)].to_vec());
+        Maker { read, before, depthwise, ..*self }
+    }
+
+    /// Values of a change.
+    pub(super) fn len(&self) -> usize {
+        self.filters() + self.depthwise.as_ref().map_or(0, |d| d.weights.len())
+    }
+
+    pub(super) fn filters(&self) -> usize {
+        self.channels * self.features
+    }
+
+    pub(super) fn at(&self, change: &[f64]) -> Made {
+        let mut u = self.before.clone();
+        let (filters, taps) = change.split_at(self.filters().min(change.len()));
+        if !filters.is_empty() {
+            let moved = times(self.read, self.features, filters);
+            u.iter_mut().zip(&moved).for_each(|(u, moved)| *u += moved);
+        }
+        let (mut within, slopes) = (act(self.act, &u), slopes(self.act, &u));
+        let Some(depthwise) = &self.depthwise else {
+            return Made { within: vec![], slopes, outer: vec![], said: within, weights: vec![] };
+        };
+        for (row, inside) in within.chunks_mut(self.channels).zip(&depthwise.inside) {
+            if !inside {
+                row.fill(0.0);
+            }
+        }
+        let mut weights = depthwise.weights.clone();
+        weights.iter_mut().zip(taps).for_each(|(w, change)| *w += change);
+        let u = self.through(&within, &weights, true);
+        Made { said: act(depthwise.act, &u), outer: self::slopes(depthwise.act, &u), within, slopes, weights }
+    }
+
+    /// (S, C): what depthwise `weights` (C, T + 1) make of `within` (S T, C), with what they add or without.
+    fn through(&self, within: &[f32], weights: &[f64], shifted: bool) -> Vec<f32> {
+        let taps = self.depthwise.as_ref().map_or(1, |d| d.taps);
+        let mut out = Vec::with_capacity(within.len() / taps);
+        for rows in within.chunks(taps * self.channels) {
+            out.extend((0..self.channels).map(|c| {
+                let weights = &weights[c * (taps + 1)..][..=taps];
+                let sum: f64 = (0..taps).map(|t| weights[t] * f64::from(rows[t * self.channels + c])).sum();
+                (sum + if shifted { weights[taps] } else { 0.0 }) as f32
+            }));
+        }
+        out
+    }
+
+    /// (S, C): what readers hear of a small `change`, nearly.
+    pub(super) fn push(&self, made: &Made, change: &[f64]) -> Vec<f32> {
+        let (filters, taps) = change.split_at(self.filters());
+        let mut moved = times(self.read, self.features, filters);
+        moved.iter_mut().zip(&made.slopes).for_each(|(moved, slope)| *moved *= slope);
+        let Some(depthwise) = &self.depthwise else { return moved };
+        for (row, inside) in moved.chunks_mut(self.channels).zip(&depthwise.inside) {
+            if !inside {
+                row.fill(0.0);
+            }
+        }
+        let mut out = self.through(&moved, &made.weights, false);
+        let by_taps = self.through(&made.within, taps, true);
+        for ((out, by_taps), slope) in out.iter_mut().zip(&by_taps).zip(&made.outer) {
+            *out = (*out + by_taps) * slope;
+        }
+        out
+    }
+
+    /// The transpose of [`Maker::push`]: a change by how much it moves what readers hear along `by` (S, C).
+    pub(super) fn pull(&self, made: &Made, by: &[f32]) -> Vec<f64> {
+        let channels = self.channels;
+        let Some(depthwise) = &self.depthwise else {
+            let by: Vec<f32> = by.iter().zip(&made.slopes).map(|(by, slope)| by * slope).collect();
+            return self.sums(&by);
+        };
+        let taps = depthwise.taps;
+        let mut own = vec![0.0; channels * (taps + 1)];
+        let mut back = vec![0.0f32; made.slopes.len()];
+        let rows = made.within.chunks(taps * channels).zip(made.slopes.chunks(taps * channels));
+        let rows = rows.zip(depthwise.inside.chunks(taps)).zip(back.chunks_mut(taps * channels));
+        let places = by.chunks(channels).zip(made.outer.chunks(channels));
+        for ((((within, slopes), inside), back), (by, outer)) in rows.zip(places) {
+            for c in 0..channels {
+                let by = f64::from(by[c]) * f64::from(outer[c]);
+                let (own, weights) = (&mut own[c * (taps + 1)..][..=taps], &made.weights[c * (taps + 1)..][..=taps]);
+                own[taps] += by;
+                for t in (0..taps).filter(|&t| inside[t]) {
+                    own[t] += by * f64::from(within[t * channels + c]);
+                    back[t * channels + c] = (by * weights[t]) as f32 * slopes[t * channels + c];
+                }
+            }
+        }
+        let mut pulled = self.sums(&back);
+        pulled.extend(own);
+        pulled
+    }
+
+    fn sums(&self, by: &[f32]) -> Vec<f64> {
+        Samples::new(self.features, self.read, by).sums(by)
+    }
+
+    /// How a problem curves along each value of a change, where readers mind channels by `minded` (C).
+    pub(super) fn stiffness(&self, made: &Made, minded: &[f64]) -> Stiffness {
+        let channels = self.channels;
+        let rows = (made.slopes.len() / channels) as f64;
+        let mut filters = vec![0.0; channels];
+        let mut taps = vec![0.0; self.len() - self.filters()];
+        match &self.depthwise {
+            None => {
+                for row in made.slopes.chunks(channels) {
+                    filters.iter_mut().zip(row).for_each(|(sum, slope)| *sum += f64::from(*slope).powi(2));
+                }
+            }
+            Some(depthwise) => {
+                let count = depthwise.taps;
+                for (p, outer) in made.outer.chunks(channels).enumerate() {
+                    for c in 0..channels {
+                        let outer = f64::from(outer[c]).powi(2);
+                        let own = &mut taps[c * (count + 1)..][..=count];
+                        own[count] += outer * minded[c];
+                        for (t, own) in own[..count].iter_mut().enumerate() {
+                            let at = (p * count + t) * channels + c;
+                            *own += outer * f64::from(made.within[at]).powi(2) * minded[c];
+                            let weight = made.weights[c * (count + 1) + t];
+                            filters[c] += outer * (weight * f64::from(made.slopes[at])).powi(2);
+                        }
+                    }
+                }
+            }
+        }
+        // What nobody minds has nothing to gain; the least weight keeps its division finite.
+        filters.iter_mut().zip(minded).for_each(|(f, m)| *f = (*f * m / rows).max(f64::MIN_POSITIVE));
+        taps.iter_mut().for_each(|t| *t = t.max(f64::MIN_POSITIVE));
+        Stiffness { filters, taps }
+    }
+
+    /// A change as what to add to the weights of convolution `id` of `graph` and of the depthwise one behind it.
+    pub(super) fn changes(&self, graph: &Graph, id: NodeId, depthwise: Option<NodeId>, change: &[f64]) -> Vec<Change> {
+        let own: Vec<usize> = (0..self.channels).collect();
+        let in_weights = |node: NodeId, change: &[f64]| {
+            let scale = Heard::behind(graph, node, &own).scale;
+            let rows = change.chunks(change.len() / self.channels).zip(scale);
+            // An output that BatchNorm silences is heard by nobody.
+            let by = |scale: f32| if scale == 0.0 { 0.0 } else { 1.0 / f64::from(scale) };
+            Change { node, rows: rows.flat_map(|(row, scale)| row.iter().map(move |v| v * by(scale))).collect() }
+        };
+        let (filters, taps) = change.split_at(self.filters());
+        let mut changes = vec![in_weights(id, filters)];
+        changes.extend(depthwise.map(|node| in_weights(node, taps)));
+        changes
+    }
+}
+
+fn act(act: Act, u: &[f32]) -> Vec<f32> {
+    let mut said = vec![0.0; u.len()];
+    let layout = Layout::dense(1, 1, 1, u.len());
+    kernels::act_forward(act, View::new(u, layout), ViewMut::new(&mut said, layout));
+    said
+}
+
+fn slopes(act: Act, u: &[f32]) -> Vec<f32> {
+    let mut slopes = vec![0.0; u.len()];
+    let layout = Layout::dense(1, 1, 1, u.len());
+    let ones = vec![1.0; u.len()];
+    kernels::act_backward(
+        act,
+        View::new(u, layout),
+        View::new(&ones, layout),
+        ViewMut::new(&mut slopes, layout),
+        false,
+    );
+    slopes
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::super::dot;
+    use super::*;
+
+    const CHANNELS: usize = 5;
+    const FEATURES: usize = 7;
+
+    fn random(rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
+        (0..count).map(|_| rng.random_range(-1.0..1.0)).collect()
+    }
+
+    /// Filters at 64 places, alone and with a depthwise convolution of nine taps behind them, some of which lie beyond the border.
+    fn makers<'a>(rng: &mut ChaCha8Rng, read: &'a [f32]) -> [Maker<'a>; 2] {
+        let alone = |rng: &mut ChaCha8Rng, rows: usize| Maker {
+            channels: CHANNELS,
+            features: FEATURES,
+            read: &read[..rows * FEATURES],
+            before: random(rng, rows * CHANNELS),
+            act: Act::Silu,
+            depthwise: None,
+        };
+        let weights = random(rng, CHANNELS * 10).into_iter().map(f64::from).collect();
+        let inside = (0..64 * 9).map(|_| rng.random_bool(0.8)).collect();
+        let depthwise = Some(Depthwise { taps: 9, weights, act: Act::Leaky, inside });
+        [alone(rng, 64), Maker { depthwise, ..alone(rng, 64 * 9) }]
+    }
+
+    #[test]
+    fn what_is_pushed_is_what_a_small_change_moves_and_pulling_is_its_transpose() {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let read = random(&mut rng, 64 * 9 * FEATURES);
+        for maker in makers(&mut rng, &read) {
+            let [at, along] =
+                [0, 1].map(|_| random(&mut rng, maker.len()).into_iter().map(f64::from).collect::<Vec<_>>());
+            let made = maker.at(&at);
+            let pushed = maker.push(&made, &along);
+
+            let by = 1e-3;
+            let moved =
+                |sign: f64| maker.at(&at.iter().zip(&along).map(|(a, d)| a + sign * by * d).collect::<Vec<_>>()).said;
+            let slopes = moved(1.0).into_iter().zip(moved(-1.0)).map(|(a, b)| f64::from(a - b) / (2.0 * by));
+            let apart: f64 = slopes.zip(&pushed).map(|(slope, p)| (slope - f64::from(*p)).powi(2)).sum();
+            let size: f64 = pushed.iter().map(|p| f64::from(*p).powi(2)).sum();
+            // Leaky ReLU has a corner that a few values cross.
+            assert!(size > 1.0 && apart < 1e-4 * size, "{apart} of {size}");
+
+            let wanted = random(&mut rng, pushed.len());
+            let pulled = maker.pull(&made, &wanted);
+            let forth: f64 = pushed.iter().zip(&wanted).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            let back = dot(&along, &pulled);
+            assert!((forth - back).abs() < 1e-4 * forth.abs().max(1.0), "{forth} {back}");
+        }
+    }
+}
