@@ -20,8 +20,10 @@ pub(super) struct Checkpoint {
     /// Folder inside the zip that everything lies in ("archive", or the file's name when it was saved).
     folder: String,
     pickle: Pickle,
-    /// How many values tensors may still be made of. A storage takes its bytes in the file once, yet any number of tensors
-    /// can be windows on it, so that a small file could ask for more than memory holds.
+    /// Name and bytes of the storage that was read last: many tensors may be windows on one.
+    last: RefCell<(String, Vec<u8>)>,
+    /// How many bytes of storages may still be read, and values of tensors made. A storage takes its bytes in the file once, yet
+    /// any number of tensors can be windows on it, so that a small file could ask for more than memory, or patience, holds.
     left: Cell<usize>,
 }
 
@@ -40,8 +42,9 @@ impl Checkpoint {
         if !bytes.starts_with(b"PK") {
             return Err(no_zip(path, &bytes));
         }
-        // Tensors of a model do not overlap, and a value has a byte at least; twice that leaves room for what is read twice.
-        let left = Cell::new(2 * bytes.len());
+        // Tensors of a model do not overlap, and a value has a byte at least: bytes and values are at most twice the file. Twice
+        // that leaves room for what is read twice.
+        let left = Cell::new(4 * bytes.len());
         let mut zip = ZipArchive::new(Cursor::new(bytes))
             .map_err(|e| Error::format(path, format!("no readable zip archive: {e}")).hint(AGAIN))?;
         let folder = zip
@@ -65,7 +68,7 @@ impl Checkpoint {
                 None => error.hint(AGAIN),
             }
         })?;
-        Ok(Self { path: path.to_owned(), zip: RefCell::new(zip), folder, pickle, left })
+        Ok(Self { path: path.to_owned(), zip: RefCell::new(zip), folder, pickle, last: RefCell::default(), left })
     }
 
     /// What was saved.
@@ -88,15 +91,23 @@ impl Checkpoint {
         let element = Element::of(view.storage).ok_or_else(|| fail(format!("has storage type `{}`", view.storage)))?;
         let name = format!("{}/data/{}", self.folder, view.key);
         let values = view.shape.iter().fold(1, |n: usize, &s| n.saturating_mul(s));
-        let Some(left) = self.left.get().checked_sub(values.min(view.len)) else {
-            return Err(fail(format!(
-                "is one of many windows on `{name}`: together they have more values than the file"
-            )));
+        let spend = |cost: usize| {
+            let left = self.left.get().checked_sub(cost).ok_or_else(|| {
+                fail(format!("is one of many windows on `{name}`: together they have more values than the file"))
+            })?;
+            self.left.set(left);
+            Ok(())
         };
-        self.left.set(left);
-        let raw = entry(&self.path, &mut self.zip.borrow_mut(), &name)?;
+        spend(values.min(view.len))?;
+        let mut last = self.last.borrow_mut();
+        if last.0 != name {
+            let raw = entry(&self.path, &mut self.zip.borrow_mut(), &name)?;
+            spend(raw.len())?;
+            *last = (name.clone(), raw);
+        }
+        let raw = &last.1;
         let width = element.width();
-        if raw.len() / width != view.len || raw.len() % width != 0 {
+        if raw.len() / width != view.len || !raw.len().is_multiple_of(width) {
             return Err(fail(format!("`{name}` holds {} bytes, {} values of {width} are due", raw.len(), view.len)));
         }
         let index = view.indices().ok_or_else(|| {
