@@ -56,6 +56,20 @@ impl Error {
         self
     }
 
+    /// Names the file whose graph is wrong, and escapes what it would do to a terminal.
+    pub(crate) fn within(self, path: &Path) -> Self {
+        match self {
+            Self::Io { .. } => self,
+            Self::Format { path, place, what, help } => {
+                Self::Format { path, place: place.as_deref().map(visible), what: visible(&what), help }
+            }
+            Self::Node { node, what, help } => {
+                let place = Some(visible(&format!("node `{node}`")));
+                Self::Format { path: path.display().to_string(), place, what: visible(&what), help }
+            }
+        }
+    }
+
     /// Says what the reader can do about it.
     pub fn hint(mut self, text: impl Into<String>) -> Self {
         if let Self::Format { help, .. } | Self::Node { help, .. } = &mut self {
@@ -63,4 +77,17 @@ impl Error {
         }
         self
     }
+}
+
+/// `text` with its control characters escaped.
+pub(crate) fn visible(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
 }

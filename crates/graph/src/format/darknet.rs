@@ -13,7 +13,7 @@ use crate::{
     Act, AnchorHead, AnchorLevel, BatchNorm, BoxDecode, Conv, Error, Family, Graph, Head, MaxPool, Meta, NodeId, Op,
     Result, Shape, Tensor,
 };
-use cfg::Section;
+use cfg::{Section, short};
 use weights::{Source, Start};
 
 pub use save::save;
@@ -226,7 +226,7 @@ impl Builder<'_> {
             "logistic" => Act::Sigmoid,
             other => {
                 return Err(s
-                    .error_at("activation", format!("the activation `{other}` is not supported"))
+                    .error_at("activation", format!("the activation `{}` is not supported", short(other)))
                     .hint("known are linear, leaky, mish, swish, relu, relu6, logistic"));
             }
         };

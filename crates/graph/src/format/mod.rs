@@ -10,6 +10,7 @@ pub mod ultralytics;
 
 use std::path::{Path, PathBuf};
 
+use crate::error::visible;
 use crate::{Error, Graph, Result};
 
 pub use native::{from_bytes, save, to_bytes, write_whole};
@@ -25,12 +26,17 @@ pub struct LoadOptions {
     pub one_to_many: bool,
 }
 
-/// Reads a detector, whatever its format, decided by the file's extension. The graph has passed [`Graph::validate`].
+/// Reads a detector, whatever its format, decided by the file's extension. The graph has passed [`Graph::validate`] and ends in
+/// a head; control characters in its names are escaped, so that they can be shown.
 ///
 /// # Errors
 /// The file cannot be read, is damaged, holds an operator no graph has, or is of an unknown format; the error names
 /// the file and the place in it.
 pub fn load(path: &Path, options: &LoadOptions) -> Result<Graph> {
+    read(path, options).map_err(|e| e.within(path))
+}
+
+fn read(path: &Path, options: &LoadOptions) -> Result<Graph> {
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
     if options.weights.is_some() && extension != "cfg" {
         return Err(Error::format(path, "a separate weights file was given, this format holds its own weights")
@@ -52,7 +58,10 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Graph> {
             ));
         }
     };
+    let names = graph.nodes.iter_mut().map(|n| &mut n.name).chain(&mut graph.meta.names);
+    names.for_each(|name| *name = visible(name));
     graph.validate()?;
+    graph.head()?;
     if !options.one_to_many && graph.branches().is_some() {
         graph = graph.for_inference().into_owned();
     }

@@ -1,6 +1,6 @@
 //! The text of a Darknet `.cfg`: sections of `key=value` lines, each remembering where it stood.
 
-use std::{path::Path, str::FromStr};
+use std::{borrow::Cow, path::Path, str::FromStr};
 
 use crate::{Error, Result};
 
@@ -28,10 +28,10 @@ pub(super) fn parse<'a>(text: &str, path: &'a Path) -> Result<Vec<Section<'a>>> 
             continue;
         }
         let Some((key, value)) = line.split_once('=') else {
-            return Err(at(format!("`{line}` is neither `[section]` nor `key=value`")));
+            return Err(at(format!("`{}` is neither `[section]` nor `key=value`", short(&line))));
         };
         let Some(section) = sections.last_mut() else {
-            return Err(at(format!("`{key}` stands before any section")).hint("a .cfg begins with `[net]`"));
+            return Err(at(format!("`{}` stands before any section", short(key))).hint("a .cfg begins with `[net]`"));
         };
         let value = value.split('#').next().unwrap_or_default();
         section.options.push((key.to_owned(), value.to_owned(), number));
@@ -52,7 +52,7 @@ impl Section<'_> {
 
     /// An error at a line of this section.
     pub fn error_on(&self, line: usize, what: impl Into<String>) -> Error {
-        Error::format(self.path, what).at(format!("line {line}, [{}]", self.name))
+        Error::format(self.path, what).at(format!("line {line}, [{}]", short(&self.name)))
     }
 
     /// Every key with its line, in the order of the file.
@@ -73,7 +73,9 @@ impl Section<'_> {
     pub fn number<T: FromStr>(&self, key: &str, default: T) -> Result<T> {
         match self.text(key) {
             None => Ok(default),
-            Some(text) => text.parse().map_err(|_| self.error_at(key, format!("`{key}={text}` is no such number"))),
+            Some(text) => {
+                text.parse().map_err(|_| self.error_at(key, format!("`{key}={}` is no such number", short(text))))
+            }
         }
     }
 
@@ -90,7 +92,7 @@ impl Section<'_> {
         let text = self.text(key).unwrap_or_default();
         let parts = text.split(',').filter(|part| !part.is_empty());
         parts
-            .map(|p| p.parse().map_err(|_| self.error_at(key, format!("`{p}` in `{key}` is no such number"))))
+            .map(|p| p.parse().map_err(|_| self.error_at(key, format!("`{}` in `{key}` is no such number", short(p)))))
             .collect()
     }
 
@@ -99,10 +101,19 @@ impl Section<'_> {
         for (key, neutral) in keys {
             if let Some(value) = self.text(key).filter(|value| value != neutral) {
                 return Err(self
-                    .error_at(key, format!("`{key}={value}` is not supported"))
+                    .error_at(key, format!("`{key}={}` is not supported", short(value)))
                     .hint(format!("only `{key}={neutral}` is, or leaving it out")));
             }
         }
         Ok(())
+    }
+}
+
+/// The beginning of what a message quotes: lines of hostile files are as long as the file.
+pub(super) fn short(text: &str) -> Cow<'_, str> {
+    const LONGEST: usize = 60;
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &text[..end]).into(),
+        None => text.into(),
     }
 }

@@ -1,6 +1,6 @@
 //! The sections of a `.cfg` Prunella knows and every key Darknet knows in them, so that a slip of the pen is no default.
 
-use super::cfg::Section;
+use super::cfg::{Section, short};
 use crate::Result;
 
 /// A kind of section; keys are separated by white space.
@@ -68,7 +68,7 @@ pub(super) fn check(section: &Section) -> Result<()> {
     let Some(kind) = KINDS.iter().find(|k| k.names.contains(&section.name.as_str())) else {
         let known: Vec<String> = KINDS.iter().map(|k| format!("[{}]", k.names[0])).collect();
         return Err(section
-            .error(format!("the section `[{}]` is not supported", section.name))
+            .error(format!("the section `[{}]` is not supported", short(&section.name)))
             .hint(format!("known are {}", known.join(", "))));
     };
     let net = kind.names[0] == "net";
@@ -82,7 +82,7 @@ pub(super) fn check(section: &Section) -> Result<()> {
                 None if kind.read.is_empty() => format!("`[{}]` needs no key; delete the line", section.name),
                 None => format!("what `[{}]` computes is decided by {}", section.name, kind.read.replace(' ', ", ")),
             };
-            return Err(section.error_on(line, format!("the key `{key}` is not known here")).hint(hint));
+            return Err(section.error_on(line, format!("the key `{}` is not known here", short(key))).hint(hint));
         }
         if seen.contains(&key) {
             return Err(section
