@@ -14,8 +14,8 @@ pub struct Cost {
 
 impl std::ops::AddAssign for Cost {
     fn add_assign(&mut self, other: Self) {
-        self.params += other.params;
-        self.macs += other.macs;
+        self.params = self.params.saturating_add(other.params);
+        self.macs = self.macs.saturating_add(other.macs);
     }
 }
 
@@ -28,7 +28,7 @@ pub fn per_node(graph: &Graph, imgsz: [usize; 2]) -> Result<Vec<Cost>> {
     let cost = |(node, shape): (&crate::Node, &crate::Shape)| match &node.op {
         Op::Conv(c) => Cost {
             params: (c.weight.len() + c.bias.as_ref().map_or(0, Vec::len)) as u64,
-            macs: (c.weight.len() * shape.h * shape.w) as u64,
+            macs: (c.weight.len() as u64).saturating_mul((shape.h * shape.w) as u64),
         },
         // Every position's query with every key of its area, then every probability with every value.
         Op::Attention(a) => {

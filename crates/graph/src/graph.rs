@@ -2,7 +2,20 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BatchNorm, Error, Extra, Head, Op, Result};
+use crate::{BatchNorm, BoxDecode, Error, Extra, Head, Op, Result};
+
+/// More channels than a map of any detector has.
+pub(crate) const MAX_CHANNELS: usize = 1 << 16;
+/// More channels than all maps of a detector have together.
+const MAX_CHANNELS_IN_ALL: usize = 1 << 22;
+/// Most values of a map (1 GiB), or of what one head of attention compares: more is no detector but a file that lies.
+const MAX_VALUES: usize = 1 << 28;
+/// Longest side of the images a detector was trained on, pixels.
+pub(crate) const MAX_IMGSZ: usize = 1 << 14;
+/// Largest factor by which a map is enlarged.
+pub(crate) const MAX_FACTOR: usize = 64;
+/// Largest window of a pool, and most rows or columns that are padded.
+const MAX_WINDOW: usize = 1 << 10;
 
 /// Index of a node in [`Graph::nodes`].
 pub type NodeId = usize;
@@ -59,6 +72,12 @@ pub struct Shape {
     pub c: usize,
     pub h: usize,
     pub w: usize,
+}
+
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}x{}x{}", self.c, self.h, self.w)
+    }
 }
 
 impl Graph {
@@ -128,19 +147,25 @@ impl Graph {
     /// Names the first node that does not fit its inputs or its weights.
     pub fn shapes(&self, imgsz: [usize; 2]) -> Result<Vec<Shape>> {
         let mut shapes: Vec<Shape> = Vec::with_capacity(self.nodes.len());
+        let mut channels = 0;
         for (id, node) in self.nodes.iter().enumerate() {
             if let Some(&late) = node.inputs.iter().find(|&&i| i >= id) {
                 return Err(Error::node(&node.name, format!("reads node {late}, which comes after it")));
             }
             let inputs: Vec<Shape> = node.inputs.iter().map(|&i| shapes[i]).collect();
             let shape = infer(&node.op, &inputs, imgsz).map_err(|what| Error::node(&node.name, what))?;
+            channels += shape.c;
+            if channels > MAX_CHANNELS_IN_ALL {
+                return Err(Error::node(&node.name, format!("here the maps have {channels} channels in all"))
+                    .hint("no detector has as many; the file is damaged or built to harm"));
+            }
             shapes.push(shape);
         }
         Ok(shapes)
     }
 
     /// Checks everything a loader or surgery can get wrong: order, unique names, shapes against weights, finite weights,
-    /// class names against the head.
+    /// class names against the head, and that the image is RGB and of a size that images have.
     ///
     /// # Errors
     /// Names the first node that is wrong.
@@ -158,6 +183,27 @@ impl Graph {
                     return Err(Error::node(&node.name, format!("`{what}` holds {} at index {bad}", values[bad]))
                         .hint("the file is damaged or training diverged; load an earlier checkpoint"));
                 }
+            }
+            let [h, w] = self.meta.imgsz;
+            match &node.op {
+                Op::Input { channels } if *channels != 3 => {
+                    return Err(Error::node(&node.name, format!("an image has {channels} channels"))
+                        .hint("only detectors of RGB images are known"));
+                }
+                Op::Input { .. } if ![h, w].iter().all(|side| (1..=MAX_IMGSZ).contains(side)) => {
+                    return Err(Error::node(&node.name, format!("an image is {h}x{w} pixels"))
+                        .hint(format!("a side is 1 to {MAX_IMGSZ} pixels long")));
+                }
+                Op::Head(_) if id + 1 < self.nodes.len() => {
+                    return Err(Error::node(&node.name, "a detector has one head, its last node"));
+                }
+                Op::BatchNorm(bn) => {
+                    if let Some(bad) = bn.var.iter().position(|v| v + bn.eps <= 0.0) {
+                        let what = format!("`running_var` holds {} at index {bad}", bn.var[bad]);
+                        return Err(Error::node(&node.name, what).hint("a variance is 0 or more; the file is damaged"));
+                    }
+                }
+                _ => {}
             }
         }
         self.shapes(self.meta.imgsz)?;
@@ -227,8 +273,17 @@ impl Op {
     }
 }
 
-/// Saturates where numbers from a hostile file overflow: the sum is then too large for anything it is compared with.
+/// Shape of what `op` makes of maps of the shapes `inputs`, or why it cannot be.
 pub(crate) fn infer(op: &Op, inputs: &[Shape], imgsz: [usize; 2]) -> Result<Shape, String> {
+    let shape = apply(op, inputs, imgsz)?;
+    if shape.c > MAX_CHANNELS || shape.c.saturating_mul(shape.h).saturating_mul(shape.w) > MAX_VALUES {
+        return Err(format!("makes a map of {shape}; at most it has {MAX_CHANNELS} channels and {MAX_VALUES} values"));
+    }
+    Ok(shape)
+}
+
+/// Saturates where numbers from a hostile file overflow: the sum is then too large for anything it is compared with.
+fn apply(op: &Op, inputs: &[Shape], imgsz: [usize; 2]) -> Result<Shape, String> {
     let arity = match op {
         Op::Input { .. } => 0,
         Op::Concat | Op::Add => inputs.len().max(1),
@@ -248,6 +303,12 @@ pub(crate) fn infer(op: &Op, inputs: &[Shape], imgsz: [usize; 2]) -> Result<Shap
             let [o, i, kh, kw] = conv.weight.shape[..] else {
                 return Err(format!("weight has shape {:?}, not (O, I, KH, KW)", conv.weight.shape));
             };
+            if conv.weight.is_empty() {
+                return Err(format!("weight has shape {:?}, no values", conv.weight.shape));
+            }
+            if conv.pad.iter().any(|&n| n > MAX_WINDOW) {
+                return Err(format!("pads by {:?}, by {MAX_WINDOW} at most can be", conv.pad));
+            }
             if conv.groups == 0 || o % conv.groups != 0 || conv.stride.contains(&0) {
                 return Err(format!("{o} filters in {} groups with stride {:?}", conv.groups, conv.stride));
             }
@@ -268,8 +329,11 @@ pub(crate) fn infer(op: &Op, inputs: &[Shape], imgsz: [usize; 2]) -> Result<Shap
                     return Err(format!("`{name}` has {} values, the input {} channels", v.len(), one.c));
                 }
             }
-            if bn.eps <= 0.0 || bn.eps.is_nan() {
+            if bn.eps <= 0.0 || !bn.eps.is_finite() {
                 return Err(format!("eps is {}", bn.eps));
+            }
+            if !(0.0..=1.0).contains(&bn.momentum) {
+                return Err(format!("momentum is {}", bn.momentum));
             }
             Ok(one)
         }
@@ -281,23 +345,23 @@ pub(crate) fn infer(op: &Op, inputs: &[Shape], imgsz: [usize; 2]) -> Result<Shap
             Ok(Shape { c: inputs.iter().fold(0, |sum, s| sum.saturating_add(s.c)), ..one })
         }
         Op::Add => match inputs.iter().find(|s| **s != one) {
-            Some(odd) => Err(format!("adds {one:?} and {odd:?}")),
+            Some(odd) => Err(format!("adds {one} and {odd}")),
             None => Ok(one),
         },
-        Op::Upsample { factor: 0 } => Err("upsamples by 0".into()),
+        Op::Upsample { factor } if !(1..=MAX_FACTOR).contains(factor) => Err(format!("upsamples by {factor}")),
         Op::Upsample { factor } => {
             Ok(Shape { c: one.c, h: one.h.saturating_mul(*factor), w: one.w.saturating_mul(*factor) })
         }
         Op::PixelShuffle { factor } => {
             let phases = factor.saturating_mul(*factor);
-            if phases == 0 || one.c == 0 || !one.c.is_multiple_of(phases) {
+            if phases == 0 || *factor > MAX_FACTOR || one.c == 0 || !one.c.is_multiple_of(phases) {
                 return Err(format!("makes one channel of every {factor} x {factor}, the input has {}", one.c));
             }
             Ok(Shape { c: one.c / phases, h: one.h.saturating_mul(*factor), w: one.w.saturating_mul(*factor) })
         }
         Op::MaxPool(p) => {
             let pad = p.pad[0].saturating_add(p.pad[1]);
-            if p.stride == 0 || p.pad.iter().any(|&x| x >= p.kernel) {
+            if p.stride == 0 || p.kernel > MAX_WINDOW || p.pad.iter().any(|&x| x >= p.kernel) {
                 return Err(format!("pools with kernel {}, stride {}, pad {:?}", p.kernel, p.stride, p.pad));
             }
             Ok(Shape {
@@ -315,7 +379,11 @@ pub(crate) fn infer(op: &Op, inputs: &[Shape], imgsz: [usize; 2]) -> Result<Shap
         }
         Op::Attention(a) => {
             let expected = a.heads.saturating_mul(a.head_channels());
-            if a.areas == 0 || !one.h.saturating_mul(one.w).is_multiple_of(a.areas) {
+            let positions = one.h.saturating_mul(one.w);
+            if a.areas == 0
+                || !positions.is_multiple_of(a.areas)
+                || positions.saturating_mul(positions / a.areas) > MAX_VALUES
+            {
                 return Err(format!("attends over {} areas of a map of {}x{}", a.areas, one.h, one.w));
             }
             if a.heads == 0 || a.key == 0 || a.value == 0 || expected != one.c {
@@ -345,23 +413,54 @@ pub(crate) fn infer(op: &Op, inputs: &[Shape], imgsz: [usize; 2]) -> Result<Shap
     }
 }
 
-/// Heads come from files: what they index with must be there.
+/// Heads come from files: what they index with must be there, and what they multiply with be a number.
 fn check(head: &Head) -> Result<(), String> {
-    match head {
-        Head::Dfl(h) if h.strides.is_empty() => Err("has no levels".into()),
-        Head::Dfl(crate::DflHead { extra: Some(Extra::Keypoints { points, values }), .. })
-            if *points == 0 || !(2..=3).contains(values) =>
-        {
-            Err(format!("tells {points} keypoints of {values} values, of which there are x, y and how visible it is"))
-        }
-        Head::Dfl(crate::DflHead { extra: Some(Extra::Masks { prototypes: 0 }), .. }) => {
-            Err("makes masks of no prototypes".into())
-        }
-        Head::Dfl(h) if h.one_to_many && (!h.end_to_end || h.extra.is_some()) => {
-            Err("has one-to-many branches, which only end-to-end heads of boxes and classes have".into())
-        }
-        _ => Ok(()),
+    if head.strides().is_empty() {
+        return Err("has no levels".into());
     }
+    if head.classes() == 0 {
+        return Err("has no classes".into());
+    }
+    match head {
+        Head::Anchor(h) => {
+            for level in &h.levels {
+                if level.anchors.is_empty() {
+                    return Err(format!("has no anchors at stride {}", level.stride));
+                }
+                if let Some([x, y]) = level.anchors.iter().find(|a| !a.iter().all(|&side| is_length(side))) {
+                    return Err(format!("an anchor is {x} x {y} pixels"));
+                }
+                match level.decode {
+                    BoxDecode::Darknet { scale_xy } | BoxDecode::DarknetNew { scale_xy } if !is_length(scale_xy) => {
+                        return Err(format!("centres are scaled by {scale_xy}"));
+                    }
+                    _ => {}
+                }
+            }
+            Ok(())
+        }
+        Head::Dfl(h) => {
+            if h.reg_max == 0 {
+                return Err("tells sides by distributions over no bins".into());
+            }
+            if h.one_to_many && (!h.end_to_end || h.extra.is_some()) {
+                return Err("has one-to-many branches, which only end-to-end heads of boxes and classes have".into());
+            }
+            match h.extra {
+                Some(Extra::Keypoints { points, values }) if points == 0 || !(2..=3).contains(&values) => Err(format!(
+                    "tells {points} keypoints of {values} values, of which there are x, y and how visible it is"
+                )),
+                Some(Extra::Masks { prototypes: 0 }) => Err("makes masks of no prototypes".into()),
+                _ => Ok(()),
+            }
+        }
+        Head::Yolox(_) => Ok(()),
+    }
+}
+
+/// Whether it can be a length in pixels or a scale of such: above 0, and no longer than any image.
+pub(crate) fn is_length(value: f32) -> bool {
+    value > 0.0 && value <= MAX_IMGSZ as f32
 }
 
 fn window(size: usize, kernel: usize, stride: usize, pad: usize) -> Result<usize, String> {

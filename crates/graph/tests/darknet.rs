@@ -134,11 +134,20 @@ fn mistakes_in_a_cfg_are_named_with_their_line() {
         ("mask=0", "maks=0", "line 33, [yolo]: the key `maks` is not known"),
         ("size=2\n", "size=2\nsize=3\n", "line 14, [maxpool]: the key `size` is given twice"),
         ("anchors=10,14", "anchors=10,nan", "line 34, [yolo]: an anchor of NaN"),
+        ("num=1", "num=1\nscale_x_y=nan", "line 37, [yolo]: `scale_x_y` is NaN"),
+        ("channels=3", "channels=4", "line 4, [net]: `channels=4` is not supported"),
         ("[route]\n", "[net]\n[route]\n", "line 22, [net]: `[net]` stands among"),
     ] {
         let error = small(&SMALL.replacen(from, to, 1)).unwrap_err();
         assert!(error.contains(want), "{from} -> {to}: {error}");
     }
+    let long = "9".repeat(1 << 20);
+    for from in ["filters=4", "activation=mish", "from=-2", "[maxpool", "height"] {
+        let error = small(&SMALL.replacen(from, &format!("{from}{long}"), 1)).unwrap_err();
+        assert!(error.len() < 300, "{from}: {} bytes, {}", error.len(), &error[..300]);
+    }
+    let doubling = SMALL.replacen("[shortcut]", &("[route]\nlayers=-1,-1\n".repeat(30) + "[shortcut]"), 1);
+    assert!(small(&doubling).unwrap_err().contains("[route]: makes a map of 131072x"));
 }
 
 #[test]
@@ -193,7 +202,8 @@ fn untrained_weights_depend_on_the_seed_alone() {
     assert_ne!(start(1), start(2));
     let huge = SMALL.replace("filters=4", "filters=60000").replace("size=1", "size=3");
     assert!(small(&huge).unwrap_err().contains("out of all proportion"));
-    let many = "[net]\n[convolutional]\nfilters=16000\n".to_owned() + &"[convolutional]\nfilters=16000\n".repeat(3);
+    let many = "[net]\nheight=32\nwidth=32\n[convolutional]\nfilters=16000\n".to_owned()
+        + &"[convolutional]\nfilters=16000\n".repeat(3);
     assert!(small(&many).unwrap_err().contains("numbers so far"));
 }
 

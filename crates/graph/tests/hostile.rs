@@ -121,6 +121,27 @@ fn attention_that_does_not_fit_its_weights_is_an_error() {
     }
 }
 
+/// Numbers of YOLOv5's head that its maps do not bear out: refused before anything is made as often.
+#[test]
+fn heads_of_any_number_of_classes_or_of_no_anchors_are_errors() {
+    let Some(path) = yolov5n() else { return };
+    let original = entries(&path);
+    let find = |bytes: &[u8]| original[0].1.windows(bytes.len()).position(|w| w == bytes).unwrap();
+    // A small whole number is the opcode `K` and a byte, one of 32 bits `J` and four.
+    let classes = find(b"X\x02\x00\x00\x00nc");
+    let classes = classes + original[0].1[classes..].iter().position(|&b| b == b'K').unwrap();
+    let mut many = original.clone();
+    many[0].1.splice(classes..classes + 2, [b'J', 0xff, 0xff, 0xff, 0x7f]);
+    let told = report(&archive(&many, Stored));
+    assert!(told.contains("model.24") && told.contains("2147483647 classes"), "{told}");
+
+    let mut none = original.clone();
+    let shape = find(b"K\x03K\x03K\x02\x87");
+    none[0].1[shape + 3] = 0;
+    let told = report(&archive(&none, Stored));
+    assert!(told.contains("model.24") && told.contains("no anchors"), "{told}");
+}
+
 #[test]
 fn truncated_checkpoints_are_errors() {
     let Some(path) = yolov5n() else { return };
@@ -196,10 +217,9 @@ fn tensors_must_lie_within_their_storage() {
     assert!(missing.contains("archive/data/0"), "{missing}");
 }
 
-/// Many convolutions, each a window on one storage: small in the file, and beyond all memory if each were read.
-#[test]
-fn a_storage_that_many_modules_read_is_no_bomb() {
-    let one = conv(1 << 20, 0, [1 << 10, 1 << 10, 1, 1], [1 << 10, 1, 1, 1]);
+/// A file of two storages of 2^20 values of f16 and of many convolutions, each a window of `shape` on one or the other in turn.
+fn windows(shape: [u32; 4], storages: [u8; 2]) -> Vec<u8> {
+    let one = conv(1 << 20, 0, shape, [shape[1], 1, 1, 1]);
     let state = one.len() - 2;
     assert_eq!(&one[state..], b"ub");
     let mut whole = one[..state].to_vec();
@@ -210,15 +230,34 @@ fn a_storage_that_many_modules_read_is_no_bomb() {
     }
     whole.extend(b"ub");
     let mut layers = b"ctorch.nn.modules.container\nSequential\n)\x81}X\x08\x00\x00\x00_modules}(".to_vec();
+    let key = b"X\x01\x00\x00\x000X\x03";
+    let key = whole.windows(key.len()).position(|w| w == key).unwrap() + 5;
     for i in 0..2_000 {
         layers.push(b'M');
         layers.extend((i as u16).to_le_bytes());
+        whole[key] = storages[i % 2];
         layers.extend(&whole);
     }
     layers.extend(b"usb");
-    let file = archive(&[("a/data.pkl".into(), model(&layers)), ("a/data/0".into(), vec![0; 2 << 20])], Stored);
-    assert!(file.len() < 4 << 20);
+    let storage = |key: &str| (format!("a/data/{key}"), vec![0; 2 << 20]);
+    archive(&[("a/data.pkl".into(), model(&layers)), storage("0"), storage("1")], Stored)
+}
+
+/// Small in the file, and beyond all memory if each were read.
+#[test]
+fn a_storage_that_many_modules_read_is_no_bomb() {
+    let file = windows([1 << 10, 1 << 10, 1, 1], *b"00");
+    assert!(file.len() < 6 << 20);
     assert!(report(&file).contains("many windows on `a/data/0`"), "{}", report(&file));
+}
+
+/// A storage is not read for each of the tensors that lie in it, nor again and again.
+#[test]
+fn small_windows_on_large_storages_cost_no_time() {
+    let told = report(&windows([1, 1, 1, 1], *b"00"));
+    assert!(told.contains("has no `stride`"), "{told}");
+    let told = report(&windows([1, 1, 1, 1], *b"01"));
+    assert!(told.contains("many windows on `a/data/"), "{told}");
 }
 
 #[test]

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use graph::format::{LoadOptions, load, save, write_whole};
 use graph::{
-    Act, AnchorHead, AnchorLevel, Attention, BatchNorm, BoxDecode, Conv, Family, Graph, Head, MaxPool, Meta, Op, Tensor,
+    Act, AnchorHead, AnchorLevel, Attention, BatchNorm, BoxDecode, Conv, DflHead, Family, Graph, Head, MaxPool, Meta,
+    Node, Op, Tensor, YoloxHead,
 };
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -73,7 +74,10 @@ fn report_after(change: impl FnOnce(&mut Parts)) -> String {
     write_whole(&path, &safetensors::serialize(views, Some(parts.metadata)).unwrap()).unwrap();
     match open(&path) {
         Ok(_) => "loaded".into(),
-        Err(e) => e.to_string(),
+        Err(e) => {
+            assert!(e.to_string().contains("model.safetensors"), "no file is named: {e}");
+            e.to_string()
+        }
     }
 }
 
@@ -126,9 +130,21 @@ fn disagreements_name_the_node_or_tensor() {
 fn hostile_descriptions_are_refused() {
     let cases = [
         ("\"format_version\":1", "\"format_version\":2", "version 2"),
-        ("\"factor\":2", "\"factor\":18446744073709551615", "model.4.attention"),
+        ("\"factor\":2", "\"factor\":18446744073709551615", "model.3.up"),
         ("\"start\":2", "\"start\":18446744073709551615", "model.4.part"),
+        ("\"factor\":2", "\"factor\":65", "model.3.up"),
         ("\"kernel\":2", "\"kernel\":0", "model.2.pool"),
+        ("\"kernel\":2", "\"kernel\":1099511627776", "model.2.pool"),
+        ("\"pad\":[1,1]", "\"pad\":[20000,20000]", "model.0.conv"),
+        ("\"channels\":3", "\"channels\":1099511627776", "images"),
+        ("\"imgsz\":[32,64]", "\"imgsz\":[4294967296,64]", "4294967296x64 pixels"),
+        ("\"imgsz\":[32,64]", "\"imgsz\":[32,0]", "32x0 pixels"),
+        ("\"imgsz\":[32,64]", "\"imgsz\":[16384,16384]", "makes a map of 3x16384x16384"),
+        ("\"eps\":0.001", "\"eps\":1e39", "eps is inf"),
+        ("\"momentum\":0.03", "\"momentum\":-0.5", "momentum is -0.5"),
+        ("[1.1,2.3]", "[1.1,0.0]", "anchor is 1.1 x 0"),
+        ("[1.1,2.3]", "[1e39,2.3]", "anchor is inf x 2.3"),
+        ("{\"rule\":\"v5\"}", "{\"rule\":\"darknet\",\"scale_xy\":1e39}", "scaled by inf"),
         ("\"heads\":2", "\"heads\":18446744073709551615", "model.4.attention"),
         ("\"key\":1", "\"key\":9223372036854775807", "model.4.attention"),
         ("\"key\":1,\"value\":2", "\"key\":0,\"value\":4", "model.4.attention"),
@@ -146,6 +162,87 @@ fn hostile_descriptions_are_refused() {
         });
         assert!(report.contains(needle), "{to}: {report}");
     }
+}
+
+/// Graphs whose parts fit each other, and that are no detectors all the same.
+#[test]
+fn what_no_detector_is_is_refused() {
+    fn node<'a>(g: &'a mut Graph, name: &str) -> &'a mut Op {
+        &mut g.nodes.iter_mut().find(|n| n.name == name).unwrap().op
+    }
+    /// `concat` of what a graph of one pixel has, `times` over.
+    fn joined(g: &mut Graph, times: usize, concat: impl Fn(usize) -> Vec<usize>) {
+        g.nodes.truncate(1);
+        g.meta.imgsz = [1, 1];
+        for i in 0..times {
+            g.push(format!("cat{i}"), Op::Concat, concat(i));
+        }
+    }
+    fn head(g: &mut Graph, head: Head) {
+        g.nodes.pop();
+        g.push("head", Op::Head(head), vec![]);
+    }
+    type Change = fn(&mut Graph);
+    let cases: [(Change, &str); 12] = [
+        (|g| joined(g, 30, |last| vec![last; 2]), "makes a map of 98304x1x1"),
+        (|g| joined(g, 70, |_| vec![0; 21_000]), "channels in all"),
+        (|g| *node(g, "images") = Op::Input { channels: 4 }, "4 channels"),
+        (|g| g.nodes.push(Node { name: "more".into(), ..g.nodes[g.nodes.len() - 1].clone() }), "one head"),
+        (|g| head(g, Head::Anchor(AnchorHead { classes: 2, levels: vec![] })), "no levels"),
+        (|g| head(g, Head::Yolox(YoloxHead { classes: 2, strides: vec![] })), "no levels"),
+        (|g| head(g, Head::Yolox(YoloxHead { classes: 0, strides: vec![2] })), "no classes"),
+        (|g| head(g, Head::Dfl(DflHead::new(2, 0, vec![2]))), "no bins"),
+        (
+            |g| {
+                let level = AnchorLevel { stride: 2, anchors: vec![], decode: BoxDecode::V5 };
+                head(g, Head::Anchor(AnchorHead { classes: 2, levels: vec![level] }));
+            },
+            "no anchors at stride 2",
+        ),
+        (
+            |g| {
+                let Op::Conv(conv) = node(g, "model.6.m.0") else { panic!() };
+                (conv.weight, conv.bias) = (Tensor::zeros([0, 12, 1, 1]), None);
+            },
+            "weight has shape [0, 12, 1, 1]",
+        ),
+        (
+            |g| {
+                let Op::BatchNorm(bn) = node(g, "model.0.bn") else { panic!() };
+                bn.var[3] = -1.0;
+            },
+            "`running_var` holds -1 at index 3",
+        ),
+        (
+            |g| {
+                g.nodes.truncate(1);
+                g.meta.imgsz = [256, 256];
+                g.push("attention", Op::Attention(Attention { heads: 1, key: 1, value: 1, areas: 1 }), vec![0]);
+            },
+            "attends over",
+        ),
+    ];
+    for (i, (change, needle)) in cases.into_iter().enumerate() {
+        let mut graph = detector();
+        change(&mut graph);
+        let report = graph.validate().expect_err(needle).to_string();
+        assert!(report.contains(needle), "case {i}, {needle}: {report}");
+    }
+    // A graph without a head is in order, yet no detector's file.
+    let mut graph = detector();
+    graph.nodes.pop();
+    let (_folder, path) = saved(&graph);
+    assert!(open(&path).unwrap_err().to_string().contains("does not end in a detection head"));
+}
+
+#[test]
+fn names_do_not_reach_a_terminal_as_they_are() {
+    let mut graph = detector();
+    graph.nodes[3].name = "model\u{1b}[2J".into();
+    graph.meta.names[1] = "white\r".into();
+    let (_folder, path) = saved(&graph);
+    let again = open(&path).unwrap();
+    assert_eq!((again.nodes[3].name.as_str(), again.meta.names[1].as_str()), ("model\\u{1b}[2J", "white\\r"));
 }
 
 #[test]

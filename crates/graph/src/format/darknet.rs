@@ -9,6 +9,7 @@ mod weights;
 use std::io::ErrorKind::NotFound;
 use std::path::Path;
 
+use crate::graph::{infer, is_length};
 use crate::{
     Act, AnchorHead, AnchorLevel, BatchNorm, BoxDecode, Conv, Error, Family, Graph, Head, MaxPool, Meta, NodeId, Op,
     Result, Shape, Tensor,
@@ -64,6 +65,7 @@ fn build(text: &str, path: &Path, source: Source<'_>) -> Result<Graph> {
     else {
         return Err(Error::format(path, "does not begin with a `[net]` section").at("line 1"));
     };
+    net.refuse(&[("channels", "3")])?;
     let shape = Shape { c: net.extent("channels", 3)?, h: net.extent("height", 416)?, w: net.extent("width", 416)? };
     let meta = Meta { family: Family::Darknet, names: vec![], imgsz: [shape.h, shape.w] };
     let mut b = Builder {
@@ -152,10 +154,7 @@ impl Builder<'_> {
 
     fn push(&mut self, s: &Section, name: &str, op: Op, inputs: Vec<NodeId>) -> Result<NodeId> {
         let shapes: Vec<Shape> = inputs.iter().map(|&i| self.shapes[i]).collect();
-        let shape = crate::graph::infer(&op, &shapes, self.graph.meta.imgsz).map_err(|what| s.error(what))?;
-        if shape.h.saturating_mul(shape.w) > MAX_WEIGHTS {
-            return Err(s.error(format!("the map would be {}x{} pixels", shape.h, shape.w)));
-        }
+        let shape = infer(&op, &shapes, self.graph.meta.imgsz).map_err(|what| s.error(what))?;
         self.shapes.push(shape);
         Ok(self.graph.push(name, op, inputs))
     }
@@ -291,6 +290,9 @@ impl Builder<'_> {
         let anchors =
             anchors.ok_or_else(|| s.error_at("mask", format!("picks none, or past {} anchors", all.len())))?;
         let scale_xy = s.number("scale_x_y", 1.0f32)?;
+        if !is_length(scale_xy) {
+            return Err(s.error_at("scale_x_y", format!("`scale_x_y` is {scale_xy}")));
+        }
         let decode = if s.number("new_coords", 0usize)? != 0 {
             BoxDecode::DarknetNew { scale_xy }
         } else {

@@ -48,6 +48,9 @@ impl<'a> Build<'a> {
         let [levels, per_level, 2] = anchors.shape[..] else {
             return Err(self.error(path, format!("anchors have shape {:?}, not (levels, anchors, 2)", anchors.shape)));
         };
+        if per_level == 0 {
+            return Err(self.error(path, "has no anchors"));
+        }
         if levels != inputs.len() {
             return Err(self.error(path, format!("has anchors for {levels} levels, reads {}", inputs.len())));
         }

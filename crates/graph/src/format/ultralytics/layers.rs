@@ -1,11 +1,10 @@
 //! The layers of `torch.nn` a detector is made of.
 
-use super::{Build, MAX_CHANNELS};
+use super::Build;
 use crate::format::pickle::Ref;
+use crate::graph::MAX_FACTOR;
 use crate::{Act, BatchNorm, Conv, MaxPool, NodeId, Op, Result, Tensor};
 
-/// Largest factor by which a map is enlarged.
-const MAX_FACTOR: usize = 64;
 /// Most rows or columns a layer pads by.
 const MAX_PAD: usize = 16;
 
@@ -90,12 +89,10 @@ impl<'a> Build<'a> {
             return Ok(x);
         }
         let channels = self.shape(x)?.c;
-        if channels > MAX_CHANNELS {
-            return Err(self.error(path, format!("pads {channels} channels")));
-        }
         // Padded on both sides by the larger, the window is as much longer than one as makes up for the smaller.
         let (pad, kernel) = ([top.max(bottom), left.max(right)], [top.abs_diff(bottom) + 1, left.abs_diff(right) + 1]);
         let (row, column) = (pad[0] - top, pad[1] - left);
+        self.make(path, channels * kernel[0] * kernel[1])?;
         let mut weight = Tensor::zeros([channels, 1, kernel[0], kernel[1]]);
         weight.data.chunks_exact_mut(kernel[0] * kernel[1]).for_each(|w| w[row * kernel[1] + column] = 1.0);
         let conv = Conv { weight, bias: None, stride: [1, 1], pad, groups: channels };

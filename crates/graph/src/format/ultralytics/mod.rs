@@ -17,16 +17,17 @@ use std::path::Path;
 
 use super::pickle::{Id, Ref, Value};
 use super::torch::Checkpoint;
-use crate::{Conv, Error, Family, Graph, Meta, Node, NodeId, Op, Result, Shape, graph::infer};
+use crate::graph::{MAX_CHANNELS, MAX_IMGSZ, infer};
+use crate::{Conv, Error, Family, Graph, Meta, Node, NodeId, Op, Result, Shape};
 
 pub use save::{Written, save, to_bytes};
 
 /// Deepest nesting of modules; real detectors stay below ten.
 const MAX_DEPTH: usize = 64;
-/// More channels than a map of any detector has.
-const MAX_CHANNELS: usize = 1 << 16;
 /// Most modules entered; the largest real detectors have under a thousand.
 const MAX_MODULES: usize = 100_000;
+/// Most weights that modules without any become in all (means, zero padding); real detectors have under 20,000.
+const MAX_MADE: usize = 1 << 20;
 /// Image size where a checkpoint names none.
 const IMGSZ: usize = 640;
 
@@ -55,6 +56,7 @@ pub(super) fn graph(file: &Checkpoint) -> Result<Graph> {
         graph: Graph::new(meta, 3),
         owners: HashMap::new(),
         entered: 0,
+        made: 0,
         depth: 0,
         tells: None,
         shapes: vec![],
@@ -72,8 +74,13 @@ pub(super) fn graph(file: &Checkpoint) -> Result<Graph> {
         }
     }
     let mut graph = build.graph;
-    graph.meta.names = names(model, graph.head()?.0.classes());
-    graph.meta.imgsz = imgsz(file, model, &graph.head()?.0.strides());
+    let (classes, strides) = (graph.head()?.0.classes(), graph.head()?.0.strides());
+    // Before names are made for them: the number is the file's, and whether the maps have as many channels is seen later.
+    if classes > MAX_CHANNELS {
+        return Err(file.error(&graph.nodes[graph.nodes.len() - 1].name, format!("has {classes} classes")));
+    }
+    graph.meta.names = names(model, classes);
+    graph.meta.imgsz = imgsz(file, model, &strides);
     Ok(graph)
 }
 
@@ -146,7 +153,7 @@ fn imgsz(file: &Checkpoint, model: Ref<'_>, strides: &[usize]) -> [usize; 2] {
             Some([h, w]) => [h.index()?, w.index()?],
             None => [given.index()?; 2],
         };
-        size.iter().all(|s| (1..=1 << 14).contains(s)).then_some(size)
+        size.iter().all(|s| (1..=MAX_IMGSZ).contains(s)).then_some(size)
     };
     let size = places.into_iter().flatten().find_map(look).unwrap_or([IMGSZ, IMGSZ]);
     let cell = strides.iter().copied().max().unwrap_or(1);
@@ -175,6 +182,7 @@ struct Build<'a> {
     /// Path under which each module with weights was first met: a second meeting would untie shared weights.
     owners: HashMap<Id, String>,
     entered: usize,
+    made: usize,
     depth: usize,
     /// The newest family one of the blocks met so far came with; all of them share their head.
     tells: Option<Family>,
@@ -213,6 +221,15 @@ impl<'a> Build<'a> {
             self.graph.nodes[0].op = Op::Input { channels };
         }
         self.graph.push(name, Op::Conv(conv), vec![x])
+    }
+
+    /// Counts weights that the file does not hold, before they are made: its concats say how many, at no cost to the file.
+    fn make(&mut self, path: &str, weights: usize) -> Result<()> {
+        self.made += weights;
+        if self.made > MAX_MADE {
+            return Err(self.error(path, format!("would be a convolution of {weights} weights")));
+        }
+        Ok(())
     }
 
     /// Shape of a node's map for images of [`IMGSZ`] pixels.

@@ -41,9 +41,6 @@ pub enum Value {
 /// Values that constants may take up in all.
 const CONSTANTS: usize = 1 << 25;
 
-/// Most values of one feature map.
-const LARGEST_MAP: usize = 1 << 32;
-
 /// The graph as it grows.
 pub struct Body<'a> {
     pub source: &'a Source<'a>,
@@ -167,10 +164,6 @@ impl<'a> Body<'a> {
     pub fn push(&mut self, node: &NodeProto, suffix: &str, op: Op, inputs: Vec<NodeId>) -> Result<NodeId, Problem> {
         let shapes: Vec<Shape> = inputs.iter().map(|&i| self.shapes[i]).collect();
         let shape = infer(&op, &shapes, self.graph.meta.imgsz)?;
-        let size = shape.c.checked_mul(shape.h).and_then(|n| n.checked_mul(shape.w));
-        if size.is_none_or(|n| n > LARGEST_MAP) {
-            return Err(format!("makes a map of {}x{}x{} values", shape.c, shape.h, shape.w).into());
-        }
         let name = self.unique(&format!("{}{suffix}", title(node).trim_start_matches('/')));
         self.shapes.push(shape);
         Ok(self.graph.push(name, op, inputs))
