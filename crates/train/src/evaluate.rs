@@ -14,6 +14,7 @@ use crate::watch::Watch;
 pub struct Detector {
     infer: Infer,
     head: Head,
+    finite: bool,
 }
 
 impl Detector {
@@ -29,7 +30,7 @@ impl Detector {
                 .hint("`prune` and `export` work; run the export with Ultralytics to detect and to measure mAP")
                 .into());
         }
-        Ok(Self { infer: Infer::new(graph, [imgsz, imgsz])?, head: head.clone() })
+        Ok(Self { infer: Infer::new(graph, [imgsz, imgsz])?, head: head.clone(), finite: true })
     }
 
     /// Detects in `n` images, (N, S, S, 3) as RGB bytes; boxes are in pixels of the canvas.
@@ -38,7 +39,13 @@ impl Detector {
     /// Never for a size [`Detector::new`] accepted.
     pub fn detect(&mut self, images: &[u8], n: usize, nms: &NmsConfig) -> Result<Vec<Vec<Detection>>> {
         let maps = self.infer.run(images, n)?;
+        self.finite &= maps.iter().all(|m| m.data.iter().all(|v| v.is_finite()));
         Ok(eval::detect(&self.head, &raw(&maps), nms))
+    }
+
+    /// Whether all maps so far were made of finite numbers; where they overflow, boxes mean nothing.
+    pub fn is_finite(&self) -> bool {
+        self.finite
     }
 }
 

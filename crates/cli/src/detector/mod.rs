@@ -63,7 +63,16 @@ impl Detector {
     /// Detects in `n` images, (N, S, S, 3) as RGB bytes.
     pub fn detect(&mut self, images: &[u8], n: usize, config: &NmsConfig) -> miette::Result<Vec<Vec<Detection>>> {
         match &mut self.engine {
-            Engine::Own(detector) => Ok(detector.detect(images, n, config)?),
+            Engine::Own(detector) => {
+                let finite = detector.is_finite();
+                let found = detector.detect(images, n, config)?;
+                if finite && !detector.is_finite() {
+                    ui::warn(
+                        "what the detector computes overflows; its boxes mean nothing, its weights are damaged or diverged",
+                    );
+                }
+                Ok(found)
+            }
             Engine::Onnx(exported) => exported.detect(images, n, config),
         }
     }
