@@ -18,6 +18,8 @@ pub enum Kind {
     MissingImage,
     /// An image does not decode.
     Unreadable,
+    /// An image ends before its last row; what is missing is grey.
+    CutShort,
     /// An image has another size than its labels say.
     SizeMismatch,
     /// A label line or file is not what its format demands; it is left out.
@@ -63,6 +65,7 @@ impl Kind {
         match self {
             Self::MissingImage => "image is missing",
             Self::Unreadable => "image does not decode",
+            Self::CutShort => "image is cut short",
             Self::SizeMismatch => "image size differs from the labels'",
             Self::Malformed => "label is malformed",
             Self::ClassRange => "class does not exist",
@@ -211,7 +214,8 @@ fn labels(item: &Item) -> Vec<Problem> {
 /// Hash of the file's bytes and what is wrong with its pixels.
 fn pixels(item: &Item) -> (Option<u64>, Vec<Problem>) {
     let place = item.image.display().to_string();
-    let hash = std::fs::read(&item.image).ok().map(|bytes| {
+    let bytes = std::fs::read(&item.image).ok();
+    let hash = bytes.as_ref().map(|bytes| {
         let mut hasher = DefaultHasher::new();
         bytes.hash(&mut hasher);
         hasher.finish()
@@ -222,6 +226,9 @@ fn pixels(item: &Item) -> (Option<u64>, Vec<Problem>) {
             let (w, h) = image.dimensions();
             let detail = format!("{w} x {h}, the labels say {} x {}", item.size.0, item.size.1);
             Some(Problem::new(Kind::SizeMismatch, place, detail))
+        }
+        Ok(_) if bytes.is_some_and(|b| picture::is_cut_short(&b)) => {
+            Some(Problem::new(Kind::CutShort, place, "the file has no end; copy it again"))
         }
         Ok(_) => None,
     };

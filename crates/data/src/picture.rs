@@ -3,9 +3,12 @@
 use std::path::Path;
 
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, RgbImage};
 
 use crate::{Error, Result};
+
+/// Most bytes of a decoded image; a header may lie.
+const MAX_BYTES: u64 = 1 << 29;
 
 /// Decodes an image to RGB, turned as its EXIF orientation says.
 ///
@@ -31,10 +34,36 @@ pub fn size(path: &Path) -> Result<(u32, u32)> {
     Ok(if turned { (h, w) } else { (w, h) })
 }
 
+/// Whether `file` is a JPEG that ends before its picture does: the decoder fills up what is missing and says nothing.
+pub fn is_cut_short(file: &[u8]) -> bool {
+    let Some(mut rest) = file.strip_prefix(&[0xff, 0xd8]) else { return false };
+    // A marker is 0xff and a byte of its own; within the picture 0xff has a 0 behind it.
+    while let Some(at) = rest.windows(2).position(|w| w[0] == 0xff && !matches!(w[1], 0 | 0xff)) {
+        let marker = rest[at + 1];
+        rest = &rest[at + 2..];
+        match (marker, rest) {
+            (0xd9, _) => return false,
+            // Restarts stand alone; what any other marker begins has a length, and may be a small picture with an end of its own.
+            (0xd0..=0xd7, _) => {}
+            (_, [high, low, ..]) => {
+                rest = rest.get(usize::from(u16::from_be_bytes([*high, *low]))..).unwrap_or_default();
+            }
+            _ => break,
+        }
+    }
+    true
+}
+
 fn decoder(path: &Path) -> Result<impl ImageDecoder> {
-    ImageReader::open(path)
+    let decoder = ImageReader::open(path)
         .and_then(ImageReader::with_guessed_format)
         .map_err(|e| Error::io("read", path, e))?
         .into_decoder()
-        .map_err(|e| Error::image(path, e))
+        .map_err(|e| Error::image(path, e))?;
+    if decoder.total_bytes() > MAX_BYTES {
+        let (w, h) = decoder.dimensions();
+        let what = format!("it is {w} x {h} pixels by its header, which take more than {} MiB", MAX_BYTES >> 20);
+        return Err(Error::image(path, ImageError::IoError(std::io::Error::other(what))));
+    }
+    Ok(decoder)
 }
