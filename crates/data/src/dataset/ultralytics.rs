@@ -1,10 +1,11 @@
 //! Ultralytics' form: a `data.yaml` naming folders or lists of images, and a text file of boxes beside each image.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use saphyr::{LoadableYamlNode, Yaml};
+use saphyr_parser::{Event, Parser};
 
 use super::{Dataset, Format, Item, LabelBox, OpenOptions, Split, accept, files_in, is_image, read_text, settle_names};
 use crate::doctor::{Kind, Problem};
@@ -22,6 +23,7 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Dataset> {
         path.to_owned()
     };
     let text = read_text(&file)?;
+    check_depth(&text, &file)?;
     let documents = Yaml::load_from_str(&text)
         .map_err(|e| Error::format(&file, Some(e.marker().line()), format!("not valid YAML: {}", e.info())))?;
     let yaml = documents.first().ok_or_else(|| Error::format(&file, None, "is empty"))?;
@@ -31,10 +33,11 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Dataset> {
     let mut splits = BTreeMap::new();
     for split in ["train", "val", "test"] {
         let Some(value) = yaml.as_mapping_get(split).filter(|v| !v.is_null()) else { continue };
-        let places: Vec<&str> = match value {
-            Yaml::Sequence(list) => list.iter().filter_map(|v| v.as_str()).collect(),
-            other => other.as_str().into_iter().collect(),
-        };
+        let places = match value {
+            Yaml::Sequence(list) => list.iter().map(Yaml::as_str).collect(),
+            other => other.as_str().map(|place| vec![place]),
+        }
+        .ok_or_else(|| Error::format(&file, None, format!("`{split}` must be a path or a list of paths")))?;
         let (mut images, mut problems) = (Vec::new(), Vec::new());
         for place in places {
             match find(&roots, place) {
@@ -68,6 +71,24 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Dataset> {
     Ok(Dataset { path: path.to_owned(), format: Format::Ultralytics, names, category_ids, splits })
 }
 
+/// Refuses lists and maps nested so deeply that reading them would overflow the stack.
+fn check_depth(text: &str, file: &Path) -> Result<()> {
+    const DEEPEST: usize = 64;
+    let mut depth = 0;
+    // Where it is no YAML the loader says so.
+    for (event, place) in Parser::new_from_str(text).map_while(Result::ok) {
+        match event {
+            Event::SequenceStart(..) | Event::MappingStart(..) => depth += 1,
+            Event::SequenceEnd | Event::MappingEnd => depth -= 1,
+            _ => {}
+        }
+        if depth > DEEPEST {
+            return Err(Error::format(file, Some(place.start.line()), "lists and maps are nested too deeply"));
+        }
+    }
+    Ok(())
+}
+
 /// `names` as a list or as a map from index to name; `nc` alone gives "0", "1", …
 fn names(yaml: &Yaml<'_>, file: &Path) -> Result<Vec<String>> {
     let text = |v: &Yaml<'_>| match v.as_str() {
@@ -89,9 +110,10 @@ fn names(yaml: &Yaml<'_>, file: &Path) -> Result<Vec<String>> {
             Ok(by_index.into_values().collect())
         }
         Some(_) => Err(bad()),
-        None => match yaml.as_mapping_get("nc").and_then(|v| v.as_integer()) {
-            Some(n @ 1..=100_000) => Ok((0..n).map(|i| i.to_string()).collect()),
-            _ => Err(Error::format(file, None, "has no `names`").hint("add the class names: `names: [cat, dog]`")),
+        None => match yaml.as_mapping_get("nc").map(Yaml::as_integer) {
+            Some(Some(n @ 1..=100_000)) => Ok((0..n).map(|i| i.to_string()).collect()),
+            Some(_) => Err(Error::format(file, None, "`nc` must be the whole number of classes, at most 100000")),
+            None => Err(Error::format(file, None, "has no `names`").hint("add the class names: `names: [cat, dog]`")),
         },
     }
 }
@@ -126,29 +148,36 @@ fn find(roots: &[PathBuf], place: &str) -> Option<PathBuf> {
 pub(super) fn images_at(place: &Path) -> Result<Vec<PathBuf>> {
     if place.is_dir() {
         let mut found = Vec::new();
-        walk(place, &mut found)?;
+        walk(place, &mut HashSet::new(), &mut found)?;
         found.retain(|p| is_image(p));
         return Ok(found);
+    }
+    if !place.is_file() {
+        return Err(Error::dataset(place, "is neither a folder nor a file that lists images"));
     }
     let folder = place.parent().unwrap_or(Path::new(""));
     let lines = read_text(place)?;
     Ok(lines.lines().map(str::trim).filter(|l| !l.is_empty()).map(|l| folder.join(l)).collect())
 }
 
-/// All files in a folder and the folders below.
-fn walk(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+/// All files in a folder and the folders below; links may lead back to where it has been.
+fn walk(folder: &Path, seen: &mut HashSet<PathBuf>, found: &mut Vec<PathBuf>) -> Result<()> {
+    if !seen.insert(folder.canonicalize().map_err(|e| Error::io("list", folder, e))?) {
+        return Ok(());
+    }
     found.extend(files_in(folder)?);
     let listing = std::fs::read_dir(folder).map_err(|e| Error::io("list", folder, e))?;
     let mut below: Vec<_> = listing.filter_map(|e| e.ok()).map(|e| e.path()).filter(|p| p.is_dir()).collect();
-    below.sort();
-    below.iter().try_for_each(|p| walk(p, found))
+    // A folder goes by its own name before it goes by a link's, for its labels lie where that name says.
+    below.sort_by_key(|p| (p.is_symlink(), p.clone()));
+    below.iter().try_for_each(|p| walk(p, seen, found))
 }
 
 /// What lies in `folder`, searched through, and in the folders of its labels and is not read: images of other kinds, label files
 /// of no image.
 fn strays(folder: &Path) -> Result<Vec<Problem>> {
     let mut files = Vec::new();
-    walk(folder, &mut files)?;
+    walk(folder, &mut HashSet::new(), &mut files)?;
     let (unread, pictures): (Vec<_>, Vec<_>) =
         files.into_iter().filter(|p| is_image(p) || is_unread(p)).partition(|p| is_unread(p));
     let expected: BTreeSet<PathBuf> = pictures.iter().chain(&unread).map(|p| label_of(p)).collect();
@@ -265,7 +294,9 @@ fn parse_line(line: &str) -> Result<(usize, [f32; 4]), String> {
         _ if numbers.len() >= 6 && numbers.len() % 2 == 0 => {
             let start = [f32::INFINITY, f32::INFINITY, f32::NEG_INFINITY, f32::NEG_INFINITY];
             let grow = |b: [f32; 4], p: &[f32]| [b[0].min(p[0]), b[1].min(p[1]), b[2].max(p[0]), b[3].max(p[1])];
-            Ok((class, numbers.chunks_exact(2).fold(start, grow)))
+            let bounds = numbers.chunks_exact(2).fold(start, grow);
+            // Minima and maxima pass over what is no number.
+            Ok((class, if numbers.iter().any(|n| n.is_nan()) { [f32::NAN; 4] } else { bounds }))
         }
         _ => Err(format!("{} numbers after the class, expected 4 (a box) or pairs (an outline)", numbers.len())),
     }
