@@ -65,6 +65,10 @@ fn broken_yaml_is_told() {
         ("names: {0: a, 2: b}", "without a gap"),
         ("names: [a]", "names no split"),
         ("names: [a]\ntrain: gone", "`train: gone` is not there"),
+        ("names: [a]\ntrain: [gone, {a: b}]", "`train` must be a path or a list of paths"),
+        ("names: [a]\nval: 3", "`val` must be a path"),
+        ("nc: 3.0", "`nc` must be the whole number"),
+        (&format!("names: [a]\nx:\n {}a", "- ".repeat(50_000)), "nested too deeply"),
         ("", "is empty"),
         ("- 1", "no `names`"),
     ] {
@@ -76,6 +80,64 @@ fn broken_yaml_is_told() {
     let empty = tempfile::tempdir().unwrap();
     let message = open(empty.path(), &OpenOptions::default()).unwrap_err().to_string();
     assert!(message.contains("not recognised"), "{message}");
+}
+
+#[cfg(unix)]
+#[test]
+fn links_and_devices_do_not_hold_a_run_up() {
+    use std::os::unix::fs::symlink;
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    ultralytics(root);
+    // Two links back are 2^40 paths.
+    symlink(".", root.join("images/a")).unwrap();
+    symlink(".", root.join("images/b")).unwrap();
+    // A link's name comes first, its folder's own is what labels go by.
+    symlink("train", root.join("images/another")).unwrap();
+    put(&root.join("data.yaml"), "train: images\nnames: [cat, dog]\n");
+    let train = &open(root, &OpenOptions::default()).unwrap().splits["train"];
+    let images: Vec<_> =
+        train.items.iter().map(|i| i.image.strip_prefix(root).unwrap().display().to_string()).collect();
+    assert_eq!(images, ["images/train/a.png", "images/train/b.png", "images/val/c.png"]);
+
+    put(&root.join("data.yaml"), "val: /dev/zero\nnames: [cat, dog]\n");
+    let message = open(root, &OpenOptions::default()).unwrap_err().to_string();
+    assert!(message.contains("/dev/zero") && message.contains("neither a folder nor a file"), "{message}");
+}
+
+#[test]
+fn an_image_larger_than_memory_is_refused_before_it_is_decoded() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.jpg");
+    RgbImage::new(40, 20).save(&path).unwrap();
+    let mut jpeg = std::fs::read(&path).unwrap();
+    let frame = jpeg.windows(2).position(|w| w == [0xff, 0xc0]).unwrap();
+    jpeg[frame + 5..frame + 9].copy_from_slice(&[0xff; 4]);
+    std::fs::write(&path, jpeg).unwrap();
+    for error in [picture::size(&path).unwrap_err(), picture::decode(&path).unwrap_err()] {
+        assert!(error.to_string().contains("65535 x 65535"), "{error}");
+    }
+}
+
+#[test]
+fn a_jpeg_without_its_end_is_a_finding() {
+    let folder = tempfile::tempdir().unwrap();
+    ultralytics(folder.path());
+    let path = folder.path().join("images/val/c.jpg");
+    RgbImage::from_fn(64, 64, |x, y| Rgb([(x * y) as u8, x as u8, y as u8])).save(&path).unwrap();
+    let count = || doctor::check(&open(folder.path(), &lenient()).unwrap()).count(Kind::CutShort);
+    assert_eq!(count(), 0);
+    let whole = std::fs::read(&path).unwrap();
+    // A small picture in the header has an end of its own; what follows the end is no part of the picture.
+    let mut header = whole.clone();
+    header.splice(2..2, [0xff, 0xe1, 0, 4, 0xff, 0xd9]);
+    std::fs::write(&path, &header[..header.len() - 2]).unwrap();
+    assert_eq!(count(), 1);
+    header.extend([0xff, 0xda, 0, 3]);
+    std::fs::write(&path, header).unwrap();
+    assert_eq!(count(), 0);
+    std::fs::write(&path, &whole[..whole.len() * 2 / 3]).unwrap();
+    assert_eq!(count(), 1);
 }
 
 #[test]
@@ -103,6 +165,7 @@ fn the_doctor_names_each_disease() {
         "7 0.5 0.5 0.5 0.5", // no such class
         "0 0.5 0.5 0.0 0.5", // no area
         "0 nan 0.5 0.1 0.5", // no number
+        "0 nan 0 1 1 0.5 1", // none in an outline
         "0 1.5 0.5 0.2 0.2", // outside
         "0 0.9 0.5 0.4 0.2", // over the border
     ];
@@ -122,7 +185,7 @@ fn the_doctor_names_each_disease() {
         (Kind::MissingImage, 1),
         (Kind::Unreadable, 1),
         (Kind::ClassRange, 1),
-        (Kind::NoArea, 2),
+        (Kind::NoArea, 3),
         (Kind::Outside, 1),
         (Kind::OverBorder, 1),
         (Kind::DuplicateBox, 1),
@@ -132,7 +195,7 @@ fn the_doctor_names_each_disease() {
         (Kind::Unlabelled, 3),
     ];
     assert_eq!(counts, expected, "{:#?}", report.findings);
-    assert_eq!(dataset.split("train").unwrap().skipped(), 4);
+    assert_eq!(dataset.split("train").unwrap().skipped(), 5);
     assert_eq!(report.classes, [("cat".into(), 3), ("dog".into(), 1), ("bird".into(), 0)]);
 
     let items = &dataset.split("train").unwrap().items;
@@ -203,6 +266,14 @@ fn coco_of_two_splits_in_the_official_layout() {
     let label = split.items[0].boxes[0];
     assert_eq!((label.class, label.xyxy, label.area), (1, [1.0, 2.0, 11.0, 7.0], 33.5));
 
+    let file = root.join("annotations/instances_val2017.json");
+    let twice = std::fs::read_to_string(&file).unwrap();
+    let image = r#"{"id": 5, "file_name": "x.png", "width": 40, "height": 20}"#;
+    put(&file, &twice.replacen(image, &format!("{image}, {image}"), 1));
+    let split = open(root, &OpenOptions::default()).unwrap().splits["val"].clone();
+    assert_eq!((split.items.len(), split.problems[0].kind), (1, Kind::Malformed));
+    assert!(split.problems[0].detail.contains("image 5 is listed twice"), "{:?}", split.problems[0]);
+
     let wrong = OpenOptions { images: Some(root.join("annotations")), ..OpenOptions::default() };
     assert!(open(root, &wrong).unwrap_err().to_string().contains("none of its images"));
 }
@@ -231,6 +302,13 @@ fn voc_in_a_plain_folder() {
     write(&object("dog", "twelve"));
     let error = open(root, &OpenOptions::default()).unwrap_err().to_string();
     assert!(error.contains("x.xml`:2") && error.contains("`twelve`"), "{error}");
+    put(&root.join("x.xml"), "<html/>");
+    let error = open(root, &OpenOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("<html>, not <annotation>"), "{error}");
+    let attributes: String = (0..100_000).map(|i| format!(" a{i}=\"1\"")).collect();
+    put(&root.join("x.xml"), &format!("<annotation{attributes}/>"));
+    let error = open(root, &OpenOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("a tag of more than"), "{error}");
     write("<object>");
     assert!(open(root, &OpenOptions::default()).unwrap_err().to_string().contains("not valid XML"));
 }

@@ -141,6 +141,11 @@ fn build(file: &Path, content: File, class_of: &HashMap<u64, usize>, options: &O
     let mut at: HashMap<u64, usize> = HashMap::new();
     let mut missing: HashSet<u64> = HashSet::new();
     for image in content.images {
+        if at.contains_key(&image.id) {
+            let what = format!("image {} is listed twice; `{}` is left out", image.id, image.file_name);
+            split.problems.push(Problem::new(Kind::Malformed, file.display().to_string(), what));
+            continue;
+        }
         let found = folders.iter().map(|f| f.join(&image.file_name)).find(|p| p.is_file());
         let Some(found) = found else {
             split.problems.push(Problem::new(Kind::MissingImage, file.display().to_string(), image.file_name));

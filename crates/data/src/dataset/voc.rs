@@ -9,6 +9,9 @@ use super::{Dataset, Format, Item, LabelBox, OpenOptions, Split, accept, files_i
 use crate::doctor::{Kind, Problem};
 use crate::{Error, Result, picture};
 
+/// Most bytes of an XML tag or comment; VOC's tags have a few letters.
+const LONGEST_TAG: usize = 1 << 16;
+
 /// An annotation as written, its class still a name.
 struct Parsed {
     image: Option<PathBuf>,
@@ -135,9 +138,17 @@ fn parse(xml: &Path, image: Option<&PathBuf>, lenient: bool) -> Result<Parsed> {
 
 fn parse_into(xml: &Path, image: &Path, parsed: &mut Parsed) -> Result<()> {
     let text = read_text(xml)?;
+    // The time a tag takes grows with the square of its attributes.
+    if text.split('<').any(|tag| tag.find('>').unwrap_or(tag.len()) > LONGEST_TAG) {
+        return Err(Error::format(xml, None, format!("has a tag of more than {LONGEST_TAG} bytes")));
+    }
     let document = roxmltree::Document::parse(&text)
         .map_err(|e| Error::format(xml, Some(e.pos().row as usize), format!("not valid XML: {e}")))?;
     let root = document.root_element();
+    if !root.has_tag_name("annotation") {
+        let what = format!("holds <{}>, not <annotation>", root.tag_name().name());
+        return Err(Error::format(xml, None, what).hint("it is no annotation of VOC's; leave it out"));
+    }
     let child = |node: roxmltree::Node<'_, '_>, tag: &str| {
         node.children().find(|c| c.has_tag_name(tag)).and_then(|c| c.text()).map(|t| t.trim().to_owned())
     };
