@@ -14,6 +14,7 @@ use kernels::{Layout, View, ViewMut};
 use prune::{Cholesky, LEAST_GAIN, Normal, Refit};
 use rayon::prelude::*;
 
+use super::{add, products, said_by, slopes};
 use crate::samples::Samples;
 
 /// Steps of Gauss and Newton on the way to a change that held-out images judge, and of conjugate gradients in each.
@@ -88,8 +89,7 @@ impl<'a> Beyond<'a> {
     /// `wanted` (S, O) is the u to come back to; the activation of it should give `more` (S, O) than that, where that is known;
     /// `scale` (O) is what one unit of the convolution's output is of u.
     pub(super) fn new(samples: Samples<'a>, act: Act, wanted: Vec<f32>, more: Option<&[f32]>, scale: &[f32]) -> Self {
-        let mut aim = vec![0.0; wanted.len()];
-        kernels::act_forward(act, samples.as_map(&wanted), ViewMut::new(&mut aim, samples.layout(samples.outputs)));
+        let mut aim = said_by(act, &wanted);
         if let Some(more) = more {
             in_rows(&mut aim, samples.outputs, more, |_, aim, more| *aim += more);
         }
@@ -162,29 +162,16 @@ impl<'a> Beyond<'a> {
 
     /// (S, O): what the activation of `u` lacks.
     fn errors_at(&self, u: &[f32]) -> Vec<f32> {
-        let mut error = vec![0.0; u.len()];
-        kernels::act_forward(self.act, self.map(u), ViewMut::new(&mut error, self.map(u).layout));
+        let mut error = said_by(self.act, u);
         in_rows(&mut error, self.samples.outputs, &self.aim, |_, error, aim| *error = aim - *error);
         error
-    }
-
-    /// (S, O): the slopes of the activation at `u`.
-    fn slopes_at(&self, u: &[f32]) -> Vec<f32> {
-        let mut slopes = vec![0.0; u.len()];
-        let y = ViewMut::new(&mut slopes, self.map(u).layout);
-        kernels::act_backward(self.act, self.map(u), self.map(&vec![1.0; u.len()]), y, false);
-        slopes
-    }
-
-    fn map<'b>(&self, values: &'b [f32]) -> View<'b> {
-        self.samples.as_map(values)
     }
 
     /// The step that would undo what is wrong at `u` if the slopes there held everywhere, with the ridge on the change as a whole,
     /// of which `change` (O, F) has been made.
     fn step(&self, u: &[f32], change: &[f64], problem: &Problem) -> Step {
         let (features, outputs) = (self.samples.features, self.samples.outputs);
-        let slopes = self.slopes_at(u);
+        let slopes = slopes(self.act, u);
         // A flat output has nothing to gain; the least weight keeps its division finite.
         let weight: Vec<f64> = mean_squares(&slopes, outputs).into_iter().map(|w| w.max(f64::MIN_POSITIVE)).collect();
         let ridged = |o: usize, i: usize| problem.ridge * weight[o] * problem.gram[i * features + i];
@@ -282,15 +269,6 @@ struct Problem<'a> {
     /// The factor of that with the ridge on its diagonal.
     factor: Cholesky,
     ridge: f64,
-}
-
-/// The product of each row of `a` with that of `b`.
-fn products(a: &[f64], b: &[f64], width: usize) -> Vec<f64> {
-    a.chunks(width).zip(b.chunks(width)).map(|(a, b)| a.iter().zip(b).map(|(a, b)| a * b).sum()).collect()
-}
-
-fn add(to: &mut [f64], by: f64, what: &[f64]) {
-    to.iter_mut().zip(what).for_each(|(to, what)| *to += by * what);
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ mod recast;
 use std::borrow::Cow;
 
 use graph::{Act, BoxDecode, Graph, Head, Node, NodeId, Op};
-use kernels::View;
+use kernels::{Layout, View, ViewMut};
 use prune::surgery::Kept;
 use prune::{Coupling, Refit, Sensitivity, refit};
 use rand::SeedableRng;
@@ -389,6 +389,37 @@ fn apply(graph: &mut Graph, id: NodeId, change: &[f64]) {
             bias.iter_mut().zip(shifts).for_each(|(b, s)| *b = (f64::from(*b) + s) as f32);
         }
     }
+}
+
+/// What `act` makes of every value.
+fn said_by(act: Act, values: &[f32]) -> Vec<f32> {
+    let mut said = vec![0.0; values.len()];
+    // Value by value: any layout that holds them all will do.
+    let layout = Layout::dense(1, 1, 1, values.len());
+    kernels::act_forward(act, View::new(values, layout), ViewMut::new(&mut said, layout));
+    said
+}
+
+/// The slope of `act` at every value.
+fn slopes(act: Act, values: &[f32]) -> Vec<f32> {
+    let mut slopes = vec![0.0; values.len()];
+    let layout = Layout::dense(1, 1, 1, values.len());
+    let (at, ones) = (View::new(values, layout), vec![1.0; values.len()]);
+    kernels::act_backward(act, at, View::new(&ones, layout), ViewMut::new(&mut slopes, layout), false);
+    slopes
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// The product of each row of `a` with that of `b`.
+fn products(a: &[f64], b: &[f64], width: usize) -> Vec<f64> {
+    a.chunks(width).zip(b.chunks(width)).map(|(a, b)| dot(a, b)).collect()
+}
+
+fn add(to: &mut [f64], by: f64, what: &[f64]) {
+    to.iter_mut().zip(what).for_each(|(to, what)| *to += by * what);
 }
 
 /// The BatchNorm that alone reads `id`.

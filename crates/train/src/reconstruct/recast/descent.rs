@@ -2,9 +2,10 @@
 
 use prune::{Cholesky, Normal};
 
+use super::super::{add, dot, products};
 use super::aim::about_the_mean;
 use super::maker::{Made, Maker, Stiffness};
-use super::{dot, times};
+use super::times;
 use crate::samples::Samples;
 
 /// Steps of Gauss and Newton at most, and of conjugate gradients in each.
@@ -99,9 +100,9 @@ pub(super) fn descend(fit: &Maker, target: &[f32], check: &Maker, check_target: 
     let problem = Problem { maker: fit, gram: &normal.gram, factor };
 
     let mut change = vec![0.0; fit.len()];
-    let mut made = fit.at(&change);
+    let mut made = fit.at(&[]);
     let mut now = Fit::new(&made.said, fit.channels, target)?;
-    let before = now.loss_on(&check.at(&change).said, check_target);
+    let before = now.loss_on(&check.at(&[]).said, check_target);
     let there: f64 = about_the_mean(check_target, now.directions).iter().sum();
     if before.is_nan() || before <= NOTHING * there {
         return None;
@@ -145,7 +146,7 @@ impl Problem<'_> {
         let maker = self.maker;
         let readers = now.slopes();
         let back = transposed(&readers, maker.channels);
-        let minded: Vec<f64> = back.chunks(now.directions).map(|row| dot(row, row)).collect();
+        let minded = products(&back, &back, now.directions);
         let stiffness = maker.stiffness(made, &minded);
         let ridge = self.ridge(&stiffness);
         let pull = |lacking: &[f32]| maker.pull(made, &times(lacking, now.directions, &back));
@@ -176,8 +177,8 @@ impl Problem<'_> {
                 break;
             }
             let by = size / curved;
-            step.iter_mut().zip(&direction).for_each(|(step, d)| *step += by * d);
-            residual.iter_mut().zip(&image).for_each(|(r, i)| *r -= by * i);
+            add(&mut step, by, &direction);
+            add(&mut residual, -by, &image);
             ahead = precondition(&residual);
             let next = dot(&residual, &ahead);
             direction.iter_mut().zip(&ahead).for_each(|(d, a)| *d = a + next / size * *d);

@@ -1,9 +1,10 @@
 //! What a layer's filters make, and how a small change of them moves that.
 
 use graph::{Act, Graph, NodeId, Op};
-use kernels::{Layout, View, ViewMut};
+use kernels::View;
 
-use super::super::Heard;
+use super::super::{Heard, said_by, slopes};
+use super::plane::Pixels;
 use super::{Change, taps, times};
 use crate::samples::Samples;
 
@@ -31,6 +32,17 @@ struct Depthwise {
     inside: Vec<bool>,
 }
 
+impl Depthwise {
+    /// Makes what lies beyond the border of `within` (S T, C) nothing.
+    fn bound(&self, within: &mut [f32], channels: usize) {
+        for (row, inside) in within.chunks_mut(channels).zip(&self.inside) {
+            if !inside {
+                row.fill(0.0);
+            }
+        }
+    }
+}
+
 /// How a problem curves, one value at a time.
 pub(super) struct Stiffness {
     /// (C): a filter's, in units of the mean product of what it reads.
@@ -41,7 +53,7 @@ pub(super) struct Stiffness {
 
 /// What a [`Maker`] makes after a change.
 pub(super) struct Made {
-    /// (S T, C): what the activation of the filters says, nothing beyond the border, and its slopes; empty where nothing is behind.
+    /// (S T, C): what the activation of the filters says, nothing beyond the border; empty where nothing is behind.
     within: Vec<f32>,
     /// (S T, C): slopes of the activation of the filters.
     slopes: Vec<f32>,
@@ -54,16 +66,15 @@ pub(super) struct Made {
 }
 
 impl<'a> Maker<'a> {
-    /// What `channels` of convolution `id` of `graph`, whose map is `outputs`, make at the pixels `at`, (S, T) of them, as it is.
+    /// What `channels` of convolution `id` of `graph`, whose map is `outputs`, make at the pixels `at`, as it is.
     pub(super) fn new(
         graph: &Graph,
         (id, channels): (NodeId, &[usize]),
         depthwise: Option<NodeId>,
         outputs: View,
-        at: &[Option<usize>],
+        at: &Pixels,
     ) -> Self {
         let heard = Heard::behind(graph, id, channels);
-        let pixels: Vec<usize> = at.iter().map(|pixel| pixel.unwrap_or(0)).collect();
         let depthwise = depthwise.map(|node| {
             let Op::Conv(conv) = &graph.nodes[node].op else { unreachable!("it is a convolution") };
             let behind = Heard::behind(graph, node, channels);
@@ -73,14 +84,9 @@ impl<'a> Maker<'a> {
                     let weights = conv.weight.outer(c).iter().map(move |w| f64::from(scale) * f64::from(*w));
                     weights.chain([f64::from(shift) + f64::from(scale) * bias]).collect::<Vec<_>>()
                 });
-            Depthwise {
-                taps: taps(conv),
-                weights: rows.collect(),
-                act: behind.act,
-                inside: at.iter().map(Option::is_some).collect(),
-            }
+            Depthwise { taps: taps(conv), weights: rows.collect(), act: behind.act, inside: at.inside.clone() }
         });
-        let before = heard.of(outputs, &pixels);
+        let before = heard.of(outputs, &at.pixels);
         Self { channels: channels.len(), features: 0, read: &[], before, act: heard.act, depthwise }
     }
 
@@ -107,6 +113,7 @@ impl<'a> Maker<'a> {
         self.channels * self.features
     }
 
+    /// What is made after `change`, or with nothing changed where that is empty.
     pub(super) fn at(&self, change: &[f64]) -> Made {
         let mut u = self.before.clone();
         let (filters, taps) = change.split_at(self.filters().min(change.len()));
@@ -114,19 +121,21 @@ impl<'a> Maker<'a> {
             let moved = times(self.read, self.features, filters);
             u.iter_mut().zip(&moved).for_each(|(u, moved)| *u += moved);
         }
-        let (mut within, slopes) = (act(self.act, &u), slopes(self.act, &u));
+        let (mut within, slopes) = (said_by(self.act, &u), slopes(self.act, &u));
         let Some(depthwise) = &self.depthwise else {
             return Made { within: vec![], slopes, outer: vec![], said: within, weights: vec![] };
         };
-        for (row, inside) in within.chunks_mut(self.channels).zip(&depthwise.inside) {
-            if !inside {
-                row.fill(0.0);
-            }
-        }
+        depthwise.bound(&mut within, self.channels);
         let mut weights = depthwise.weights.clone();
         weights.iter_mut().zip(taps).for_each(|(w, change)| *w += change);
         let u = self.through(&within, &weights, true);
-        Made { said: act(depthwise.act, &u), outer: self::slopes(depthwise.act, &u), within, slopes, weights }
+        Made {
+            said: said_by(depthwise.act, &u),
+            outer: super::super::slopes(depthwise.act, &u),
+            within,
+            slopes,
+            weights,
+        }
     }
 
     /// (S, C): what depthwise `weights` (C, T + 1) make of `within` (S T, C), with what they add or without.
@@ -149,11 +158,7 @@ impl<'a> Maker<'a> {
         let mut moved = times(self.read, self.features, filters);
         moved.iter_mut().zip(&made.slopes).for_each(|(moved, slope)| *moved *= slope);
         let Some(depthwise) = &self.depthwise else { return moved };
-        for (row, inside) in moved.chunks_mut(self.channels).zip(&depthwise.inside) {
-            if !inside {
-                row.fill(0.0);
-            }
-        }
+        depthwise.bound(&mut moved, self.channels);
         let mut out = self.through(&moved, &made.weights, false);
         let by_taps = self.through(&made.within, taps, true);
         for ((out, by_taps), slope) in out.iter_mut().zip(&by_taps).zip(&made.outer) {
@@ -247,33 +252,12 @@ impl<'a> Maker<'a> {
     }
 }
 
-fn act(act: Act, u: &[f32]) -> Vec<f32> {
-    let mut said = vec![0.0; u.len()];
-    let layout = Layout::dense(1, 1, 1, u.len());
-    kernels::act_forward(act, View::new(u, layout), ViewMut::new(&mut said, layout));
-    said
-}
-
-fn slopes(act: Act, u: &[f32]) -> Vec<f32> {
-    let mut slopes = vec![0.0; u.len()];
-    let layout = Layout::dense(1, 1, 1, u.len());
-    let ones = vec![1.0; u.len()];
-    kernels::act_backward(
-        act,
-        View::new(u, layout),
-        View::new(&ones, layout),
-        ViewMut::new(&mut slopes, layout),
-        false,
-    );
-    slopes
-}
-
 #[cfg(test)]
 mod tests {
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
-    use super::super::dot;
+    use super::super::super::dot;
     use super::*;
 
     const CHANNELS: usize = 5;

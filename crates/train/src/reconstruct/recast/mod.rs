@@ -136,18 +136,17 @@ impl Reconstruction<'_> {
         let [dense_depthwise, depthwise] = [0, 1].map(|which| cut.depthwise.map(|nodes| nodes[which]));
         let heard =
             Maker::new(self.dense, (cut.conv[0], &whole), dense_depthwise, theirs.of(cut.conv[0]), &at).at(&[]).said;
-        let pixels: Vec<usize> = at.iter().map(|pixel| pixel.unwrap_or(0)).collect();
-        let read = samples::read(conv, ours.of(slim.nodes[id].inputs[0]), plane.read, &pixels);
+        let read = samples::read(conv, ours.of(slim.nodes[id].inputs[0]), plane.read, &at.pixels);
         let maker = Maker::new(slim, (id, &whole[..kept]), depthwise, ours.of(id), &at).reading(&read, features);
         let aim = Aim::new(&heard[..drawn.fitted * channels], self.metric(&cut));
         let target = aim.of(&heard);
 
         let split = drawn.fitted * plane.taps.len();
-        let [fit, check] = [0..split, split..at.len()].map(|rows| maker.part(rows));
+        let [fit, check] = [0..split, split..at.pixels.len()].map(|rows| maker.part(rows));
         let (fit_target, check_target) = target.split_at(drawn.fitted * aim.directions);
         let (change, left) = descend(&fit, fit_target, &check, check_target)?;
 
-        let before = maker.at(&vec![0.0; change.len()]).said;
+        let before = maker.at(&[]).said;
         let said = maker.at(&change).said;
         let follow = Follow {
             by: Fit::new(&said, kept, &heard)?.weights,
@@ -259,8 +258,4 @@ fn taps(conv: &Conv) -> usize {
 fn times(x: &[f32], features: usize, rows: &[f64]) -> Vec<f32> {
     let nothing = vec![0.0; x.len() / features.max(1) * (rows.len() / features.max(1))];
     Samples::new(features, x, &nothing).times(rows)
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
 }

@@ -6,6 +6,7 @@ use kernels::Layout;
 use super::Cut;
 use crate::net::conv_shape;
 
+/// A layer's map, and that of what its readers hear.
 pub(super) struct Plane {
     /// (H, W) of the map of the filters.
     pub(super) read: [usize; 2],
@@ -32,14 +33,24 @@ impl Plane {
         }
     }
 
-    /// (S, T): the pixels that places `at` take, over all images; none beyond the border.
-    pub(super) fn pixels(&self, at: &[usize]) -> Vec<Option<usize>> {
+    /// The pixels that places `at` take.
+    pub(super) fn pixels(&self, at: &[usize]) -> Pixels {
         let ([h, w], [rows, columns]) = (self.drawn, self.read);
         let pixel = |&at: &usize, tap: &[usize; 2]| {
             let row = (at / w % h * self.stride[0] + tap[0]).checked_sub(self.pad[0]).filter(|&row| row < rows)?;
             let column = (at % w * self.stride[1] + tap[1]).checked_sub(self.pad[1]).filter(|&c| c < columns)?;
             Some((at / (h * w) * rows + row) * columns + column)
         };
-        at.iter().flat_map(|at| self.taps.iter().map(move |tap| pixel(at, tap))).collect()
+        let pixels = at.iter().flat_map(|at| self.taps.iter().map(move |tap| pixel(at, tap)));
+        let (pixels, inside) = pixels.map(|pixel| (pixel.unwrap_or(0), pixel.is_some())).unzip();
+        Pixels { pixels, inside }
     }
+}
+
+/// Pixels of a map over all images, (S, T) of them.
+pub(super) struct Pixels {
+    /// The first one stands for those beyond the border.
+    pub(super) pixels: Vec<usize>,
+    /// False beyond the border.
+    pub(super) inside: Vec<bool>,
 }
