@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use data::{Dataset, Fit, Item, Loader, LoaderConfig, Mode};
-use eval::NmsConfig;
 use graph::format::onnx::{ExportOptions, export, export_quantized};
 use graph::format::write_whole;
 use graph::quant::Quantized;
@@ -11,10 +10,11 @@ use graph::{Extra, Graph};
 use runtime::Session;
 use serde::{Deserialize, Serialize};
 use train::calibrate::Images;
+use train::val_nms;
 
 use crate::detector::Detector;
 use crate::exit::Error;
-use crate::score::{score, usual_iou};
+use crate::score::score;
 use crate::ui::{self, Column, Table};
 
 /// Training images that scales are found on, unless told otherwise.
@@ -150,8 +150,7 @@ impl Int8<'_> {
 
     /// mAP50-95 and mAP50 on the validation images, by the rules of `val`.
     fn score(&self, detector: &mut Detector) -> miette::Result<[f64; 2]> {
-        let nms = NmsConfig { conf: 0.001, iou: usual_iou(detector.fit) as f32, ..NmsConfig::default() };
-        let map = score(detector, self.dataset, "val", BATCH, &nms)?.map;
+        let map = score(detector, self.dataset, "val", BATCH, &val_nms())?.map;
         Ok([map.map50_95, map.map50])
     }
 }

@@ -119,13 +119,6 @@ fn exact(graph: &Graph, images: &[f32], [_, c, h, w]: [usize; 4]) -> miette::Res
     outputs(graph, &maps)
 }
 
-/// Median milliseconds of one image through the embedded runtime.
-pub fn latency(graph: &Graph, imgsz: usize, runs: usize) -> miette::Result<f64> {
-    let bytes = export(graph, &ExportOptions { imgsz: [imgsz; 2], batch: 1, dynamic_batch: false })?;
-    let mut session = Session::from_bytes(Path::new("(export)"), bytes, rayon::current_num_threads())?;
-    Ok(median(session.latency([1, 3, imgsz, imgsz], 3, runs)?))
-}
-
 /// The middle of `times`.
 pub fn median(mut times: Vec<f64>) -> f64 {
     times.sort_by(f64::total_cmp);

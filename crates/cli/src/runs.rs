@@ -50,13 +50,19 @@ pub fn same_settings<T: Serialize>(out: &Path, stored: &T, asked: &T) -> miette:
     Err(Error::failed(what, "leave them out to go on with that run as it was begun, or give another `--out`"))
 }
 
-/// Every setting by which two recipes differ, in words.
+/// Every setting by which two recipes differ, in words; first those that both have: an optimiser has settings that the other lacks.
 fn differences<T: Serialize>(stored: &T, asked: &T) -> miette::Result<Vec<String>> {
     let (stored, asked) = (settings(stored)?, settings(asked)?);
     let names: BTreeSet<&String> = stored.keys().chain(asked.keys()).collect();
     let value = |of: &BTreeMap<String, String>, name| of.get(name).map_or("unset".to_owned(), String::clone);
     let differing = names.into_iter().filter(|name| stored.get(*name) != asked.get(*name));
-    Ok(differing.map(|name| format!("`{name}` is {}, not {}", value(&stored, name), value(&asked, name))).collect())
+    let (of_both, of_one): (Vec<_>, Vec<_>) =
+        differing.partition(|name| stored.contains_key(*name) && asked.contains_key(*name));
+    Ok(of_both
+        .into_iter()
+        .chain(of_one)
+        .map(|name| format!("`{name}` is {}, not {}", value(&stored, name), value(&asked, name)))
+        .collect())
 }
 
 /// The settings of a recipe by name, such as `heal.schedule.lr0`, as TOML has them.

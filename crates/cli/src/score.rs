@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use data::{Dataset, Fit, Item, Loader, LoaderConfig, Mode};
+use data::{Dataset, Item, Loader, LoaderConfig, Mode};
 use eval::NmsConfig;
 use eval::coco::MapResult;
 use graph::{Family, Graph};
@@ -92,11 +92,6 @@ pub fn same_classes(model: &Graph, dataset: &Dataset) -> miette::Result<()> {
     }
     let what = format!("the detector knows {}, the dataset other classes", model.meta.names.join(", "));
     Err(Error::failed(what, "train it on this dataset first: `prunella train --model MODEL --data DATA`"))
-}
-
-/// The IoU of suppression that a family's figures are measured with: Darknet's differ.
-pub fn usual_iou(fit: Fit) -> f64 {
-    if fit == Fit::Stretch { 0.45 } else { 0.6 }
 }
 
 /// The dataset's class of each of the detector's: by name where the names are the same, else by place.

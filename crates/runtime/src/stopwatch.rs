@@ -71,11 +71,17 @@ impl Stopwatch {
     }
 
     /// Nanoseconds of each of `models`, the median of `rounds` in which all have their turns one after the other, each turn
-    /// the middle of `runs` runs: so a disturbance hits all of them alike, and none of them for good.
+    /// the middle of `runs` runs: so a disturbance hits all of them alike, and none of them for good. `turned` is called after
+    /// every turn.
     ///
     /// # Errors
     /// A model cannot be run.
-    pub fn alternate(&self, models: &[Timed], rounds: usize, runs: usize) -> Result<Vec<f64>> {
+    pub fn alternate(
+        &self,
+        models: &[Timed],
+        [rounds, runs]: [usize; 2],
+        mut turned: impl FnMut(),
+    ) -> Result<Vec<f64>> {
         for model in models {
             self.run(model)?;
         }
@@ -84,6 +90,7 @@ impl Stopwatch {
             for (model, turns) in models.iter().zip(&mut turns) {
                 let times = (0..runs).map(|_| self.run(model)).collect::<Result<Vec<_>>>()?;
                 turns.push(middle(times));
+                turned();
             }
         }
         Ok(turns.into_iter().map(middle).collect())

@@ -156,8 +156,9 @@ pub struct Compress {
     /// Height and width in pixels [default: the detector's own]
     #[arg(long, value_name = "PIXELS", value_parser = positive)]
     pub imgsz: Option<usize>,
-    /// Epochs of dense fine-tuning (where the detector does not know the dataset's classes) and of healing [default: 25]
-    #[arg(long, short, value_name = "N", value_parser = positive)]
+    /// Epochs of dense fine-tuning (where the detector does not know the dataset's classes) and of healing; 0 trains
+    /// nothing [default: 25]
+    #[arg(long, short, value_name = "N")]
     pub epochs: Option<usize>,
     /// Cut a part and heal it, so many times, with as many epochs in all [default: 1, which does as well]
     #[arg(long, value_name = "N", value_parser = positive)]

@@ -32,9 +32,8 @@ pub struct Val {
     #[arg(long, default_value = "0.001", value_name = "P", value_parser = share)]
     pub conf: f64,
     /// Overlap above which of two boxes of a class the less confident goes
-    /// [default: 0.6; 0.45 for Darknet's, which is what their figures are measured with]
-    #[arg(long, value_name = "IOU", value_parser = share)]
-    pub iou: Option<f64>,
+    #[arg(long, default_value = "0.6", value_name = "IOU", value_parser = share)]
+    pub iou: f64,
     /// Images at a time
     #[arg(long, short, default_value = "8", value_name = "N", value_parser = positive)]
     pub batch: usize,

@@ -99,6 +99,7 @@ pub fn follow(config: &mut TrainConfig, optimizer: Option<Optimizer>, lr0: Optio
     {
         config.optimizer = other.optimizer;
         config.schedule = other.schedule;
+        (config.boxes, config.anchor_t) = (other.boxes, other.anchor_t);
     }
     config.schedule.lr0 = lr0.map_or(config.schedule.lr0, |v| v as f32);
     config.schedule.lrf = lrf.map_or(config.schedule.lrf, |v| v as f32);

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::args::Val;
 use crate::detector::Detector;
 use crate::exit::{Error, Exit};
-use crate::score::{score, usual_iou};
+use crate::score::score;
 use crate::training::{tell_skipped, tell_split};
 use crate::ui::{self, Column, Table};
 
@@ -59,8 +59,7 @@ fn score_model(model: &Path, args: &Val) -> miette::Result<Outcome> {
     tell_skipped(&dataset);
     tell_split(&dataset, &args.split);
     let mut detector = Detector::open(model, args.weights.as_deref(), args.imgsz)?;
-    let iou = args.iou.unwrap_or(usual_iou(detector.fit));
-    let nms = NmsConfig { conf: args.conf as f32, iou: iou as f32, ..NmsConfig::default() };
+    let nms = NmsConfig { conf: args.conf as f32, iou: args.iou as f32, ..NmsConfig::default() };
     let score = score(&mut detector, &dataset, &args.split, args.batch, &nms)?;
     let run = Run {
         model: model.display().to_string(),
@@ -70,7 +69,7 @@ fn score_model(model: &Path, args: &Val) -> miette::Result<Outcome> {
         images: score.images,
         imgsz: detector.imgsz,
         conf: args.conf,
-        iou,
+        iou: args.iou,
         ms_per_image: score.detecting.as_secs_f64() * 1e3 / score.images as f64,
     };
     Ok(Outcome { map: score.map, run: Some(run) })

@@ -314,7 +314,12 @@ pub fn by_similarity<'a>(
 ) -> miette::Result<impl Fn(&Target) -> miette::Result<Plan> + use<'a>> {
     let coupling = Coupling::of(graph)?;
     let statistics = calibration.statistics(graph, &coupling)?;
-    Ok(move |target: &Target| Ok(similarity::plan(graph, &coupling, &statistics, settings, target)?))
+    Ok(move |target: &Target| {
+        let spinner = ui::spinner("Choosing");
+        let plan = similarity::plan(graph, &coupling, &statistics, settings, target)?;
+        spinner.finish_and_clear();
+        Ok(plan)
+    })
 }
 
 /// What to cut, and how both stages share the work.

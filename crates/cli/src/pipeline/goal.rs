@@ -10,7 +10,7 @@ use prune::{Amount, Budget, Coupling, Latency, Plan, Size, Target, surgery};
 
 use crate::exit::Error;
 use crate::report::TargetRow;
-use crate::speed::side_by_side;
+use crate::speed::{WHOLE_TURNS, side_by_side};
 use crate::ui;
 
 /// A prediction of time that is further off than this share is worth a warning.
@@ -105,7 +105,7 @@ impl Goal {
     fn corrected(&self, aimed: &Target, graph: &Graph, plan: &Plan) -> miette::Result<Option<Latency>> {
         let (Some(aim), Some(latency)) = (aimed.nanos, &aimed.latency) else { return Ok(None) };
         let slim = surgery::apply(graph, plan)?;
-        let [dense_ms, slim_ms] = side_by_side(&[&self.dense, &slim])?[..] else { unreachable!("two were given") };
+        let [dense_ms, slim_ms] = self.times(&slim)?;
         // In turns, so that a machine that has become slower since the table was measured is not held against the plan.
         let measured = latency.total(&self.dense)? as f64 * slim_ms / dense_ms;
         let (aim, predicted) = (aim as f64, latency.total(&slim)? as f64);
@@ -114,6 +114,12 @@ impl Goal {
             return Ok(None);
         }
         Ok(latency.corrected(&self.dense, &slim, measured)?)
+    }
+
+    /// Milliseconds of the dense detector and of `slim`, in turns.
+    fn times(&self, slim: &Graph) -> miette::Result<[f64; 2]> {
+        let ms = side_by_side(&[&self.dense, slim], self.dense.meta.imgsz, WHOLE_TURNS)?;
+        Ok([ms[0], ms[1]])
     }
 
     /// An error where `graph`, from which nothing more can go, is not small enough: it says what could be reached.
@@ -184,7 +190,7 @@ impl Goal {
                     rows.push(row("file", "bytes", [whole(limit.limit), whole(limit.now), file(slim)?], [dense; 2]));
                 }
                 "latency" => {
-                    let ms = side_by_side(&[&self.dense, slim])?;
+                    let ms = self.times(slim)?;
                     let of = |nanos: u64| nanos as f64 / 1e6;
                     let figures = [of(limit.limit), of(limit.now), ms[1]];
                     rows.push(row("latency", "ms", figures, [ms[0], of(limit.reference)]));

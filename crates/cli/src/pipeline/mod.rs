@@ -28,11 +28,10 @@ use self::cut::{Calibration, Cut};
 use self::outcome::Targets;
 use self::round::{Cutter, Round};
 use crate::exit::Error;
-use crate::onnx::latency;
 use crate::report::{Accuracy, StageRow, Summary};
 use crate::runs;
 use crate::score::Judge;
-use crate::speed::Speed;
+use crate::speed::{Speed, side_by_side};
 use crate::training::{Bars, Counter, fit};
 use crate::ui;
 
@@ -42,8 +41,8 @@ pub use methods::{LONGER, METHODS, Method};
 pub use outcome::stage_table;
 pub use recipe::Recipe;
 
-/// Runs of the embedded runtime that a stage's milliseconds are the median of.
-const TIMED_RUNS: usize = 20;
+/// Turns that the detectors of all stages take on the stopwatch, and runs a turn.
+const TURNS: [usize; 2] = [9, 3];
 
 /// mAP50-95 of a stage.
 fn standing(stage: Option<&Stage>) -> f64 {
@@ -138,7 +137,8 @@ impl<'a> Pipeline<'a> {
         for round in Round::all(recipe.rounds) {
             slim = cutter.run(round, &slim)?;
         }
-        let Cutter { goal, speed, rows, .. } = cutter;
+        let Cutter { goal, speed, mut rows, .. } = cutter;
+        self.time(&mut rows)?;
         let targets = goal.outcome(&slim)?;
         self.finish(&dense, &slim, rows, Targets { rows: targets, speed, trials: trials.map(|(_, trials)| trials) })
     }
@@ -267,10 +267,29 @@ impl<'a> Pipeline<'a> {
             map50: map.map50,
             map50_95: map.map50_95,
             test: test.map(accuracy),
-            ms_per_image: latency(graph, imgsz, TIMED_RUNS)?,
+            ms_per_image: None,
         };
         let curve = |c: &ClassResult| (c.name.clone(), c.curve.iter().map(|p| [p.recall, p.precision]).collect());
         Ok(Stage { row, curves: map.per_class.iter().map(curve).collect() })
+    }
+
+    /// Times all stages in turns: hours lie between the first and the last, and whatever else the machine did in them would
+    /// count. Stages of the same size are one network with other weights, and have one time.
+    fn time(&self, rows: &mut [Stage]) -> miette::Result<()> {
+        let size = |stage: &Stage| (stage.row.params, stage.row.macs);
+        let mut sizes: Vec<(u64, u64)> = vec![];
+        let mut graphs = vec![];
+        for stage in rows.iter() {
+            if !sizes.contains(&size(stage)) {
+                sizes.push(size(stage));
+                graphs.push(load(&self.stage_file(&stage.row.stage), &LoadOptions::default())?);
+            }
+        }
+        let times = side_by_side(&graphs.iter().collect::<Vec<_>>(), [self.recipe.heal.imgsz; 2], TURNS)?;
+        for stage in rows {
+            stage.row.ms_per_image = sizes.iter().position(|s| *s == size(stage)).map(|i| times[i]);
+        }
+        Ok(())
     }
 
     /// The gamma histograms of sparse training, if there was one.

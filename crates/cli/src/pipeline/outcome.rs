@@ -184,7 +184,7 @@ pub fn stage_table(stages: &[StageRow]) -> String {
         if tested {
             cells.extend([ui::fixed(s.test.map(|t| t.map50), 4), ui::fixed(s.test.map(|t| t.map50_95), 4)]);
         }
-        cells.push(ui::fixed(Some(s.ms_per_image), 1));
+        cells.push(ui::fixed(s.ms_per_image, 1));
         table.row(cells);
     }
     table.to_string()
@@ -205,7 +205,7 @@ mod tests {
                 map50: 0.5,
                 map50_95: 0.5,
                 test: None,
-                ms_per_image: 1.0,
+                ms_per_image: None,
             },
             curves: vec![("a".into(), vec![[0.5, 1.0]])],
         };

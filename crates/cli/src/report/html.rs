@@ -157,8 +157,8 @@ fn tiles(page: &mut String, first: &StageRow, last: &StageRow) {
         ("File left", left(last.bytes, first.bytes), arrow(ui::bytes(first.bytes), ui::bytes(last.bytes)), ""),
         (
             "Images a second",
-            format!("{:.2}×", first.ms_per_image / last.ms_per_image.max(1e-9)),
-            arrow(format!("{:.1}", first.ms_per_image), format!("{:.1} ms", last.ms_per_image)),
+            first.ms_per_image.zip(last.ms_per_image).map_or("–".into(), |(was, now)| format!("{:.2}×", was / now)),
+            arrow(ui::fixed(first.ms_per_image, 1), format!("{} ms", ui::fixed(last.ms_per_image, 1))),
             "",
         ),
         ("mAP50-95", signed(change, 3), arrow(format!("{:.3}", first.map50_95), format!("{:.3}", last.map50_95)), tone),
@@ -207,7 +207,7 @@ fn stage_table(page: &mut String, stages: &[StageRow]) {
         let _ = write!(
             page,
             "<tr{}><td><span class=\"swatch\" style=\"background:{}\"></span>{}</td><td>{}{}</td><td>{}{}</td><td>{}{}</td>\
-             <td>{}</td><td>{}</td>{test}<td>{:.1}</td></tr>",
+             <td>{}</td><td>{}</td>{test}<td>{}</td></tr>",
             if i + 1 == stages.len() { " class=\"last\"" } else { "" },
             plots::stage_colour(i, stages.len()),
             escape(&row.stage),
@@ -219,7 +219,7 @@ fn stage_table(page: &mut String, stages: &[StageRow]) {
             share(row.bytes, first.bytes),
             map(row.map50, first.map50),
             map(row.map50_95, first.map50_95),
-            row.ms_per_image,
+            ui::fixed(row.ms_per_image, 1),
         );
     }
     page.push_str("</tbody></table></div>");

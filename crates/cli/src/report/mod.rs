@@ -33,8 +33,9 @@ pub struct StageRow {
     /// The same on the `test` split, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<Accuracy>,
-    /// Milliseconds of one image in the embedded ONNX runtime, decoding included.
-    pub ms_per_image: f64,
+    /// Milliseconds of one image in the embedded ONNX runtime, decoding included; all stages take turns once all are made.
+    #[serde(default)]
+    pub ms_per_image: Option<f64>,
 }
 
 /// Mean average precision on one split.

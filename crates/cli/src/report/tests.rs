@@ -15,7 +15,7 @@ fn sample() -> ReportData {
         map50: map + 0.31,
         test: (i % 2 == 0).then_some(Accuracy { map50: map + 0.3, map50_95: map - 0.01 }),
         map50_95: map,
-        ms_per_image: if i < 2 { 21.4 } else { 12.9 },
+        ms_per_image: Some(if i < 2 { 21.4 } else { 12.9 }),
     });
     let channels = (0..57).map(|i| {
         let before = [16, 32, 64, 128, 256][i / 12];

@@ -13,7 +13,7 @@ use graph::format::onnx::{ExportOptions, export, export_maps};
 use graph::{Graph, NodeId, Op};
 use prune::Multiple;
 use prune::latency::{Latency, Measured, Table, kind};
-use runtime::Stopwatch;
+use runtime::{Stopwatch, Timed};
 use serde::{Deserialize, Serialize};
 
 use crate::runs;
@@ -23,9 +23,9 @@ pub use multiple::Gain;
 use probe::Probe;
 
 /// Turns that each model takes, and runs a turn.
-const TURNS: (usize, usize) = (9, 3);
+const TURNS: [usize; 2] = [9, 3];
 /// The same for whole detectors, of which there are few and on which everything is scaled.
-const WHOLE_TURNS: (usize, usize) = (41, 3);
+pub const WHOLE_TURNS: [usize; 2] = [41, 3];
 
 /// The file in a run's folder that keeps the table.
 const FILE: &str = "latency.json";
@@ -82,18 +82,18 @@ impl Speed {
         let threads = rayon::current_num_threads();
         let mut stopwatch = Stopwatch::new(threads);
         let kinds = kinds(graph)?;
-        let bar = ui::bar("Timing", kinds.len() + 1, "kinds of operators");
+        let bar = ui::bar("Timing", kinds.len(), "kinds of operators");
         let start = stopwatch.model("start", probe::nothing()?)?;
-        let start = stopwatch.alternate(&[start], WHOLE_TURNS.0, WHOLE_TURNS.1)?[0];
+        let start = stopwatch.alternate(&[start], WHOLE_TURNS, || {})?[0];
         let mut tables = BTreeMap::new();
         for (name, probe) in &kinds {
             tables.insert(name.clone(), table(&mut stopwatch, name, probe, start)?);
             bar.inc(1);
         }
+        bar.finish_and_clear();
         let [body, whole] = whole(&mut stopwatch, graph)?;
         let latency = Latency::fit(tables, graph, body.min(whole), (whole - body).max(0.0))?;
         let gains = multiple::gains(&mut stopwatch, &kinds, &latency.parts(graph)?, start)?;
-        bar.finish_and_clear();
         let speed = Self { threads, latency, confirmed: false, multiple: multiple::best(&gains), gains };
         ui::note(format_args!(
             "One image takes {:.2} ms on {threads} threads; {} kinds of operators were timed over their channel counts, {}",
@@ -157,28 +157,36 @@ fn timed(
     let models = pairs.iter().zip(&copies);
     let models = models.map(|(&(i, o), &copies)| Ok(stopwatch.model(name, probe.model(i, o, copies)?)?));
     let models = models.collect::<miette::Result<Vec<_>>>()?;
-    let times = stopwatch.alternate(&models, TURNS.0, TURNS.1)?;
+    let times = stopwatch.alternate(&models, TURNS, || {})?;
     Ok(times.iter().zip(copies).map(|(t, copies)| (t - start).max(0.0) / copies as f64).collect())
 }
 
 /// Nanoseconds of an image up to the head, and of all of it.
 fn whole(stopwatch: &mut Stopwatch, graph: &Graph) -> miette::Result<[f64; 2]> {
     let body = stopwatch.model("(maps)", export_maps(graph, graph.meta.imgsz)?)?;
-    let whole = stopwatch.model("(export)", exported(graph)?)?;
-    let times = stopwatch.alternate(&[body, whole], WHOLE_TURNS.0, WHOLE_TURNS.1)?;
+    let whole = stopwatch.model("(export)", exported(graph, graph.meta.imgsz)?)?;
+    let times = in_turns(stopwatch, &[body, whole], WHOLE_TURNS)?;
     Ok([times[0], times[1]])
 }
 
-/// Milliseconds of one image in each of `detectors`, which take turns.
-pub fn side_by_side(detectors: &[&Graph]) -> miette::Result<Vec<f64>> {
+/// Milliseconds of one image of `imgsz` (height, width) in each of `detectors`, which take `turns`, with as many runs each.
+pub fn side_by_side(detectors: &[&Graph], imgsz: [usize; 2], turns: [usize; 2]) -> miette::Result<Vec<f64>> {
     let mut stopwatch = Stopwatch::new(rayon::current_num_threads());
-    let models = detectors.iter().map(|graph| Ok(stopwatch.model("(export)", exported(graph)?)?));
+    let models = detectors.iter().map(|graph| Ok(stopwatch.model("(export)", exported(graph, imgsz)?)?));
     let models = models.collect::<miette::Result<Vec<_>>>()?;
-    Ok(stopwatch.alternate(&models, WHOLE_TURNS.0, WHOLE_TURNS.1)?.iter().map(|nanos| nanos / 1e6).collect())
+    Ok(in_turns(&stopwatch, &models, turns)?.iter().map(|nanos| nanos / 1e6).collect())
 }
 
-fn exported(graph: &Graph) -> graph::Result<Vec<u8>> {
-    export(graph, &ExportOptions { imgsz: graph.meta.imgsz, batch: 1, dynamic_batch: false })
+/// [`Stopwatch::alternate`] under a bar.
+pub fn in_turns(stopwatch: &Stopwatch, models: &[Timed], turns: [usize; 2]) -> miette::Result<Vec<f64>> {
+    let bar = ui::bar("Timing", models.len() * turns[0], "turns");
+    let nanos = stopwatch.alternate(models, turns, || bar.inc(1))?;
+    bar.finish_and_clear();
+    Ok(nanos)
+}
+
+fn exported(graph: &Graph, imgsz: [usize; 2]) -> graph::Result<Vec<u8>> {
+    export(graph, &ExportOptions { imgsz, batch: 1, dynamic_batch: false })
 }
 
 /// Whether a node's channels can go: what is left of the others is timed as it is.

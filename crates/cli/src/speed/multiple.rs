@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::probe::Probe;
 use super::timed;
+use crate::ui;
 
 /// Multiples that vectors and tiles of today's processors suggest.
 const CANDIDATES: [usize; 3] = [4, 8, 16];
@@ -35,7 +36,9 @@ pub fn gains(
         parts.iter().filter_map(|(name, nanos)| Some((name, kinds.get(name).filter(|p| p.is_dense())?, *nanos)));
     let mut sums = [0.0; CANDIDATES.len()];
     let mut weight = 0.0;
-    for (name, probe, nanos) in convs.filter(|(_, p, _)| p.inputs >= WINDOW && p.outputs >= WINDOW).take(KINDS) {
+    let dearest: Vec<_> = convs.filter(|(_, p, _)| p.inputs >= WINDOW && p.outputs >= WINDOW).take(KINDS).collect();
+    let bar = ui::bar("Timing", 2 * dearest.len(), "rows of channel counts");
+    for (name, probe, nanos) in dearest {
         let counts: Vec<usize> = (WINDOW / 2..WINDOW + WINDOW / 2).collect();
         for by_input in [true, false] {
             let pair = |&count: &usize| if by_input { (count, probe.outputs) } else { (probe.inputs, count) };
@@ -45,8 +48,10 @@ pub fn gains(
                 *sum += nanos as f64 * below_trend(&counts, &times, multiple);
             }
             weight += nanos as f64;
+            bar.inc(1);
         }
     }
+    bar.finish_and_clear();
     let gain = |(multiple, sum): (usize, f64)| Gain { multiple, gain: if weight > 0.0 { sum / weight } else { 0.0 } };
     Ok(CANDIDATES.into_iter().zip(sums).map(gain).collect())
 }

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::is_quiet;
 
@@ -16,8 +16,11 @@ pub fn line(text: impl std::fmt::Display) {
 
 /// A bar over `len` things called `unit`; its message stands at the end of the line.
 pub fn bar(what: &str, len: usize, unit: &str) -> ProgressBar {
-    let template = format!("{{prefix:>12}} {{bar:28}} {{pos}}/{{len}} {unit}  {{per_sec}}  {{eta}} left  {{wide_msg}}");
+    let template = format!("{{prefix:>12}} {{bar:28}} {{pos}}/{{len}} {unit}  {{rate}}  {{eta}} left  {{wide_msg}}");
     let style = ProgressStyle::with_template(&template).expect("a constant template").progress_chars("━╸─");
+    let style = style.with_key("rate", |state: &ProgressState, w: &mut dyn std::fmt::Write| {
+        let _ = w.write_str(&rate(state.per_sec()));
+    });
     finish(shown(ProgressBar::with_draw_target(Some(len as u64), ProgressDrawTarget::hidden())), style, what)
 }
 
@@ -30,6 +33,16 @@ pub fn spinner(what: &str) -> ProgressBar {
     bar
 }
 
+/// `per_second` things a second in few digits; below one, what each takes.
+fn rate(per_second: f64) -> String {
+    match per_second {
+        r if r >= 10.0 => format!("{r:.0}/s"),
+        r if r >= 1.0 => format!("{r:.1}/s"),
+        r if r > 0.0 => format!("{:.1} s each", 1.0 / r),
+        _ => "–".into(),
+    }
+}
+
 fn shown(bar: ProgressBar) -> ProgressBar {
     if is_quiet() { bar } else { BARS.add(bar) }
 }
@@ -38,4 +51,15 @@ fn finish(bar: ProgressBar, style: ProgressStyle, what: &str) -> ProgressBar {
     bar.set_style(style);
     bar.set_prefix(what.to_owned());
     bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_have_few_digits() {
+        let rates = [1234.56, 12.3456, 3.2468, 0.4, 0.0, f64::NAN].map(rate);
+        assert_eq!(rates, ["1235/s", "12/s", "3.2/s", "2.5 s each", "–", "–"]);
+    }
 }

@@ -8,11 +8,11 @@ use crate::exit::Error;
 use crate::pipeline::{METHODS, Method};
 use crate::report::compare::{Entry, Spread};
 use crate::report::{StageRow, Summary};
-use crate::{runs, ui};
+use crate::runs;
+use crate::speed::in_turns;
 
 /// Turns of all slim detectors on the stopwatch, and runs a turn.
-const ROUNDS: usize = 9;
-const RUNS: usize = 5;
+const TURNS: [usize; 2] = [9, 5];
 
 /// A run that has been finished.
 pub struct Finished {
@@ -63,7 +63,6 @@ fn folders(within: &Path) -> miette::Result<Vec<(String, PathBuf)>> {
 /// Milliseconds of an image through each run's slim.onnx in the embedded runtime: medians of turns, so that whatever else the
 /// machine does meets all of them alike.
 pub fn times(finished: &[Finished]) -> miette::Result<Vec<f64>> {
-    let spinner = ui::spinner("Timing");
     let mut stopwatch = Stopwatch::new(rayon::current_num_threads());
     let mut models = vec![];
     for run in finished {
@@ -71,9 +70,7 @@ pub fn times(finished: &[Finished]) -> miette::Result<Vec<f64>> {
         let bytes = std::fs::read(&file).map_err(|e| Error::io("read", &file, &e))?;
         models.push(stopwatch.model(&file.display().to_string(), bytes)?);
     }
-    let nanoseconds = stopwatch.alternate(&models, ROUNDS, RUNS)?;
-    spinner.finish_and_clear();
-    Ok(nanoseconds.into_iter().map(|ns| ns / 1e6).collect())
+    Ok(in_turns(&stopwatch, &models, TURNS)?.into_iter().map(|ns| ns / 1e6).collect())
 }
 
 /// One entry a method and budget: means over seeds.

@@ -176,13 +176,9 @@ fn check_folder(out: &Path, settings: &Settings) -> miette::Result<()> {
     if !file.is_file() {
         return runs::write_toml(&file, settings);
     }
-    let text = std::fs::read_to_string(&file).map_err(|e| Error::io("read", &file, &e))?;
+    let old: Settings = runs::read_toml(&file)?;
     // More budgets, methods and seeds may join a comparison; another recipe makes it another one.
-    if toml::from_str::<Settings>(&text).is_ok_and(|old| old.recipe == settings.recipe) {
-        return Ok(());
-    }
-    let what = format!("`{}` holds a comparison with another recipe", out.display());
-    Err(Error::failed(what, "give another `--out`, or delete that folder"))
+    runs::same_settings(out, &old.recipe, &settings.recipe)
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use crate::detector::image_size;
 use crate::exit::{Error, Exit};
 use crate::pipeline::cut::{Calibration, Cut};
 use crate::pipeline::{Goal, Pipeline, Recipe, stage_table};
+use crate::score::same_classes;
 use crate::speed::Speed;
 use crate::training::{fit, tell_loss, tell_skipped, tell_split};
 use crate::{runs, ui};
@@ -31,6 +32,9 @@ pub fn run(args: &Compress) -> miette::Result<Exit> {
     let mut dataset = answers::open(&recipe.data, &recipe.form(), &model.meta.names)?;
     tell_skipped(&dataset);
     let mut recipe = fitted(recipe, &model, &dataset.names)?;
+    if recipe.dense.epochs == 0 {
+        same_classes(&model, &dataset)?;
+    }
     if recipe.has_no_labels() {
         dataset = answers::label(&dataset, &model, recipe.heal.imgsz)?;
     }

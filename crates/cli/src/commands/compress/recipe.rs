@@ -158,7 +158,13 @@ mod tests {
         assert_eq!(over(recipe.clone(), &args("--lr0 0.002 --optimizer muon")), wanted, "it is followed already");
         let sgd = over(recipe, &args("--optimizer sgd"));
         assert_eq!((sgd.heal.schedule.lr0, sgd.heal.optimizer.weight_decay), (0.01, 5e-4));
+        assert_eq!(
+            (sgd.heal.boxes, sgd.heal.anchor_t, sgd.heal.distill),
+            (1.0, 4.0, 1.0),
+            "YOLOv5's, but for what heals"
+        );
         assert_eq!(sgd.sparse, wanted.sparse);
+        assert_eq!(over(Recipe::default(), &args("--epochs 0")).heal.epochs, 0, "no training is a training asked for");
     }
 
     #[test]
