@@ -14,7 +14,7 @@ use kernels::{Layout, View, ViewMut};
 use prune::{Cholesky, LEAST_GAIN, Normal, Refit};
 use rayon::prelude::*;
 
-use super::{add, products, said_by, slopes};
+use super::{CHUNK, add, in_rows, products, said_by, slopes};
 use crate::samples::Samples;
 
 /// Steps of Gauss and Newton on the way to a change that held-out images judge, and of conjugate gradients in each.
@@ -26,9 +26,6 @@ const RIDGE: f64 = 1e-2;
 
 /// How far to go along a step, tried in turn: slopes hold nearby only.
 const LENGTHS: [f32; 5] = [0.0, 1.0, 0.5, 0.25, 0.1];
-
-/// Samples whose errors are added up at a time.
-const CHUNK: usize = 1024;
 
 /// Samples with what the linear problem makes of them.
 pub(super) struct Part<'a> {
@@ -236,16 +233,6 @@ struct Step {
     change: Vec<f64>,
     /// (S, O): what that moves of u.
     moved: Vec<f32>,
-}
-
-/// Calls `each` with the output, the value to change and that of `other`, for all values (S, O).
-fn in_rows(values: &mut [f32], outputs: usize, other: &[f32], each: impl Fn(usize, &mut f32, f32) + Sync) {
-    let size = CHUNK * outputs;
-    values.par_chunks_mut(size).zip(other.par_chunks(size)).for_each(|(values, other)| {
-        for (values, other) in values.chunks_mut(outputs).zip(other.chunks(outputs)) {
-            values.iter_mut().zip(other).enumerate().for_each(|(o, (value, &other))| each(o, value, other));
-        }
-    });
 }
 
 /// (O): the mean square of each column of `values` (S, O), added up in an order that threads do not change.

@@ -23,7 +23,7 @@ use rayon::prelude::*;
 use crate::Result;
 use crate::calibrate::{Focus, Images};
 use crate::maps::Maps;
-use crate::samples::{self, Places, Samples, enough};
+use crate::samples::{self, Places, ROW, Samples, enough};
 use beyond::{Beyond, Part};
 
 pub use recast::Recast;
@@ -40,6 +40,9 @@ const PLACES: usize = 10;
 
 /// Bytes of both detectors' maps at a time, about.
 const MEMORY: usize = 3 << 29;
+
+/// Samples whose errors are added up at a time.
+const CHUNK: usize = 1024;
 
 /// A convolution that was refitted.
 #[derive(Clone, Debug, PartialEq)]
@@ -391,11 +394,26 @@ fn apply(graph: &mut Graph, id: NodeId, change: &[f64]) {
     }
 }
 
+/// Calls `each` with the output, the value to change and that of `other`, for all values (S, O).
+fn in_rows(values: &mut [f32], outputs: usize, other: &[f32], each: impl Fn(usize, &mut f32, f32) + Sync) {
+    let size = CHUNK * outputs;
+    values.par_chunks_mut(size).zip(other.par_chunks(size)).for_each(|(values, other)| {
+        for (values, other) in values.chunks_mut(outputs).zip(other.chunks(outputs)) {
+            values.iter_mut().zip(other).enumerate().for_each(|(o, (value, &other))| each(o, value, other));
+        }
+    });
+}
+
+/// `count` values as a map: value by value any layout that holds them all will do, and rows are what threads share.
+fn in_any_order(count: usize) -> Layout {
+    let row = if count.is_multiple_of(ROW) { ROW } else { count };
+    Layout::dense(1, count / row.max(1), 1, row)
+}
+
 /// What `act` makes of every value.
 fn said_by(act: Act, values: &[f32]) -> Vec<f32> {
     let mut said = vec![0.0; values.len()];
-    // Value by value: any layout that holds them all will do.
-    let layout = Layout::dense(1, 1, 1, values.len());
+    let layout = in_any_order(values.len());
     kernels::act_forward(act, View::new(values, layout), ViewMut::new(&mut said, layout));
     said
 }
@@ -403,7 +421,7 @@ fn said_by(act: Act, values: &[f32]) -> Vec<f32> {
 /// The slope of `act` at every value.
 fn slopes(act: Act, values: &[f32]) -> Vec<f32> {
     let mut slopes = vec![0.0; values.len()];
-    let layout = Layout::dense(1, 1, 1, values.len());
+    let layout = in_any_order(values.len());
     let (at, ones) = (View::new(values, layout), vec![1.0; values.len()]);
     kernels::act_backward(act, at, View::new(&ones, layout), ViewMut::new(&mut slopes, layout), false);
     slopes

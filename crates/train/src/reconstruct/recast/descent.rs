@@ -1,8 +1,9 @@
 //! The way down: Gauss and Newton's steps in a layer's filters, its readers following by least squares.
 
 use prune::{Cholesky, Normal};
+use rayon::prelude::*;
 
-use super::super::{add, dot, products};
+use super::super::{add, dot, in_rows, products};
 use super::aim::about_the_mean;
 use super::maker::{Made, Maker, Stiffness};
 use super::times;
@@ -55,7 +56,7 @@ impl Fit {
         let mut weights = normal.cross;
         weights.chunks_mut(width).for_each(|row| factor.solve(row));
         let mut lacking = samples.times(&weights);
-        lacking.iter_mut().zip(target).for_each(|(made, target)| *made = target - *made);
+        in_rows(&mut lacking, samples.outputs, target, |_, made, target| *made = target - *made);
         let loss = lacking.iter().map(|v| f64::from(*v).powi(2)).sum();
         Some(Self { width, directions: samples.outputs, factor, weights, lacking, loss, said })
     }
@@ -65,7 +66,7 @@ impl Fit {
         let mut weights = Samples::new(self.width, &self.said, &values).sums(&values);
         weights.chunks_mut(self.width).for_each(|row| self.factor.solve(row));
         let made = times(&self.said, self.width, &weights);
-        values.iter_mut().zip(&made).for_each(|(value, made)| *value -= made);
+        in_rows(&mut values, self.directions, &made, |_, value, made| *value -= made);
         values
     }
 
@@ -83,7 +84,10 @@ impl Fit {
 
 /// (S, C + 1).
 fn with_one(said: &[f32], channels: usize) -> Vec<f32> {
-    said.chunks(channels).flat_map(|row| row.iter().copied().chain([1.0])).collect()
+    let mut rows = vec![1.0; said.len() / channels * (channels + 1)];
+    let pairs = rows.par_chunks_mut(channels + 1).zip(said.par_chunks(channels));
+    pairs.for_each(|(row, said)| row[..channels].copy_from_slice(said));
+    rows
 }
 
 /// (C, R) of (R, C).

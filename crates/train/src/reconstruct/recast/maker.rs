@@ -2,8 +2,9 @@
 
 use graph::{Act, Graph, NodeId, Op};
 use kernels::View;
+use rayon::prelude::*;
 
-use super::super::{Heard, said_by, slopes};
+use super::super::{Heard, in_rows, said_by, slopes};
 use super::plane::Pixels;
 use super::{Change, taps, times};
 use crate::samples::Samples;
@@ -35,11 +36,11 @@ struct Depthwise {
 impl Depthwise {
     /// Makes what lies beyond the border of `within` (S T, C) nothing.
     fn bound(&self, within: &mut [f32], channels: usize) {
-        for (row, inside) in within.chunks_mut(channels).zip(&self.inside) {
-            if !inside {
-                row.fill(0.0);
-            }
-        }
+        within
+            .par_chunks_mut(channels)
+            .zip(&self.inside)
+            .filter(|(_, inside)| !**inside)
+            .for_each(|(row, _)| row.fill(0.0));
     }
 }
 
@@ -119,7 +120,7 @@ impl<'a> Maker<'a> {
         let (filters, taps) = change.split_at(self.filters().min(change.len()));
         if !filters.is_empty() {
             let moved = times(self.read, self.features, filters);
-            u.iter_mut().zip(&moved).for_each(|(u, moved)| *u += moved);
+            in_rows(&mut u, self.channels, &moved, |_, u, moved| *u += moved);
         }
         let (mut within, slopes) = (said_by(self.act, &u), slopes(self.act, &u));
         let Some(depthwise) = &self.depthwise else {
@@ -141,14 +142,14 @@ impl<'a> Maker<'a> {
     /// (S, C): what depthwise `weights` (C, T + 1) make of `within` (S T, C), with what they add or without.
     fn through(&self, within: &[f32], weights: &[f64], shifted: bool) -> Vec<f32> {
         let taps = self.depthwise.as_ref().map_or(1, |d| d.taps);
-        let mut out = Vec::with_capacity(within.len() / taps);
-        for rows in within.chunks(taps * self.channels) {
-            out.extend((0..self.channels).map(|c| {
-                let weights = &weights[c * (taps + 1)..][..=taps];
+        let mut out = vec![0.0; within.len() / taps];
+        let places = out.par_chunks_mut(self.channels).zip(within.par_chunks(taps * self.channels));
+        places.for_each(|(out, rows)| {
+            for ((c, out), weights) in out.iter_mut().enumerate().zip(weights.chunks(taps + 1)) {
                 let sum: f64 = (0..taps).map(|t| weights[t] * f64::from(rows[t * self.channels + c])).sum();
-                (sum + if shifted { weights[taps] } else { 0.0 }) as f32
-            }));
-        }
+                *out = (sum + if shifted { weights[taps] } else { 0.0 }) as f32;
+            }
+        });
         out
     }
 
@@ -156,7 +157,7 @@ impl<'a> Maker<'a> {
     pub(super) fn push(&self, made: &Made, change: &[f64]) -> Vec<f32> {
         let (filters, taps) = change.split_at(self.filters());
         let mut moved = times(self.read, self.features, filters);
-        moved.iter_mut().zip(&made.slopes).for_each(|(moved, slope)| *moved *= slope);
+        in_rows(&mut moved, self.channels, &made.slopes, |_, moved, slope| *moved *= slope);
         let Some(depthwise) = &self.depthwise else { return moved };
         depthwise.bound(&mut moved, self.channels);
         let mut out = self.through(&moved, &made.weights, false);
@@ -171,7 +172,8 @@ impl<'a> Maker<'a> {
     pub(super) fn pull(&self, made: &Made, by: &[f32]) -> Vec<f64> {
         let channels = self.channels;
         let Some(depthwise) = &self.depthwise else {
-            let by: Vec<f32> = by.iter().zip(&made.slopes).map(|(by, slope)| by * slope).collect();
+            let mut by = by.to_vec();
+            in_rows(&mut by, channels, &made.slopes, |_, by, slope| *by *= slope);
             return self.sums(&by);
         };
         let taps = depthwise.taps;
