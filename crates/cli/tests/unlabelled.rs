@@ -52,6 +52,28 @@ fn a_detector_is_compressed_by_what_it_finds_itself() {
 }
 
 #[test]
+fn nothing_is_trained_where_no_epochs_are_asked_for() {
+    let Some(shared) = testkit::shared() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let dir = dir.path();
+    photos(dir, &shared, 12);
+    let compress = format!("compress --model {MODEL} --data photos --imgsz 160 --macs 0.8 --epochs 0 --out run --json");
+    let (code, out, err) = prunella(dir, &compress);
+    assert!(code == 0 && !dir.join("run/heal").exists(), "{err}");
+    let summary: Value = serde_json::from_str(&out).expect("JSON");
+    let stages = summary["stages"].as_array().expect("stages");
+    let of = |stage: &str, figure: &str| {
+        let stage = stages.iter().find(|s| s["stage"] == stage).expect("is there");
+        stage[figure].as_f64().expect("a number")
+    };
+    // Whichever of the two is better is what is shipped.
+    let best = of("reconstructed", "map50_95").max(of("recalibrated", "map50_95"));
+    assert_eq!(stages.last().and_then(|s| s["map50_95"].as_f64()), Some(best));
+    assert_eq!(of("reconstructed", "ms_per_image"), of("recalibrated", "ms_per_image"), "one network");
+    assert!(of("dense", "ms_per_image") > 0.0);
+}
+
+#[test]
 fn a_drop_is_judged_by_agreement_where_there_are_no_labels() {
     let Some(shared) = testkit::shared() else { return };
     let dir = tempfile::tempdir().expect("a folder");

@@ -181,7 +181,9 @@ impl Cutter<'_> {
         let heal = &self.recipe.heal;
         let config = TrainConfig { epochs: round.epochs(heal.epochs), ..heal.clone() };
         if config.epochs == 0 {
-            return Ok(slim);
+            // What is shipped stands last, and recalibration may have been the worse.
+            let worse = self.standing() < standing;
+            return if worse { self.stage(round, "kept", || Ok(slim)) } else { Ok(slim) };
         }
         // What was cut without regard to what it says has nothing to lose.
         let worth = super::standing(self.rows.first()) * WORTH_KEEPING;

@@ -21,7 +21,7 @@ pub use html::render;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StageRow {
     /// `dense`, `sparse`, `masked`, `folded`, `replaced`, `trimmed`, `reconstructed`, `recalibrated`, `healed`; and `kept`
-    /// where healing did harm and the detector before it is the outcome. With `-1` and so on in rounds before the last.
+    /// where the last of those did harm and the detector before it is the outcome. With `-1` and so on in rounds before the last.
     pub stage: String,
     pub params: u64,
     /// Multiply-accumulates for one image.
