@@ -13,6 +13,7 @@ use crate::evaluate::raw;
 use crate::loss::{Criterion, probe};
 use crate::maps::Maps;
 use crate::net::{BnUpdate, Infer, TrainNet, bytes_an_image, conv_shape};
+use crate::room::{Keep, Room};
 use crate::samples::{self, Places, Samples, enough};
 use crate::{Gradients, Result, reconstruct};
 
@@ -36,6 +37,7 @@ pub fn statistics<E: From<graph::Error>>(
     imgsz: [usize; 2],
     batches: impl Iterator<Item = std::result::Result<Images, E>>,
 ) -> std::result::Result<Statistics, E> {
+    let _keep = Keep::rooms();
     let mut infer = Infer::new(graph, imgsz)?;
     let mut by_node = ByNode::new();
     for batch in batches {
@@ -72,6 +74,7 @@ pub fn focused_statistics<E: From<graph::Error>>(
     imgsz: [usize; 2],
     batches: impl Iterator<Item = std::result::Result<Images, E>>,
 ) -> std::result::Result<(Statistics, Focus), E> {
+    let _keep = Keep::rooms();
     let mut infer = Infer::new(graph, imgsz)?;
     let mut probes = Probes::new(graph, imgsz)?;
     let [mut by_node, mut by_reader] = [ByNode::new(), ByNode::new()];
@@ -125,7 +128,8 @@ fn taps(conv: &Conv, map: View, focus: Option<&[f32]>, rng: &mut ChaCha8Rng) -> 
 fn pixels(map: View, weights: Option<&[f32]>) -> Rows {
     let (features, pixels) = (map.layout.c, map.layout.pixels());
     // What fills up the last row of samples counts for nothing.
-    let mut data = vec![0.0; pixels.next_multiple_of(samples::ROW) * (features + 1)];
+    let mut data = Room::any(pixels.next_multiple_of(samples::ROW) * (features + 1));
+    data[pixels * (features + 1)..].fill(0.0);
     data.par_chunks_mut(features + 1).enumerate().take(pixels).for_each(|(p, row)| {
         row[..features].copy_from_slice(map.pixel(p));
         row[features] = weights.map_or(1.0, |weights| weights[p]);
@@ -137,7 +141,7 @@ fn pixels(map: View, weights: Option<&[f32]>) -> Rows {
 struct Rows {
     features: usize,
     /// (S, features + 1), S a multiple of [`samples::ROW`]: in the last column how much each counts.
-    data: Vec<f32>,
+    data: Room,
     /// What they count together.
     count: usize,
 }
@@ -354,6 +358,7 @@ pub fn rebase_batch_norm<E: From<crate::Error>>(
     imgsz: [usize; 2],
     batches: impl Iterator<Item = std::result::Result<Images, E>>,
 ) -> std::result::Result<Graph, E> {
+    let _keep = Keep::rooms();
     let mut spreads: BTreeMap<NodeId, Spread> = BTreeMap::new();
     for batch in batches {
         let mut maps = Maps::new(graph, imgsz)?;

@@ -18,6 +18,7 @@ pub mod optim;
 mod orthogonal;
 pub mod quantize;
 pub mod reconstruct;
+mod room;
 mod samples;
 pub mod schedule;
 pub mod sparse;

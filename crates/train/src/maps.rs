@@ -1,33 +1,16 @@
 //! A detector's maps, node by node over many images at once, for as long as something still has to read them.
 
-use graph::{Act, Graph, NodeId, Op, Shape};
+use graph::{Act, BatchNorm, Graph, NodeId, Op, Shape};
 use kernels::{BnAct, Epilogue, Layout, Packed, View, ViewMut};
 
 use crate::Result;
 use crate::net::{Kind, conv_shape, load_images, run_plain};
+use crate::room::Room;
 
 /// A map of its own.
-pub(crate) struct Map {
-    pub(crate) layout: Layout,
-    pub(crate) data: Vec<f32>,
-}
-
-impl Map {
-    pub(crate) fn new(layout: Layout) -> Self {
-        Self { layout, data: vec![0.0; layout.end()] }
-    }
-
-    pub(crate) fn view(&self) -> View<'_> {
-        View::new(&self.data, self.layout)
-    }
-
-    /// Puts the images of `other` behind its own.
-    fn append(&mut self, other: Self) {
-        self.layout = Layout::dense(self.layout.n + other.layout.n, self.layout.h, self.layout.w, self.layout.c);
-        // Maps may fill the memory they are allowed: no room for more than comes.
-        self.data.reserve_exact(other.data.len());
-        self.data.extend_from_slice(&other.data);
-    }
+struct Map {
+    layout: Layout,
+    data: Room,
 }
 
 /// Images that go through the nodes together when they are added late.
@@ -40,12 +23,9 @@ pub(crate) struct Maps {
     maps: Vec<Option<Map>>,
     /// The last reader of every node.
     last: Vec<NodeId>,
-    /// Room that maps nobody reads any more have left: fresh memory costs a page fault every few kilobytes.
-    spare: Vec<Vec<f32>>,
+    /// The activation that alone reads a BatchNorm, which is worked out together with it and leaves no map of its own.
+    joined: Vec<Option<NodeId>>,
 }
-
-/// Spare maps that are kept.
-const SPARE: usize = 1;
 
 impl Maps {
     /// Those of no image yet, of (H, W) = `imgsz`.
@@ -58,32 +38,51 @@ impl Maps {
         for (id, node) in graph.nodes.iter().enumerate() {
             node.inputs.iter().for_each(|&i| last[i] = id);
         }
-        let maps = graph.nodes.iter().map(|_| None).collect();
-        Ok(Self { shapes, n: 0, maps, last, spare: vec![] })
+        let joined = joined(graph);
+        for (norm, act) in joined.iter().enumerate() {
+            let Some(act) = *act else { continue };
+            let read = graph.nodes[norm].inputs[0];
+            last[read] = last[read].max(act);
+        }
+        Ok(Self { n: 0, maps: nothing(graph), shapes, last, joined })
     }
 
     /// Adds `images`, (N, H, W, 3) as bytes 0..255, and runs them through all nodes before `id`, a few at a time.
     pub(crate) fn add(&mut self, graph: &Graph, id: NodeId, images: &[u8]) {
         let Shape { c, h, w } = self.shapes[0];
+        let all = self.n + images.len() / (c * h * w);
+        let mut added = nothing(graph);
         for images in images.chunks(ADDED * c * h * w) {
             let n = images.len() / (c * h * w);
-            let mut image = Map::new(Layout::dense(n, h, w, c));
+            let (shapes, last, joined) = (self.shapes.clone(), self.last.clone(), self.joined.clone());
+            let mut more = Self { n, maps: nothing(graph), shapes, last, joined };
+            let mut image = more.room(0);
             load_images(images, &mut image.data);
-            let mut maps: Vec<Option<Map>> = graph.nodes.iter().map(|_| None).collect();
-            maps[0] = Some(image);
-            let mut more = Self { shapes: self.shapes.clone(), n, maps, last: self.last.clone(), spare: vec![] };
+            more.maps[0] = Some(image);
             for id in 0..id {
                 more.compute(graph, id);
                 more.drop_read(id);
             }
-            for (map, more) in self.maps.iter_mut().zip(more.maps) {
-                match (map, more) {
-                    (Some(map), Some(more)) => map.append(more),
-                    (map, more) => *map = more,
-                }
+            for (id, (added, more)) in added.iter_mut().zip(more.maps).enumerate() {
+                let Some(more) = more else { continue };
+                let added = added.get_or_insert_with(|| self.grown(id, all));
+                let from = self.n * added.layout.h * added.layout.w * added.layout.c;
+                added.data[from..][..more.data.len()].copy_from_slice(&more.data);
             }
             self.n += n;
         }
+        self.maps = added;
+    }
+
+    /// The map of node `id` with room for `all` images.
+    fn grown(&mut self, id: NodeId, all: usize) -> Map {
+        let Shape { c, h, w } = self.shapes[id];
+        let layout = Layout::dense(all, h, w, c);
+        let mut map = Map { layout, data: Room::any(layout.end()) };
+        if let Some(old) = self.maps[id].take() {
+            map.data[..old.data.len()].copy_from_slice(&old.data);
+        }
+        map
     }
 
     /// How many images there are.
@@ -93,28 +92,25 @@ impl Maps {
 
     /// Floats of one image that are held while each node is computed.
     pub(crate) fn held(&self) -> Vec<usize> {
-        let floats = |shape: &Shape| shape.c * shape.h * shape.w;
-        (0..self.shapes.len())
-            .map(|id| (0..=id).filter(|&i| i == id || self.last[i] >= id).map(|i| floats(&self.shapes[i])).sum())
-            .collect()
+        let floats = |i: NodeId| self.shapes[i].c * self.shapes[i].h * self.shapes[i].w;
+        let held = |id: NodeId| (0..=id).filter(move |&i| self.joined[i].is_none() && (i == id || self.last[i] >= id));
+        (0..self.shapes.len()).map(|id| held(id).map(floats).sum()).collect()
     }
 
     pub(crate) fn of(&self, id: NodeId) -> View<'_> {
         match &self.maps[id] {
-            Some(map) => map.view(),
+            Some(map) => View::new(&map.data, map.layout),
             None => unreachable!("node {id} is computed before it is read, and kept until its last reader"),
         }
     }
 
-    /// Runs node `id` in inference mode.
+    /// Runs node `id` in inference mode; a BatchNorm that an activation alone reads runs with that.
     pub(crate) fn compute(&mut self, graph: &Graph, id: NodeId) {
         let node = &graph.nodes[id];
-        let Shape { c, h, w } = self.shapes[id];
-        if matches!(node.op, Op::Input { .. } | Op::Head(_)) {
+        if self.joined[id].is_some() || matches!(node.op, Op::Input { .. } | Op::Head(_)) {
             return;
         }
-        let layout = Layout::dense(self.n, h, w, c);
-        let mut map = Map { layout, data: self.room(layout.end()) };
+        let mut map = self.room(id);
         let x = |k: usize| self.of(node.inputs[k]);
         let y = ViewMut::new(&mut map.data, map.layout);
         match &node.op {
@@ -124,11 +120,11 @@ impl Maps {
                 let epilogue = Epilogue { bias: conv.bias.as_deref(), act: Act::Identity };
                 kernels::conv_forward(&shape, x(0), &packed, epilogue, y);
             }
-            Op::BatchNorm(bn) => {
-                let inv_std: Vec<f32> = bn.var.iter().map(|v| 1.0 / (v + bn.eps).sqrt()).collect();
-                let affine =
-                    BnAct { mean: &bn.mean, inv_std: &inv_std, gamma: &bn.gamma, beta: &bn.beta, act: Act::Identity };
-                kernels::bn_act_forward(x(0), &affine, y);
+            Op::BatchNorm(bn) => normalise(bn, Act::Identity, x(0), y),
+            Op::Act(act) if self.joined[node.inputs[0]] == Some(id) => {
+                let norm = &graph.nodes[node.inputs[0]];
+                let Op::BatchNorm(bn) = &norm.op else { unreachable!("only BatchNorms are joined") };
+                normalise(bn, *act, self.of(norm.inputs[0]), y);
             }
             Op::Concat => {
                 let mut start = 0;
@@ -155,25 +151,38 @@ impl Maps {
     pub(crate) fn drop_read(&mut self, id: NodeId) {
         for (map, &last) in self.maps.iter_mut().zip(&self.last) {
             if last <= id {
-                self.spare.extend(map.take().map(|map| map.data));
+                *map = None;
             }
         }
-        self.spare.sort_by_key(|spare| std::cmp::Reverse(spare.capacity()));
-        self.spare.truncate(SPARE);
     }
 
-    /// Room for a map of so many floats, with anything in it.
-    fn room(&mut self, floats: usize) -> Vec<f32> {
-        // A map in much more room than it needs would hold what others could have.
-        match self.spare.iter().position(|spare| (floats..2 * floats).contains(&spare.capacity())) {
-            Some(fit) => {
-                let mut room = self.spare.remove(fit);
-                room.resize(floats, 0.0);
-                room
-            }
-            None => vec![0.0; floats],
-        }
+    /// Room for the map of node `id`, with anything in it.
+    fn room(&self, id: NodeId) -> Map {
+        let Shape { c, h, w } = self.shapes[id];
+        let layout = Layout::dense(self.n, h, w, c);
+        Map { layout, data: Room::any(layout.end()) }
     }
+}
+
+/// No map of any node.
+fn nothing(graph: &Graph) -> Vec<Option<Map>> {
+    graph.nodes.iter().map(|_| None).collect()
+}
+
+/// The activation that alone reads each BatchNorm.
+fn joined(graph: &Graph) -> Vec<Option<NodeId>> {
+    let is = |id: NodeId, what: fn(&Op) -> bool| what(&graph.nodes[id].op);
+    let act = |(id, readers): (NodeId, &Vec<NodeId>)| match readers[..] {
+        [act] if is(id, |op| matches!(op, Op::BatchNorm(_))) && is(act, |op| matches!(op, Op::Act(_))) => Some(act),
+        _ => None,
+    };
+    graph.consumers().iter().enumerate().map(act).collect()
+}
+
+/// `bn` by its running statistics, then `act`.
+fn normalise(bn: &BatchNorm, act: Act, x: View, y: ViewMut) {
+    let inv_std: Vec<f32> = bn.var.iter().map(|v| 1.0 / (v + bn.eps).sqrt()).collect();
+    kernels::bn_act_forward(x, &BnAct { mean: &bn.mean, inv_std: &inv_std, gamma: &bn.gamma, beta: &bn.beta, act }, y);
 }
 
 #[cfg(test)]
@@ -192,7 +201,16 @@ mod tests {
             Op::Conv(Conv { weight, bias: None, stride: [stride; 2], pad: [1; 2], groups: 1 })
         };
         let first = graph.push("first", conv(4, 3, 2), vec![0]);
-        let act = graph.push("act", Op::Act(Act::Silu), vec![first]);
+        let bn = BatchNorm {
+            gamma: vec![1.0, -0.5, 2.0, 1.5],
+            beta: vec![0.1; 4],
+            mean: vec![0.2; 4],
+            var: vec![0.5; 4],
+            eps: 1e-3,
+            momentum: 0.1,
+        };
+        let norm = graph.push("norm", Op::BatchNorm(bn), vec![first]);
+        let act = graph.push("act", Op::Act(Act::Silu), vec![norm]);
         let pool = graph.push("pool", Op::MaxPool(MaxPool { kernel: 3, stride: 1, pad: [1, 1] }), vec![act]);
         let concat = graph.push("concat", Op::Concat, vec![act, pool]);
         let second = graph.push("second", conv(5, 8, 1), vec![concat]);
@@ -212,7 +230,7 @@ mod tests {
                 for maps in [&mut whole, &mut parts] {
                     maps.compute(&graph, id);
                 }
-                if id >= late {
+                if id >= late && id != norm {
                     assert_eq!(whole.of(id).data, parts.of(id).data, "{late} {id}");
                 }
                 for maps in [&mut whole, &mut parts] {

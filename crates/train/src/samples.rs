@@ -9,6 +9,8 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
+use crate::room::Room;
+
 /// Positions that are enough to fit so many features of a convolution (taps of input channels).
 pub(crate) fn enough(features: usize) -> usize {
     32768.max(30 * features)
@@ -74,12 +76,13 @@ impl Places<'_> {
 }
 
 /// (S, F): what `conv` reads of `x` at `positions`, pixels of a map of (H, W) = `plane`: F features, the last of which is 1.
-pub(crate) fn read(conv: &Conv, x: View, plane: [usize; 2], positions: &[usize]) -> Vec<f32> {
+pub(crate) fn read(conv: &Conv, x: View, plane: [usize; 2], positions: &[usize]) -> Room {
     let [kh, kw] = conv.kernel();
     let features = conv.weight.shape[1] * kh * kw + 1;
     let [h, w] = plane;
-    let mut read = vec![0.0f32; positions.len() * features];
+    let mut read = Room::any(positions.len() * features);
     read.par_chunks_mut(features).zip(positions).for_each(|(read, &at)| {
+        read.fill(0.0);
         let (image, y, xo) = (at / (h * w), at / w % h, at % w);
         for ky in 0..kh {
             for kx in 0..kw {
@@ -167,18 +170,18 @@ impl<'a> Samples<'a> {
         sums.into_iter().map(f64::from).collect()
     }
 
-    /// (S, O): what `change` (O, F) of the weights changes of the outputs.
-    pub(crate) fn times(&self, change: &[f64]) -> Vec<f32> {
-        let mut out = vec![0.0f32; self.missing.len()];
+    /// (S, K): what rows `change` (K, F) make of the features.
+    pub(crate) fn times(&self, change: &[f64]) -> Room {
+        let mut out = Room::any(self.count() * change.len() / self.features);
         self.times_into(change, &mut out);
         out
     }
 
     /// The same, written over what is in `out`.
     pub(crate) fn times_into(&self, change: &[f64], out: &mut [f32]) {
-        let one = ConvShape::pointwise(self.features, self.outputs);
+        let one = ConvShape::pointwise(self.features, change.len() / self.features);
         let weights: Vec<f32> = change.iter().map(|&v| v as f32).collect();
-        let y = ViewMut::new(out, self.layout(self.outputs));
+        let y = ViewMut::new(out, self.layout(one.co));
         let epilogue = Epilogue { bias: None, act: Act::Identity };
         kernels::conv_forward(&one, self.as_map(self.read), &Packed::new(&one, &weights), epilogue, y);
     }

@@ -11,6 +11,7 @@ mod infer;
 mod plan;
 mod train;
 
+pub(crate) use buffer::{Buffer, Pool};
 pub use clock::{Spent, Work};
 pub use infer::Infer;
 pub(crate) use infer::{load_images, run_plain};

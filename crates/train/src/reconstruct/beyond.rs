@@ -6,7 +6,6 @@
 //! a least-squares problem of its own for every output, weighted by the squared slopes, and all are solved together by
 //! conjugate gradients, preconditioned with the factor of the unweighted problem.
 
-use std::borrow::Cow;
 use std::ops::Range;
 
 use graph::Act;
@@ -14,7 +13,8 @@ use kernels::{Layout, View, ViewMut};
 use prune::{Cholesky, LEAST_GAIN, Normal, Refit};
 use rayon::prelude::*;
 
-use super::{CHUNK, add, in_rows, products, said_by, slopes};
+use super::{CHUNK, add, in_rows, products, said_by, slopes, squares, sum_of};
+use crate::room::{Room, Values};
 use crate::samples::Samples;
 
 /// Steps of Gauss and Newton on the way to a change that held-out images judge, and of conjugate gradients in each.
@@ -77,29 +77,29 @@ pub(super) struct Beyond<'a> {
     samples: Samples<'a>,
     act: Act,
     /// (S, O): u before any change.
-    now: Cow<'a, [f32]>,
+    now: Values<'a>,
     /// (S, O): what the activation should give.
-    aim: Cow<'a, [f32]>,
+    aim: Values<'a>,
 }
 
 impl<'a> Beyond<'a> {
     /// `wanted` (S, O) is the u to come back to; the activation of it should give `more` (S, O) than that, where that is known;
     /// `scale` (O) is what one unit of the convolution's output is of u.
-    pub(super) fn new(samples: Samples<'a>, act: Act, wanted: Vec<f32>, more: Option<&[f32]>, scale: &[f32]) -> Self {
+    pub(super) fn new(samples: Samples<'a>, act: Act, wanted: Room, more: Option<&[f32]>, scale: &[f32]) -> Self {
         let mut aim = said_by(act, &wanted);
         if let Some(more) = more {
             in_rows(&mut aim, samples.outputs, more, |_, aim, more| *aim += more);
         }
         let mut now = wanted;
         in_rows(&mut now, samples.outputs, samples.missing, |o, u, missing| *u -= scale[o] * missing);
-        Self { samples, act, now: now.into(), aim: aim.into() }
+        Self { samples, act, now: Values::Own(now), aim: Values::Own(aim) }
     }
 
     /// That of some samples, as [`Samples::part`].
     pub(super) fn part(&self, range: Range<usize>) -> Beyond<'_> {
         let outputs = self.samples.outputs;
         let values = range.start * outputs..range.end * outputs;
-        let (now, aim) = (self.now[values.clone()].into(), self.aim[values].into());
+        let [now, aim] = [&self.now, &self.aim].map(|all| Values::Part(&all[values.clone()]));
         Beyond { samples: self.samples.part(range), act: self.act, now, aim }
     }
 
@@ -158,7 +158,7 @@ impl<'a> Beyond<'a> {
     }
 
     /// (S, O): what the activation of `u` lacks.
-    fn errors_at(&self, u: &[f32]) -> Vec<f32> {
+    fn errors_at(&self, u: &[f32]) -> Room {
         let mut error = said_by(self.act, u);
         in_rows(&mut error, self.samples.outputs, &self.aim, |_, error, aim| *error = aim - *error);
         error
@@ -187,9 +187,9 @@ impl<'a> Beyond<'a> {
         for (o, (row, change)) in residual.chunks_mut(features).zip(change.chunks(features)).enumerate() {
             row.iter_mut().zip(change).enumerate().for_each(|(i, (r, c))| *r -= ridged(o, i) * c);
         }
-        let mut step = Step { change: vec![0.0; change.len()], moved: vec![0.0; u.len()] };
+        let mut step = Step { change: vec![0.0; change.len()], moved: Room::zeros(u.len()) };
         // (S, O): what the direction moves of u, and that as the slopes weigh it.
-        let [mut moves, mut weighed] = [0, 1].map(|_| vec![0.0; u.len()]);
+        let [mut moves, mut weighed] = [0, 1].map(|_| Room::any(u.len()));
         let mut ahead = precondition(&residual);
         let mut direction = ahead.clone();
         let mut size = products(&residual, &ahead, features);
@@ -232,21 +232,14 @@ struct Step {
     /// (O, F): of the weights.
     change: Vec<f64>,
     /// (S, O): what that moves of u.
-    moved: Vec<f32>,
+    moved: Room,
 }
 
-/// (O): the mean square of each column of `values` (S, O), added up in an order that threads do not change.
+/// (O): the mean square of each column of `values` (S, O).
 fn mean_squares(values: &[f32], outputs: usize) -> Vec<f64> {
-    let of = |chunk: &[f32]| {
-        let mut sums = vec![0.0; outputs];
-        for row in chunk.chunks(outputs) {
-            sums.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v).powi(2));
-        }
-        sums
-    };
-    let parts: Vec<Vec<f64>> = values.par_chunks(CHUNK * outputs).map(of).collect();
+    let sums = sum_of(values.par_chunks(CHUNK * outputs), |chunk| squares(chunk, outputs));
     let count = (values.len() / outputs) as f64;
-    (0..outputs).map(|o| parts.iter().map(|part| part[o]).sum::<f64>() / count).collect()
+    sums.into_iter().map(|sum| sum / count).collect()
 }
 
 /// The unweighted problem.
@@ -289,7 +282,7 @@ mod tests {
         let positions: Vec<usize> = (0..COUNT).collect();
         let read = samples::read(&conv, View::new(&x, layout(inputs)), [COUNT / 64, 64], &positions);
         // As long as the tests take.
-        (Samples::new(inputs + 1, read.leak(), wanted.clone().leak()), wanted)
+        (Samples::new(inputs + 1, read.to_vec().leak(), wanted.clone().leak()), wanted)
     }
 
     #[test]
@@ -298,8 +291,8 @@ mod tests {
             let ((fit, wanted), (check, other)) = (samples(1, 5), samples(2, 5));
             let normal = fit.normal();
             let linear = prune::refit(&normal, &check.normal(), &[1.0; 2]).expect("a fit");
-            let check = Beyond::new(check, act, other, None, &[1.0; 2]);
-            let fit = Part { heard: Beyond::new(fit, act, wanted, None, &[1.0; 2]), normal: &normal };
+            let check = Beyond::new(check, act, Room::of(&other), None, &[1.0; 2]);
+            let fit = Part { heard: Beyond::new(fit, act, Room::of(&wanted), None, &[1.0; 2]), normal: &normal };
             let before: f64 = check.errors(&linear.change).iter().sum();
             // What is judged is where the descent by the fitted samples ends; the step after it is by all.
             let judged = fit.heard.descend(linear.change.clone(), &normal, linear.ridge, STEPS);
@@ -317,7 +310,7 @@ mod tests {
     fn one_weight_and_a_bias_end_where_a_search_ends() {
         let (fit, wanted) = samples(3, 1);
         let normal = fit.normal();
-        let fit = Beyond::new(fit, Act::Silu, wanted, None, &[1.0; 2]);
+        let fit = Beyond::new(fit, Act::Silu, Room::of(&wanted), None, &[1.0; 2]);
         let found = fit.errors(&fit.descend(vec![0.0; 4], &normal, 1e-6, STEPS));
         for (o, found) in found.into_iter().enumerate() {
             let mut at = [0.0f64; 2];
@@ -347,7 +340,7 @@ mod tests {
     #[test]
     fn errors_along_a_step_are_those_of_each_sample() {
         let (fit, wanted) = samples(5, 3);
-        let heard = Beyond::new(fit, Act::Silu, wanted.clone(), None, &[1.0; 2]);
+        let heard = Beyond::new(fit, Act::Silu, Room::of(&wanted), None, &[1.0; 2]);
         let silu = |u: f32| f64::from(u) / (1.0 + (-f64::from(u)).exp());
         // More samples than a chunk has, and a number of them that no chunk divides.
         let count = fit.missing.len() / 2;
@@ -371,7 +364,7 @@ mod tests {
         let (fit, wanted) = samples(4, 3);
         let normal = fit.normal();
         let scale = [0.0, 1.0];
-        let part = Part { heard: Beyond::new(fit, Act::Silu, wanted, None, &scale), normal: &normal };
+        let part = Part { heard: Beyond::new(fit, Act::Silu, Room::of(&wanted), None, &scale), normal: &normal };
         let change = refit(&part, &part.heard, &part, None, &scale).expect("the other output has much to gain").change;
         assert!(
             change[..4].iter().all(|&v| v == 0.0) && change[4..].iter().all(|v| v.is_finite() && *v != 0.0),

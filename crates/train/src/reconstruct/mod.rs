@@ -23,6 +23,7 @@ use rayon::prelude::*;
 use crate::Result;
 use crate::calibrate::{Focus, Images};
 use crate::maps::Maps;
+use crate::room::{Keep, Room};
 use crate::samples::{self, Places, ROW, Samples, enough};
 use beyond::{Beyond, Part};
 
@@ -41,7 +42,7 @@ const PLACES: usize = 10;
 /// Bytes of both detectors' maps at a time, about.
 const MEMORY: usize = 3 << 29;
 
-/// Samples whose errors are added up at a time.
+/// Samples that a thread looks at together: their errors are added up, then those of chunks in order.
 const CHUNK: usize = 1024;
 
 /// A convolution that was refitted.
@@ -90,6 +91,7 @@ impl Reconstruction<'_> {
         if self.images.n == 0 {
             return Ok(Reconstructed { graph: slim, refitted, recast });
         }
+        let _keep = Keep::rooms();
         let coupling = Coupling::of(self.dense)?;
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         let mut theirs = Maps::new(self.dense, self.imgsz)?;
@@ -198,7 +200,7 @@ impl Reconstruction<'_> {
         if let (Some(beside), Act::Identity) = (&beside, heard.act) {
             heard.add(beside, &mut missing);
         }
-        let nothing = |values: &Vec<f32>| values.iter().all(|&v| v == 0.0);
+        let nothing = |values: &Room| values.iter().all(|&v| v == 0.0);
         if nothing(&missing) && beside.as_ref().is_none_or(nothing) {
             return None;
         }
@@ -223,7 +225,7 @@ impl Reconstruction<'_> {
 
     /// What the outputs of convolution `id` of the slim detector lack of the dense one's at those positions (S, O), both less the mean
     /// their BatchNorm subtracts.
-    fn missing(&self, now: Now, id: NodeId, at: &[usize]) -> Vec<f32> {
+    fn missing(&self, now: Now, id: NodeId, at: &[usize]) -> Room {
         let mean = |graph: &Graph, id: NodeId| match norm_after(graph, id).map(|norm| &graph.nodes[norm].op) {
             Some(Op::BatchNorm(bn)) => Some(bn.mean.clone()),
             _ => None,
@@ -237,7 +239,7 @@ impl Reconstruction<'_> {
     }
 
     /// What the slim detector's map beside lacks of the dense one's at those positions (S, O), where there is one still.
-    fn missing_beside(&self, now: Now, beside: Beside, at: &[usize]) -> Option<Vec<f32>> {
+    fn missing_beside(&self, now: Now, beside: Beside, at: &[usize]) -> Option<Room> {
         let add = self.kept.nodes.binary_search(&beside.add).ok()?;
         let other = now.slim.nodes[add].inputs[beside.operand];
         let dense = self.dense.nodes[beside.add].inputs[beside.operand];
@@ -341,8 +343,8 @@ impl<'a> Heard<'a> {
     }
 
     /// (S, O): what goes into the activation at positions `at` of `outputs`, the dense detector's.
-    fn of(&self, outputs: View, at: &[usize]) -> Vec<f32> {
-        let mut heard = vec![0.0; at.len() * self.kept.len()];
+    fn of(&self, outputs: View, at: &[usize]) -> Room {
+        let mut heard = Room::any(at.len() * self.kept.len());
         heard.par_chunks_mut(self.kept.len()).zip(at).for_each(|(to, &p)| {
             let from = outputs.pixel(p);
             for (c, to) in to.iter_mut().enumerate() {
@@ -364,8 +366,8 @@ fn said(head: &Head, input: usize) -> Act {
 }
 
 /// (S, O): what `ours` lacks of those channels of `theirs` that it has, and `shift` (O) more, at positions `at`.
-fn lacking(theirs: View, ours: View, kept: &[usize], shift: &[f32], at: &[usize]) -> Vec<f32> {
-    let mut lacking = vec![0.0; at.len() * kept.len()];
+fn lacking(theirs: View, ours: View, kept: &[usize], shift: &[f32], at: &[usize]) -> Room {
+    let mut lacking = Room::any(at.len() * kept.len());
     lacking.par_chunks_mut(kept.len()).zip(at).for_each(|(to, &p)| {
         let (y, z) = (ours.pixel(p), theirs.pixel(p));
         to.iter_mut().enumerate().for_each(|(c, to)| *to = z[kept[c]] - y[c] + shift[c]);
@@ -404,6 +406,27 @@ fn in_rows(values: &mut [f32], outputs: usize, other: &[f32], each: impl Fn(usiz
     });
 }
 
+/// The sum of what `of` makes of each chunk, row by row in their order, whatever thread each came from.
+fn sum_of<T: Send>(
+    chunks: impl IndexedParallelIterator<Item = T>,
+    of: impl Fn(T) -> Vec<f64> + Sync + Send,
+) -> Vec<f64> {
+    let parts: Vec<Vec<f64>> = chunks.map(of).collect();
+    let mut parts = parts.into_iter();
+    let mut sum = parts.next().unwrap_or_default();
+    parts.for_each(|part| add(&mut sum, 1.0, &part));
+    sum
+}
+
+/// (O): sums of the squares of values (S, O).
+fn squares(values: &[f32], outputs: usize) -> Vec<f64> {
+    let mut sums = vec![0.0; outputs];
+    for row in values.chunks(outputs) {
+        sums.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v).powi(2));
+    }
+    sums
+}
+
 /// `count` values as a map: value by value any layout that holds them all will do, and rows are what threads share.
 fn in_any_order(count: usize) -> Layout {
     let row = if count.is_multiple_of(ROW) { ROW } else { count };
@@ -411,18 +434,19 @@ fn in_any_order(count: usize) -> Layout {
 }
 
 /// What `act` makes of every value.
-fn said_by(act: Act, values: &[f32]) -> Vec<f32> {
-    let mut said = vec![0.0; values.len()];
+fn said_by(act: Act, values: &[f32]) -> Room {
+    let mut said = Room::any(values.len());
     let layout = in_any_order(values.len());
     kernels::act_forward(act, View::new(values, layout), ViewMut::new(&mut said, layout));
     said
 }
 
 /// The slope of `act` at every value.
-fn slopes(act: Act, values: &[f32]) -> Vec<f32> {
-    let mut slopes = vec![0.0; values.len()];
+fn slopes(act: Act, values: &[f32]) -> Room {
+    let mut slopes = Room::any(values.len());
     let layout = in_any_order(values.len());
-    let (at, ones) = (View::new(values, layout), vec![1.0; values.len()]);
+    let (at, mut ones) = (View::new(values, layout), Room::any(values.len()));
+    ones.par_chunks_mut(CHUNK).for_each(|part| part.fill(1.0));
     kernels::act_backward(act, at, View::new(&ones, layout), ViewMut::new(&mut slopes, layout), false);
     slopes
 }

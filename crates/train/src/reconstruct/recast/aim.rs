@@ -1,6 +1,7 @@
 //! What readers want of a layer's channels.
 
 use super::times;
+use crate::room::Room;
 
 /// Share of what readers hear that is too little to look after: directions of less, together, are left out.
 const LITTLE: f64 = 1e-3;
@@ -47,7 +48,7 @@ impl Aim {
     }
 
     /// (S, directions).
-    pub(super) fn of(&self, heard: &[f32]) -> Vec<f32> {
+    pub(super) fn of(&self, heard: &[f32]) -> Room {
         times(heard, self.channels, &self.rows)
     }
 }

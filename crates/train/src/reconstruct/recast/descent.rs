@@ -7,6 +7,7 @@ use super::super::{add, dot, in_rows, products};
 use super::aim::about_the_mean;
 use super::maker::{Made, Maker, Stiffness};
 use super::times;
+use crate::room::Room;
 use crate::samples::Samples;
 
 /// Steps of Gauss and Newton at most, and of conjugate gradients in each.
@@ -35,12 +36,12 @@ pub(super) struct Fit {
     /// K.
     directions: usize,
     /// (S, C + 1): the channels, and 1.
-    said: Vec<f32>,
+    said: Room,
     factor: Cholesky,
     /// (K, C + 1).
     pub(super) weights: Vec<f64>,
     /// (S, K): what they lack.
-    lacking: Vec<f32>,
+    lacking: Room,
     loss: f64,
 }
 
@@ -54,7 +55,7 @@ impl Fit {
         let normal = Normal { gram: samples.gram(), cross: samples.sums(target), missing };
         let factor = normal.factor(READERS_RIDGE)?;
         let mut weights = normal.cross;
-        weights.chunks_mut(width).for_each(|row| factor.solve(row));
+        weights.par_chunks_mut(width).for_each(|row| factor.solve(row));
         let mut lacking = samples.times(&weights);
         in_rows(&mut lacking, samples.outputs, target, |_, made, target| *made = target - *made);
         let loss = lacking.iter().map(|v| f64::from(*v).powi(2)).sum();
@@ -62,9 +63,9 @@ impl Fit {
     }
 
     /// (S, K) less what readers can make of the channels.
-    fn beyond(&self, mut values: Vec<f32>) -> Vec<f32> {
+    fn beyond(&self, mut values: Room) -> Room {
         let mut weights = Samples::new(self.width, &self.said, &values).sums(&values);
-        weights.chunks_mut(self.width).for_each(|row| self.factor.solve(row));
+        weights.par_chunks_mut(self.width).for_each(|row| self.factor.solve(row));
         let made = times(&self.said, self.width, &weights);
         in_rows(&mut values, self.directions, &made, |_, value, made| *value -= made);
         values
@@ -83,10 +84,13 @@ impl Fit {
 }
 
 /// (S, C + 1).
-fn with_one(said: &[f32], channels: usize) -> Vec<f32> {
-    let mut rows = vec![1.0; said.len() / channels * (channels + 1)];
+fn with_one(said: &[f32], channels: usize) -> Room {
+    let mut rows = Room::any(said.len() / channels * (channels + 1));
     let pairs = rows.par_chunks_mut(channels + 1).zip(said.par_chunks(channels));
-    pairs.for_each(|(row, said)| row[..channels].copy_from_slice(said));
+    pairs.for_each(|(row, said)| {
+        row[..channels].copy_from_slice(said);
+        row[channels] = 1.0;
+    });
     rows
 }
 
@@ -158,10 +162,10 @@ impl Problem<'_> {
         let precondition = |values: &[f64]| {
             let mut values = values.to_vec();
             let (filters, taps) = values.split_at_mut(maker.filters());
-            for (row, weight) in filters.chunks_mut(maker.features).zip(&stiffness.filters) {
+            filters.par_chunks_mut(maker.features).zip(&stiffness.filters).for_each(|(row, weight)| {
                 self.factor.solve(row);
                 row.iter_mut().for_each(|v| *v /= weight);
-            }
+            });
             taps.iter_mut().zip(&stiffness.taps).for_each(|(v, weight)| *v /= weight);
             values
         };

@@ -4,9 +4,10 @@ use graph::{Act, Graph, NodeId, Op};
 use kernels::View;
 use rayon::prelude::*;
 
-use super::super::{Heard, in_rows, said_by, slopes};
+use super::super::{CHUNK, Heard, in_rows, said_by, slopes, squares, sum_of};
 use super::plane::Pixels;
 use super::{Change, taps, times};
+use crate::room::{Room, Values};
 use crate::samples::Samples;
 
 /// A convolution's filters, and the depthwise convolution behind them, at S places. Everything is in units of the inputs of the
@@ -17,7 +18,7 @@ pub(super) struct Maker<'a> {
     /// (S T, F): what the filters read.
     pub(super) read: &'a [f32],
     /// (S T, C): what they put out before any change.
-    before: Vec<f32>,
+    before: Values<'a>,
     act: Act,
     depthwise: Option<Depthwise>,
 }
@@ -55,13 +56,13 @@ pub(super) struct Stiffness {
 /// What a [`Maker`] makes after a change.
 pub(super) struct Made {
     /// (S T, C): what the activation of the filters says, nothing beyond the border; empty where nothing is behind.
-    within: Vec<f32>,
+    within: Room,
     /// (S T, C): slopes of the activation of the filters.
-    slopes: Vec<f32>,
+    slopes: Room,
     /// (S, C): those of the depthwise convolution's.
-    outer: Vec<f32>,
+    outer: Room,
     /// (S, C): what readers hear.
-    pub(super) said: Vec<f32>,
+    pub(super) said: Room,
     /// (C, T + 1): the depthwise weights there.
     weights: Vec<f64>,
 }
@@ -88,7 +89,14 @@ impl<'a> Maker<'a> {
             Depthwise { taps: taps(conv), weights: rows.collect(), act: behind.act, inside: at.inside.clone() }
         });
         let before = heard.of(outputs, &at.pixels);
-        Self { channels: channels.len(), features: 0, read: &[], before, act: heard.act, depthwise }
+        Self {
+            channels: channels.len(),
+            features: 0,
+            read: &[],
+            before: Values::Own(before),
+            act: heard.act,
+            depthwise,
+        }
     }
 
     /// The same, which reads `read` (S T, F) and changes by that.
@@ -101,7 +109,7 @@ impl<'a> Maker<'a> {
         let of = |width: usize| rows.start * width..rows.end * width;
         let depthwise =
             self.depthwise.as_ref().map(|d| Depthwise { inside: d.inside[rows.clone()].to_vec(), ..d.clone() });
-        let (read, before) = (&self.read[of(self.features)], self.before[of(self.channels)].to_vec());
+        let (read, before) = (&self.read[of(self.features)], Values::Part(&self.before[of(self.channels)]));
         Maker { read, before, depthwise, ..*self }
     }
 
@@ -116,7 +124,7 @@ impl<'a> Maker<'a> {
 
     /// What is made after `change`, or with nothing changed where that is empty.
     pub(super) fn at(&self, change: &[f64]) -> Made {
-        let mut u = self.before.clone();
+        let mut u = Room::of(&self.before);
         let (filters, taps) = change.split_at(self.filters().min(change.len()));
         if !filters.is_empty() {
             let moved = times(self.read, self.features, filters);
@@ -124,7 +132,7 @@ impl<'a> Maker<'a> {
         }
         let (mut within, slopes) = (said_by(self.act, &u), slopes(self.act, &u));
         let Some(depthwise) = &self.depthwise else {
-            return Made { within: vec![], slopes, outer: vec![], said: within, weights: vec![] };
+            return Made { within: Room::default(), slopes, outer: Room::default(), said: within, weights: vec![] };
         };
         depthwise.bound(&mut within, self.channels);
         let mut weights = depthwise.weights.clone();
@@ -140,9 +148,9 @@ impl<'a> Maker<'a> {
     }
 
     /// (S, C): what depthwise `weights` (C, T + 1) make of `within` (S T, C), with what they add or without.
-    fn through(&self, within: &[f32], weights: &[f64], shifted: bool) -> Vec<f32> {
+    fn through(&self, within: &[f32], weights: &[f64], shifted: bool) -> Room {
         let taps = self.depthwise.as_ref().map_or(1, |d| d.taps);
-        let mut out = vec![0.0; within.len() / taps];
+        let mut out = Room::any(within.len() / taps);
         let places = out.par_chunks_mut(self.channels).zip(within.par_chunks(taps * self.channels));
         places.for_each(|(out, rows)| {
             for ((c, out), weights) in out.iter_mut().enumerate().zip(weights.chunks(taps + 1)) {
@@ -154,7 +162,7 @@ impl<'a> Maker<'a> {
     }
 
     /// (S, C): what readers hear of a small `change`, nearly.
-    pub(super) fn push(&self, made: &Made, change: &[f64]) -> Vec<f32> {
+    pub(super) fn push(&self, made: &Made, change: &[f64]) -> Room {
         let (filters, taps) = change.split_at(self.filters());
         let mut moved = times(self.read, self.features, filters);
         in_rows(&mut moved, self.channels, &made.slopes, |_, moved, slope| *moved *= slope);
@@ -162,9 +170,8 @@ impl<'a> Maker<'a> {
         depthwise.bound(&mut moved, self.channels);
         let mut out = self.through(&moved, &made.weights, false);
         let by_taps = self.through(&made.within, taps, true);
-        for ((out, by_taps), slope) in out.iter_mut().zip(&by_taps).zip(&made.outer) {
-            *out = (*out + by_taps) * slope;
-        }
+        in_rows(&mut out, self.channels, &by_taps, |_, out, by_taps| *out += by_taps);
+        in_rows(&mut out, self.channels, &made.outer, |_, out, slope| *out *= slope);
         out
     }
 
@@ -172,27 +179,29 @@ impl<'a> Maker<'a> {
     pub(super) fn pull(&self, made: &Made, by: &[f32]) -> Vec<f64> {
         let channels = self.channels;
         let Some(depthwise) = &self.depthwise else {
-            let mut by = by.to_vec();
+            let mut by = Room::of(by);
             in_rows(&mut by, channels, &made.slopes, |_, by, slope| *by *= slope);
             return self.sums(&by);
         };
         let taps = depthwise.taps;
-        let mut own = vec![0.0; channels * (taps + 1)];
-        let mut back = vec![0.0f32; made.slopes.len()];
-        let rows = made.within.chunks(taps * channels).zip(made.slopes.chunks(taps * channels));
-        let rows = rows.zip(depthwise.inside.chunks(taps)).zip(back.chunks_mut(taps * channels));
-        let places = by.chunks(channels).zip(made.outer.chunks(channels));
-        for ((((within, slopes), inside), back), (by, outer)) in rows.zip(places) {
-            for c in 0..channels {
-                let by = f64::from(by[c]) * f64::from(outer[c]);
-                let (own, weights) = (&mut own[c * (taps + 1)..][..=taps], &made.weights[c * (taps + 1)..][..=taps]);
-                own[taps] += by;
-                for t in (0..taps).filter(|&t| inside[t]) {
-                    own[t] += by * f64::from(within[t * channels + c]);
-                    back[t * channels + c] = (by * weights[t]) as f32 * slopes[t * channels + c];
+        let mut back = Room::zeros(made.slopes.len());
+        let own = sum_of(back.par_chunks_mut(CHUNK * taps * channels).enumerate(), |(chunk, back)| {
+            let mut own = vec![0.0; channels * (taps + 1)];
+            for (place, back) in (chunk * CHUNK..).zip(back.chunks_mut(taps * channels)) {
+                let rows = place * taps * channels..;
+                let (within, slopes) = (&made.within[rows.clone()], &made.slopes[rows]);
+                for c in 0..channels {
+                    let by = f64::from(by[place * channels + c]) * f64::from(made.outer[place * channels + c]);
+                    let of = c * (taps + 1);
+                    own[of + taps] += by;
+                    for t in (0..taps).filter(|t| depthwise.inside[place * taps + t]) {
+                        own[of + t] += by * f64::from(within[t * channels + c]);
+                        back[t * channels + c] = (by * made.weights[of + t]) as f32 * slopes[t * channels + c];
+                    }
                 }
             }
-        }
+            own
+        });
         let mut pulled = self.sums(&back);
         pulled.extend(own);
         pulled
@@ -206,31 +215,31 @@ impl<'a> Maker<'a> {
     pub(super) fn stiffness(&self, made: &Made, minded: &[f64]) -> Stiffness {
         let channels = self.channels;
         let rows = (made.slopes.len() / channels) as f64;
-        let mut filters = vec![0.0; channels];
-        let mut taps = vec![0.0; self.len() - self.filters()];
-        match &self.depthwise {
-            None => {
-                for row in made.slopes.chunks(channels) {
-                    filters.iter_mut().zip(row).for_each(|(sum, slope)| *sum += f64::from(*slope).powi(2));
-                }
-            }
+        let sums = match &self.depthwise {
+            None => sum_of(made.slopes.par_chunks(CHUNK * channels), |slopes| squares(slopes, channels)),
             Some(depthwise) => {
                 let count = depthwise.taps;
-                for (p, outer) in made.outer.chunks(channels).enumerate() {
-                    for c in 0..channels {
-                        let outer = f64::from(outer[c]).powi(2);
-                        let own = &mut taps[c * (count + 1)..][..=count];
-                        own[count] += outer * minded[c];
-                        for (t, own) in own[..count].iter_mut().enumerate() {
-                            let at = (p * count + t) * channels + c;
-                            *own += outer * f64::from(made.within[at]).powi(2) * minded[c];
-                            let weight = made.weights[c * (count + 1) + t];
-                            filters[c] += outer * (weight * f64::from(made.slopes[at])).powi(2);
+                sum_of(made.outer.par_chunks(CHUNK * channels).enumerate(), |(chunk, outer)| {
+                    let mut sums = vec![0.0; channels * (count + 2)];
+                    let (filters, taps) = sums.split_at_mut(channels);
+                    for (p, outer) in (chunk * CHUNK..).zip(outer.chunks(channels)) {
+                        for c in 0..channels {
+                            let outer = f64::from(outer[c]).powi(2);
+                            let own = &mut taps[c * (count + 1)..][..=count];
+                            own[count] += outer * minded[c];
+                            for (t, own) in own[..count].iter_mut().enumerate() {
+                                let at = (p * count + t) * channels + c;
+                                *own += outer * f64::from(made.within[at]).powi(2) * minded[c];
+                                let weight = made.weights[c * (count + 1) + t];
+                                filters[c] += outer * (weight * f64::from(made.slopes[at])).powi(2);
+                            }
                         }
                     }
-                }
+                    sums
+                })
             }
-        }
+        };
+        let (mut filters, mut taps) = (sums[..channels].to_vec(), sums[channels..].to_vec());
         // What nobody minds has nothing to gain; the least weight keeps its division finite.
         filters.iter_mut().zip(minded).for_each(|(f, m)| *f = (*f * m / rows).max(f64::MIN_POSITIVE));
         taps.iter_mut().for_each(|t| *t = t.max(f64::MIN_POSITIVE));
@@ -275,7 +284,7 @@ mod tests {
             channels: CHANNELS,
             features: FEATURES,
             read: &read[..rows * FEATURES],
-            before: random(rng, rows * CHANNELS),
+            before: Values::Own(Room::of(&random(rng, rows * CHANNELS))),
             act: Act::Silu,
             depthwise: None,
         };
@@ -296,10 +305,11 @@ mod tests {
             let pushed = maker.push(&made, &along);
 
             let by = 1e-3;
-            let moved =
-                |sign: f64| maker.at(&at.iter().zip(&along).map(|(a, d)| a + sign * by * d).collect::<Vec<_>>()).said;
+            let moved = |sign: f64| {
+                maker.at(&at.iter().zip(&along).map(|(a, d)| a + sign * by * d).collect::<Vec<_>>()).said.to_vec()
+            };
             let slopes = moved(1.0).into_iter().zip(moved(-1.0)).map(|(a, b)| f64::from(a - b) / (2.0 * by));
-            let apart: f64 = slopes.zip(&pushed).map(|(slope, p)| (slope - f64::from(*p)).powi(2)).sum();
+            let apart: f64 = slopes.zip(pushed.iter()).map(|(slope, p)| (slope - f64::from(*p)).powi(2)).sum();
             let size: f64 = pushed.iter().map(|p| f64::from(*p).powi(2)).sum();
             // Leaky ReLU has a corner that a few values cross.
             assert!(size > 1.0 && apart < 1e-4 * size, "{apart} of {size}");

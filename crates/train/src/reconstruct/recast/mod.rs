@@ -18,6 +18,7 @@ use prune::{Class, Coupling};
 use rand_chacha::ChaCha8Rng;
 
 use super::{Heard, Now, PLACES, Reconstruction, only_reader};
+use crate::room::Room;
 use crate::samples::{self, Samples, enough};
 use aim::{Aim, means};
 use descent::{Fit, descend};
@@ -255,7 +256,6 @@ fn taps(conv: &Conv) -> usize {
 }
 
 /// (S, O): `x` (S, F) times the rows (O, F).
-fn times(x: &[f32], features: usize, rows: &[f64]) -> Vec<f32> {
-    let nothing = vec![0.0; x.len() / features.max(1) * (rows.len() / features.max(1))];
-    Samples::new(features, x, &nothing).times(rows)
+fn times(x: &[f32], features: usize, rows: &[f64]) -> Room {
+    Samples::new(features, x, &[]).times(rows)
 }
