@@ -36,7 +36,7 @@ pub fn score(
         let what = format!("split `{split}` of `{}` has no images", dataset.path.display());
         return Err(Error::failed(what, "run `prunella data check` on it to see what is there"));
     }
-    let classes = class_map(&detector.names, &dataset.names)?;
+    let classes = class_map(&detector.names, dataset)?;
     let config = LoaderConfig {
         size: detector.imgsz as u32,
         batch,
@@ -90,23 +90,35 @@ pub fn same_classes(model: &Graph, dataset: &Dataset) -> miette::Result<()> {
     if model.meta.names == dataset.names {
         return Ok(());
     }
-    let what = format!("the detector knows {}, the dataset other classes", model.meta.names.join(", "));
-    Err(Error::failed(what, "train it on this dataset first: `prunella train --model MODEL --data DATA`"))
+    Err(other_classes(&model.meta.names, dataset))
+}
+
+/// The detector's classes are not those of the dataset.
+fn other_classes(detector: &[String], dataset: &Dataset) -> miette::Report {
+    let (knows, has, path) = (listed(detector), listed(&dataset.names), dataset.path.display());
+    let what = format!("the detector knows {knows}, `{path}` has {has}");
+    Error::failed(what, "train it on this dataset first: `prunella train --model MODEL --data DATA`")
+}
+
+/// How many classes, and the first of them.
+fn listed(names: &[String]) -> String {
+    let more = if names.len() > 3 { ", …" } else { "" };
+    let plural = if names.len() == 1 { "" } else { "es" };
+    format!("{} class{plural} ({}{more})", names.len(), names[..names.len().min(3)].join(", "))
 }
 
 /// The dataset's class of each of the detector's: by name where the names are the same, else by place.
-fn class_map(detector: &[String], dataset: &[String]) -> miette::Result<Vec<usize>> {
-    let by_name: Vec<usize> = detector.iter().filter_map(|n| dataset.iter().position(|d| d == n)).collect();
-    if detector.len() == dataset.len() && by_name.len() == detector.len() {
+fn class_map(detector: &[String], dataset: &Dataset) -> miette::Result<Vec<usize>> {
+    let names = &dataset.names;
+    let by_name: Vec<usize> = detector.iter().filter_map(|n| names.iter().position(|d| d == n)).collect();
+    if detector.len() != names.len() {
+        return Err(other_classes(detector, dataset));
+    }
+    if by_name.len() == detector.len() {
         return Ok(by_name);
     }
-    if detector.len() == dataset.len() {
-        ui::warn("the detector's class names differ from the dataset's; classes are compared by their place");
-        return Ok((0..detector.len()).collect());
-    }
-    let (know, has) = (detector.len(), dataset.len());
-    let what = format!("the detector knows {know} classes, the dataset has {has}");
-    Err(Error::failed(what, "train it on this dataset first: `prunella train --model MODEL --data DATA`"))
+    ui::warn("the detector's class names differ from the dataset's; classes are compared by their place");
+    Ok((0..detector.len()).collect())
 }
 
 #[cfg(test)]
@@ -117,10 +129,20 @@ mod tests {
         text.split(' ').map(Into::into).collect()
     }
 
+    fn dataset(text: &str) -> Dataset {
+        let (path, format) = ("pets.yaml".into(), data::Format::Ultralytics);
+        Dataset { path, format, names: names(text), category_ids: vec![], splits: Default::default() }
+    }
+
     #[test]
     fn classes_meet_by_name_whatever_their_order() {
-        assert_eq!(class_map(&names("a b c"), &names("c a b")).unwrap(), [1, 2, 0]);
-        assert_eq!(class_map(&names("class0 class1"), &names("cat dog")).unwrap(), [0, 1]);
-        assert!(class_map(&names("a b c"), &names("a b")).is_err());
+        assert_eq!(class_map(&names("a b c"), &dataset("c a b")).unwrap(), [1, 2, 0]);
+        assert_eq!(class_map(&names("class0 class1"), &dataset("cat dog")).unwrap(), [0, 1]);
+    }
+
+    #[test]
+    fn other_classes_are_told_with_the_first_of_them_and_the_file() {
+        let told = class_map(&names("a b c d"), &dataset("cat")).unwrap_err().to_string();
+        assert_eq!(told, "the detector knows 4 classes (a, b, c, …), `pets.yaml` has 1 class (cat)");
     }
 }

@@ -308,7 +308,7 @@ fn datasets_that_cannot_be_used_are_named_with_a_hint() {
         Case {
             args: "val --model {shared}/weights/yolov5n/yolov5n.pt --data ds --split train",
             code: 1,
-            stderr: "error: the detector knows 80 classes, the dataset has 2\nhint: train it on this dataset first: \
+            stderr: "error: the detector knows 80 classes (person, bicycle, car, …), `ds` has 2 classes (a, b)\nhint: train it on this dataset first: \
                      `prunella train --model MODEL --data DATA`\n",
         },
         Case {

@@ -180,23 +180,28 @@ impl Cutter<'_> {
     fn heal(&mut self, round: Round, slim: Graph, standing: f64) -> miette::Result<Graph> {
         let heal = &self.recipe.heal;
         let config = TrainConfig { epochs: round.epochs(heal.epochs), ..heal.clone() };
-        if config.epochs == 0 {
-            // What is shipped stands last, and recalibration may have been the worse.
-            let worse = self.standing() < standing;
-            return if worse { self.stage(round, "kept", || Ok(slim)) } else { Ok(slim) };
+        let healed = match config.epochs {
+            0 => None,
+            _ => Some(self.train(round, &slim, &config, standing)?),
+        };
+        // What is shipped stands last. A few epochs undo more of the reconstruction than they mend, and recalibration may have been the
+        // worse.
+        if self.standing() < standing {
+            if healed.is_some() {
+                ui::warn("healing made it worse, so what it started from is kept; give it more `--epochs`");
+            }
+            return self.stage(round, "kept", || Ok(slim));
         }
+        Ok(healed.unwrap_or(slim))
+    }
+
+    /// `slim`, of mAP50-95 `standing`, trained by `config`.
+    fn train(&mut self, round: Round, slim: &Graph, config: &TrainConfig, standing: f64) -> miette::Result<Graph> {
         // What was cut without regard to what it says has nothing to lose.
         let worth = super::standing(self.rows.first()) * WORTH_KEEPING;
         let kept = Some(standing).filter(|standing| *standing > worth);
         let (pipeline, healing) = (self.pipeline, Healing { dense: self.dense, standing: kept });
-        let healed = self
-            .stage(round, "healed", || Ok(pipeline.train(&round.name("heal"), &slim, &config, Some(healing))?.best))?;
-        // A few epochs undo more of the reconstruction than they mend.
-        if self.standing() < standing {
-            ui::warn("healing made it worse, so what it started from is kept; give it more `--epochs`");
-            return self.stage(round, "kept", || Ok(slim));
-        }
-        Ok(healed)
+        self.stage(round, "healed", || Ok(pipeline.train(&round.name("heal"), slim, config, Some(healing))?.best))
     }
 }
 

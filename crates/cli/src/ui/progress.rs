@@ -19,7 +19,9 @@ pub fn bar(what: &str, len: usize, unit: &str) -> ProgressBar {
     let template = format!("{{prefix:>12}} {{bar:28}} {{pos}}/{{len}} {unit}  {{rate}}  {{eta}} left  {{wide_msg}}");
     let style = ProgressStyle::with_template(&template).expect("a constant template").progress_chars("━╸─");
     let style = style.with_key("rate", |state: &ProgressState, w: &mut dyn std::fmt::Write| {
-        let _ = w.write_str(&rate(state.per_sec()));
+        // The first things tell little of the rest: they may have been ready.
+        let known = state.elapsed().as_secs_f64() >= 1.0;
+        let _ = w.write_str(&rate(if known { state.per_sec() } else { 0.0 }));
     });
     finish(shown(ProgressBar::with_draw_target(Some(len as u64), ProgressDrawTarget::hidden())), style, what)
 }
