@@ -11,7 +11,7 @@ mod sites;
 
 pub use fold::folded;
 pub use number::{Affine, Filters};
-pub use sites::{clips, moves, sites};
+pub use sites::{merged, moves, sites};
 
 use crate::{Conv, Error, Graph, NodeId, Op, Result};
 
@@ -94,9 +94,8 @@ impl Quantized {
 
     /// Whether what convolution `id` says never becomes bytes: neither itself nor behind a rectifier.
     fn is_float(&self, id: NodeId) -> bool {
-        let clipped = |node: &crate::Node| matches!(node.op, Op::Act(act) if clips(act)) && node.inputs == [id];
-        self.maps[id].is_none()
-            && !self.graph.nodes.iter().zip(&self.maps).any(|(node, map)| clipped(node) && map.is_some())
+        let readers = self.graph.consumers();
+        self.maps[id].is_none() && !(merged(&self.graph, &readers, id) && self.maps[readers[id][0]].is_some())
     }
 }
 

@@ -35,9 +35,20 @@ pub fn moves(op: &Op) -> bool {
     )
 }
 
-/// The act a rectifier needs no map before: it is a matter of where the bytes begin and end.
-pub fn clips(act: Act) -> bool {
-    matches!(act, Act::Relu | Act::Relu6)
+/// Whether `id` is a convolution that says nothing in bytes itself: what alone reads it does. A ReLU is a matter of where the bytes begin
+/// and end. A leaky one next to a depthwise convolution, on either side, would be told in steps ten times too wide, for most of what it is told
+/// lies below nought, and nothing averages over channels there what rounding does to one of them. (Runtimes compute such a
+/// convolution in f32 then: elsewhere that would cost most of what bytes save.)
+pub fn merged(graph: &Graph, readers: &[Vec<NodeId>], id: NodeId) -> bool {
+    let depthwise = |id: NodeId| matches!(&graph.nodes[id].op, Op::Conv(conv) if conv.is_depthwise());
+    match (&graph.nodes[id].op, &readers[id][..]) {
+        (Op::Conv(_), &[reader]) => match graph.nodes[reader].op {
+            Op::Act(Act::Relu | Act::Relu6) => true,
+            Op::Act(Act::Leaky) => depthwise(id) || readers[reader].iter().any(|&r| depthwise(r)),
+            _ => false,
+        },
+        _ => false,
+    }
 }
 
 fn root(first: &[NodeId], mut id: NodeId) -> NodeId {
@@ -51,16 +62,13 @@ fn root(first: &[NodeId], mut id: NodeId) -> NodeId {
 fn float(graph: &Graph) -> Vec<bool> {
     let readers = graph.consumers();
     let mut float = vec![false; graph.nodes.len()];
-    for (id, node) in graph.nodes.iter().enumerate().rev() {
+    for id in (0..graph.nodes.len()).rev() {
         let ends = |&r: &NodeId| match &graph.nodes[r].op {
             Op::Head(_) => true,
             Op::Conv(_) | Op::BatchNorm(_) | Op::Attention(_) => false,
             _ => float[r],
         };
-        // A convolution right before a rectifier that nothing else reads: the rectifier's bytes are its own.
-        let clipped = matches!(node.op, Op::Conv(_))
-            && matches!(readers[id][..], [r] if matches!(graph.nodes[r].op, Op::Act(act) if clips(act)));
-        float[id] = clipped || readers[id].iter().all(ends);
+        float[id] = merged(graph, &readers, id) || readers[id].iter().all(ends);
     }
     float
 }

@@ -1,10 +1,11 @@
 //! A detector in eight bits, its scales found on images.
 //!
-//! Weights are rounded as they are. Where a map's bytes should begin and end is read off histograms of its values
+//! Channels are made alike in size where that changes nothing ([`equalise`]). Where a map's bytes should begin and end is read off histograms of its values
 //! ([`histogram`], [`range`]); what rounding does to the mean of every convolution's output is then taken off its bias
 //! ([`correct`]), after Nagel et al., "Data-free quantization through weight equalization and bias correction" (2019).
 
 mod correct;
+mod equalise;
 mod histogram;
 mod range;
 
@@ -19,7 +20,7 @@ use histogram::Histogram;
 use range::Seen;
 
 /// `graph` in eight bits. `batches` gives the images that show what its maps hold, from the training split, fitted as for
-/// validation; it is called twice.
+/// validation; it is called two or three times.
 ///
 /// # Errors
 /// The graph does not fit `imgsz`, a map or a weight is not finite, or reading a batch fails.
@@ -29,6 +30,7 @@ pub fn quantize<E: From<Error>, I: Iterator<Item = Result<Images, E>>>(
     batches: impl Fn() -> I,
 ) -> Result<Quantized, E> {
     let (graph, _) = folded(graph);
+    let graph = equalise::equalised(graph, imgsz, batches())?;
     let seen = observe(&graph, imgsz, batches())?;
     let maps = maps(&graph, &seen)?;
     let rounded = Quantized::new(graph, maps)?;
