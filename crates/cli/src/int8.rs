@@ -118,8 +118,10 @@ impl Int8<'_> {
             ..LoaderConfig::default()
         };
         let loader = Loader::new(items, config)?;
-        let bar = ui::bar("Calibrating", 2 * items.len(), "images");
+        let bar = ui::bar("Calibrating", items.len(), "images");
         let batches = || {
+            // Images are shown more than once; how often, the detector decides.
+            bar.reset();
             loader.epoch(0).map(|batch| {
                 let batch = batch?;
                 bar.inc(batch.n as u64);
