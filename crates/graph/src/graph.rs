@@ -124,6 +124,14 @@ impl Graph {
         readers
     }
 
+    /// The node that alone reads `id`, and what it is; `readers` are [`consumers`](Self::consumers).
+    pub fn only_reader(&self, readers: &[Vec<NodeId>], id: NodeId) -> Option<(NodeId, &Op)> {
+        match readers[id][..] {
+            [only] => Some((only, &self.nodes[only].op)),
+            _ => None,
+        }
+    }
+
     /// The graph without the nodes for which `instead` names an earlier one, which their readers read from then on.
     pub(crate) fn without(&self, instead: impl Fn(NodeId) -> Option<NodeId>) -> Self {
         let mut number = vec![0; self.nodes.len()];

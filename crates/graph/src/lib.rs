@@ -19,6 +19,7 @@ pub mod quant;
 pub mod reference;
 mod residual;
 mod tensor;
+mod union_find;
 
 pub use error::{Error, Result};
 pub use graph::{Family, Graph, Meta, Node, NodeId, Shape};
@@ -27,3 +28,4 @@ pub use op::{
 };
 pub use residual::Branch;
 pub use tensor::Tensor;
+pub use union_find::UnionFind;

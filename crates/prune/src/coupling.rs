@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use graph::{Graph, NodeId, Op};
+use graph::{Graph, NodeId, Op, UnionFind};
 
 use crate::Result;
 
@@ -105,10 +105,7 @@ impl Coupling {
 
     /// The BatchNorm that is the only reader of `node`, if there is one.
     pub fn norm_after(&self, graph: &Graph, node: NodeId) -> Option<NodeId> {
-        match self.readers[node][..] {
-            [only] if matches!(graph.nodes[only].op, Op::BatchNorm(_)) => Some(only),
-            _ => None,
-        }
+        graph.only_reader(&self.readers, node).filter(|(_, op)| matches!(op, Op::BatchNorm(_))).map(|(norm, _)| norm)
     }
 
     /// The sets that make up a node's output, in order of first appearance: the layer's "groups".
@@ -264,7 +261,7 @@ fn classes(
     pins: &[(usize, Pin)],
 ) -> (Vec<Vec<ClassId>>, Vec<Class>) {
     let mut number: HashMap<usize, ClassId> = HashMap::new();
-    for id in 0..union.parent.len() {
+    for id in 0..union.count() {
         let next = number.len();
         number.entry(union.find(id)).or_insert(next);
     }
@@ -296,31 +293,4 @@ fn classes(
 /// A convolution every output of which reads every input: the one place where a removed channel can be compensated.
 pub(crate) fn is_dense(op: &Op) -> bool {
     matches!(op, Op::Conv(conv) if conv.groups == 1)
-}
-
-#[derive(Default)]
-struct UnionFind {
-    parent: Vec<usize>,
-}
-
-impl UnionFind {
-    fn fresh(&mut self, count: usize) -> Vec<usize> {
-        let first = self.parent.len();
-        self.parent.extend(first..first + count);
-        (first..first + count).collect()
-    }
-
-    fn find(&mut self, mut id: usize) -> usize {
-        while self.parent[id] != id {
-            self.parent[id] = self.parent[self.parent[id]];
-            id = self.parent[id];
-        }
-        id
-    }
-
-    /// The smaller root wins, so that classes are numbered by their first producer.
-    fn unite(&mut self, a: usize, b: usize) {
-        let (a, b) = (self.find(a), self.find(b));
-        self.parent[a.max(b)] = a.min(b);
-    }
 }

@@ -171,12 +171,12 @@ fn nothing(graph: &Graph) -> Vec<Option<Map>> {
 
 /// The activation that alone reads each BatchNorm.
 fn joined(graph: &Graph) -> Vec<Option<NodeId>> {
-    let is = |id: NodeId, what: fn(&Op) -> bool| what(&graph.nodes[id].op);
-    let act = |(id, readers): (NodeId, &Vec<NodeId>)| match readers[..] {
-        [act] if is(id, |op| matches!(op, Op::BatchNorm(_))) && is(act, |op| matches!(op, Op::Act(_))) => Some(act),
+    let readers = graph.consumers();
+    let act = |id: NodeId| match (&graph.nodes[id].op, graph.only_reader(&readers, id)) {
+        (Op::BatchNorm(_), Some((act, Op::Act(_)))) => Some(act),
         _ => None,
     };
-    graph.consumers().iter().enumerate().map(act).collect()
+    (0..graph.nodes.len()).map(act).collect()
 }
 
 /// `bn` by its running statistics, then `act`.

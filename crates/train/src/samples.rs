@@ -154,11 +154,8 @@ impl<'a> Samples<'a> {
 
     /// The sums least squares needs.
     pub(crate) fn normal(&self) -> Normal {
-        let mut squares = vec![0.0; self.outputs];
-        for row in self.missing.chunks(self.outputs) {
-            squares.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v).powi(2));
-        }
-        Normal { gram: self.gram(), cross: self.sums(self.missing), missing: squares }
+        let missing = squares(self.missing, self.outputs);
+        Normal { gram: self.gram(), cross: self.sums(self.missing), missing }
     }
 
     /// (K, F): the sums over samples of the products of `by` (S, K) with the features.
@@ -195,6 +192,15 @@ impl<'a> Samples<'a> {
     pub(crate) fn as_map<'b>(&self, values: &'b [f32]) -> View<'b> {
         View::new(values, self.layout(values.len() * self.features / self.read.len()))
     }
+}
+
+/// (O): sums of the squares of values (S, O).
+pub(crate) fn squares(values: &[f32], outputs: usize) -> Vec<f64> {
+    let mut sums = vec![0.0; outputs];
+    for row in values.chunks(outputs) {
+        sums.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v).powi(2));
+    }
+    sums
 }
 
 #[cfg(test)]

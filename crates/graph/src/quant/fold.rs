@@ -36,11 +36,8 @@ pub fn folded(graph: &Graph) -> (Graph, Vec<NodeId>) {
 
 /// The BatchNorm that is the only reader of convolution `id`.
 fn takes_in<'a>(graph: &'a Graph, readers: &[Vec<NodeId>], id: NodeId) -> Option<&'a BatchNorm> {
-    match (&graph.nodes[id].op, readers[id].as_slice()) {
-        (Op::Conv(_), &[reader]) => match &graph.nodes[reader].op {
-            Op::BatchNorm(norm) => Some(norm),
-            _ => None,
-        },
+    match (&graph.nodes[id].op, graph.only_reader(readers, id)) {
+        (Op::Conv(_), Some((_, Op::BatchNorm(norm)))) => Some(norm),
         _ => None,
     }
 }

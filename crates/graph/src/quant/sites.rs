@@ -1,6 +1,6 @@
 //! Which maps of a detector become bytes, and which of them have to do so alike.
 
-use crate::{Act, Graph, NodeId, Op};
+use crate::{Act, Graph, NodeId, Op, UnionFind};
 
 /// For every node the first of the nodes whose maps share its scale, `None` where the map stays f32.
 ///
@@ -9,17 +9,15 @@ use crate::{Act, Graph, NodeId, Op};
 /// that a runtime moves bytes and rounds nothing twice.
 pub fn sites(graph: &Graph) -> Vec<Option<NodeId>> {
     let float = float(graph);
-    let mut first: Vec<NodeId> = (0..graph.nodes.len()).collect();
+    let mut alike = UnionFind::default();
+    alike.fresh(graph.nodes.len());
     for (id, node) in graph.nodes.iter().enumerate() {
         if float[id] || !moves(&node.op) {
             continue;
         }
-        for &input in &node.inputs {
-            let (a, b) = (root(&first, input), root(&first, id));
-            first[a.max(b)] = a.min(b);
-        }
+        node.inputs.iter().for_each(|&input| alike.unite(input, id));
     }
-    (0..graph.nodes.len()).map(|id| (!float[id]).then(|| root(&first, id))).collect()
+    (0..graph.nodes.len()).map(|id| (!float[id]).then(|| alike.find(id))).collect()
 }
 
 /// Whether `op` only moves values about.
@@ -41,21 +39,14 @@ pub fn moves(op: &Op) -> bool {
 /// convolution in f32 then: elsewhere that would cost most of what bytes save.)
 pub fn merged(graph: &Graph, readers: &[Vec<NodeId>], id: NodeId) -> bool {
     let depthwise = |id: NodeId| matches!(&graph.nodes[id].op, Op::Conv(conv) if conv.is_depthwise());
-    match (&graph.nodes[id].op, &readers[id][..]) {
-        (Op::Conv(_), &[reader]) => match graph.nodes[reader].op {
-            Op::Act(Act::Relu | Act::Relu6) => true,
-            Op::Act(Act::Leaky) => depthwise(id) || readers[reader].iter().any(|&r| depthwise(r)),
-            _ => false,
-        },
+    if !matches!(graph.nodes[id].op, Op::Conv(_)) {
+        return false;
+    }
+    match graph.only_reader(readers, id) {
+        Some((_, Op::Act(Act::Relu | Act::Relu6))) => true,
+        Some((act, Op::Act(Act::Leaky))) => depthwise(id) || readers[act].iter().any(|&r| depthwise(r)),
         _ => false,
     }
-}
-
-fn root(first: &[NodeId], mut id: NodeId) -> NodeId {
-    while first[id] != id {
-        id = first[id];
-    }
-    id
 }
 
 /// The maps that stay f32.

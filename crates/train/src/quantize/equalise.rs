@@ -6,7 +6,7 @@
 //! as each other ("cross-layer equalization", Nagel et al., "Data-free quantization", 2019; here with what the images show instead
 //! of the weights that write). A depthwise convolution's row reads one channel: there values alone decide.
 
-use graph::{Act, Conv, Error, Graph, NodeId, Op};
+use graph::{Act, Conv, Error, Graph, NodeId, Op, UnionFind};
 
 use super::tapped;
 use crate::calibrate::Images;
@@ -25,7 +25,7 @@ pub fn equalised<E: From<Error>>(
     batches: impl Iterator<Item = Result<Images, E>>,
 ) -> Result<Graph, E> {
     let channels = Channels::of(&graph);
-    if channels.fixed.iter().all(|&fixed| fixed) {
+    if channels.ids.iter().flatten().all(|&id| channels.fixed[id]) {
         return Ok(graph);
     }
     let values = reach(&graph, &channels, imgsz, batches)?;
@@ -67,78 +67,62 @@ fn first_read(conv: &Conv, o: usize) -> usize {
 
 /// Which channels of maps have to be multiplied by the same number.
 struct Channels {
-    /// Of every channel of every node.
+    /// Of every channel of every node: the set it is of.
     ids: Vec<Vec<usize>>,
-    /// By id: it has to stay as it is.
+    /// By set: it has to stay as it is.
     fixed: Vec<bool>,
 }
 
 impl Channels {
     fn of(graph: &Graph) -> Self {
-        let mut first: Vec<usize> = vec![];
-        let mut fixed: Vec<bool> = vec![];
+        let mut union = UnionFind::default();
         let mut ids: Vec<Vec<usize>> = vec![];
-        for node in &graph.nodes {
-            let mut fresh = |count: usize, is_fixed: bool| -> Vec<usize> {
-                let from = fixed.len();
-                first.extend(from..from + count);
-                fixed.extend(vec![is_fixed; count]);
-                (from..from + count).collect()
-            };
+        let mut stay: Vec<usize> = vec![];
+        let readers = graph.consumers();
+        for (id, node) in graph.nodes.iter().enumerate() {
             let read = |k: usize| &ids[node.inputs[k]];
             let out = match &node.op {
-                Op::Input { channels } => fresh(*channels, true),
-                Op::Conv(conv) => fresh(conv.out_channels(), false),
+                Op::Input { channels } => {
+                    let image = union.fresh(*channels);
+                    stay.extend(&image);
+                    image
+                }
+                Op::Conv(conv) => union.fresh(conv.out_channels()),
                 Op::Act(Act::Identity | Act::Leaky | Act::Relu) | Op::Upsample { .. } | Op::MaxPool(_) => {
                     read(0).clone()
                 }
                 Op::Concat => node.inputs.iter().flat_map(|&i| ids[i].iter().copied()).collect(),
                 Op::Slice { start, len } => read(0)[*start..start + len].to_vec(),
                 Op::Add => {
-                    for other in 1..node.inputs.len() {
-                        for (&a, &b) in read(0).iter().zip(read(other)) {
-                            let (a, b) = (root(&first, a), root(&first, b));
-                            first[a.max(b)] = a.min(b);
-                        }
+                    for &other in &node.inputs[1..] {
+                        read(0).iter().zip(&ids[other]).for_each(|(&a, &b)| union.unite(a, b));
                     }
                     read(0).clone()
                 }
                 // What bends a value elsewhere than at nought, mixes channels or is told to the user.
                 Op::BatchNorm(_) | Op::Act(_) | Op::PixelShuffle { .. } | Op::Attention(_) | Op::Head(_) => {
                     let all: Vec<usize> = node.inputs.iter().flat_map(|&i| ids[i].iter().copied()).collect();
-                    let count = match &node.op {
+                    let out = union.fresh(match &node.op {
                         Op::Head(_) => 0,
                         Op::PixelShuffle { factor } => all.len() / (factor * factor),
                         Op::Attention(a) => a.heads * a.value,
                         _ => all.len(),
-                    };
-                    let out = fresh(count, true);
-                    all.into_iter().for_each(|id| fixed[id] = true);
+                    });
+                    stay.extend(all.iter().chain(&out));
                     out
                 }
             };
+            // What nothing reads is an output.
+            if readers[id].is_empty() {
+                stay.extend(&out);
+            }
             ids.push(out);
         }
-        // What nothing reads is an output.
-        for (id, readers) in graph.consumers().iter().enumerate() {
-            if readers.is_empty() {
-                ids[id].iter().for_each(|&id| fixed[id] = true);
-            }
-        }
-        let mut all = vec![false; fixed.len()];
-        (0..fixed.len()).filter(|&id| fixed[id]).for_each(|id| all[root(&first, id)] = true);
-        let ids = ids.into_iter().map(|ids| ids.into_iter().map(|id| root(&first, id)).collect()).collect();
-        // An id that was united with another stands for nothing any more.
-        let fixed = (0..all.len()).map(|id| first[id] != id || all[id]).collect();
+        let mut fixed = vec![false; union.count()];
+        stay.into_iter().for_each(|id| fixed[union.find(id)] = true);
+        let ids = ids.into_iter().map(|ids| ids.into_iter().map(|id| union.find(id)).collect()).collect();
         Self { ids, fixed }
     }
-}
-
-fn root(first: &[usize], mut id: usize) -> usize {
-    while first[id] != id {
-        id = first[id];
-    }
-    id
 }
 
 /// By id: how far its values reach from nought, where they are written for others than an activation alone.
@@ -150,7 +134,7 @@ fn reach<E: From<Error>>(
 ) -> Result<Vec<f64>, E> {
     let readers = graph.consumers();
     let wanted = |id: NodeId| {
-        let bent = matches!(readers[id][..], [only] if matches!(graph.nodes[only].op, Op::Act(_)));
+        let bent = matches!(graph.only_reader(&readers, id), Some((_, Op::Act(_))));
         !bent && channels.ids[id].iter().any(|&id| !channels.fixed[id])
     };
     let (tapped, origin) = tapped(graph, imgsz, wanted)?;

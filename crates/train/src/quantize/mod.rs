@@ -43,11 +43,8 @@ fn maps(graph: &Graph, seen: &BTreeMap<NodeId, Histogram>) -> graph::Result<Vec<
     let readers = graph.consumers();
     let mut alike: BTreeMap<NodeId, Vec<Seen>> = BTreeMap::new();
     for (&id, histogram) in seen {
-        let act = match readers[id][..] {
-            [reader] => match graph.nodes[reader].op {
-                Op::Act(act) => act,
-                _ => Act::Identity,
-            },
+        let act = match graph.only_reader(&readers, id) {
+            Some((_, Op::Act(act))) => *act,
             _ => Act::Identity,
         };
         if let Some(first) = sites[id] {

@@ -13,9 +13,9 @@ use kernels::{Layout, View, ViewMut};
 use prune::{Cholesky, LEAST_GAIN, Normal, Refit};
 use rayon::prelude::*;
 
-use super::{CHUNK, add, in_rows, products, said_by, slopes, squares, sum_of};
+use super::{CHUNK, add, in_rows, products, said_by, slopes, sum_of};
 use crate::room::{Room, Values};
-use crate::samples::Samples;
+use crate::samples::{Samples, squares};
 
 /// Steps of Gauss and Newton on the way to a change that held-out images judge, and of conjugate gradients in each.
 const STEPS: usize = 3;

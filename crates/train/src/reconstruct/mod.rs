@@ -418,15 +418,6 @@ fn sum_of<T: Send>(
     sum
 }
 
-/// (O): sums of the squares of values (S, O).
-fn squares(values: &[f32], outputs: usize) -> Vec<f64> {
-    let mut sums = vec![0.0; outputs];
-    for row in values.chunks(outputs) {
-        sums.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v).powi(2));
-    }
-    sums
-}
-
 /// `count` values as a map: value by value any layout that holds them all will do, and rows are what threads share.
 fn in_any_order(count: usize) -> Layout {
     let row = if count.is_multiple_of(ROW) { ROW } else { count };

@@ -4,11 +4,11 @@ use graph::{Act, Graph, NodeId, Op};
 use kernels::View;
 use rayon::prelude::*;
 
-use super::super::{CHUNK, Heard, in_rows, said_by, slopes, squares, sum_of};
+use super::super::{CHUNK, Heard, in_rows, said_by, slopes, sum_of};
 use super::plane::Pixels;
 use super::{Change, taps, times};
 use crate::room::{Room, Values};
-use crate::samples::Samples;
+use crate::samples::{Samples, squares};
 
 /// A convolution's filters, and the depthwise convolution behind them, at S places. Everything is in units of the inputs of the
 /// activations. A change is (C, F) of the filters and, where there is a depthwise convolution of T taps, (C, T + 1) of that.

@@ -2,7 +2,7 @@
 //! as many channels as it is given: where pruning has left less, channels of zeros are added. What the detector computes
 //! stays the same, since nothing but zero weights reads them.
 
-use crate::{Error, Graph, Node, NodeId, Op, Result, Tensor};
+use crate::{Error, Graph, Node, NodeId, Op, Result, Tensor, UnionFind};
 
 /// Most rounds of adding; a block needs one or two, and no padding of one block reaches another.
 const MAX_ROUNDS: usize = 10_000;
@@ -159,7 +159,7 @@ fn widen(graph: &Graph, lack: Lack) -> Result<Graph> {
 fn same_channel(graph: &Graph, lack: Lack) -> Result<Vec<Vec<bool>>> {
     let counts = channels(graph)?;
     let mut ids: Vec<Vec<usize>> = Vec::with_capacity(graph.nodes.len());
-    let mut parent: Vec<usize> = vec![];
+    let mut union = UnionFind::default();
     for (node, &count) in graph.nodes.iter().zip(&counts) {
         let input = |i: usize| ids[node.inputs[i]].clone();
         let own = match &node.op {
@@ -169,33 +169,19 @@ fn same_channel(graph: &Graph, lack: Lack) -> Result<Vec<Vec<bool>>> {
             Op::BatchNorm(_) | Op::Act(_) | Op::Upsample { .. } | Op::MaxPool(_) => input(0),
             Op::Add => {
                 let sum = input(0);
-                for i in 1..node.inputs.len() {
-                    for (&a, &b) in sum.iter().zip(&ids[node.inputs[i]]) {
-                        let (a, b) = (root(&mut parent, a), root(&mut parent, b));
-                        parent[b] = a;
-                    }
+                for &other in &node.inputs[1..] {
+                    sum.iter().zip(&ids[other]).for_each(|(&a, &b)| union.unite(a, b));
                 }
                 sum
             }
             Op::Input { .. } | Op::Conv(_) | Op::Attention(_) | Op::PixelShuffle { .. } | Op::Head(_) => {
-                let first = parent.len();
-                parent.extend(first..first + count);
-                (first..first + count).collect()
+                union.fresh(count)
             }
         };
         ids.push(own);
     }
-    let wanted = root(&mut parent, ids[lack.node][lack.after]);
-    Ok(ids.iter().map(|own| own.iter().map(|&id| root(&mut parent, id) == wanted).collect()).collect())
-}
-
-/// The representative of a set, its path halved on the way.
-fn root(parent: &mut [usize], mut id: usize) -> usize {
-    while parent[id] != id {
-        parent[id] = parent[parent[id]];
-        id = parent[id];
-    }
-    id
+    let wanted = union.find(ids[lack.node][lack.after]);
+    Ok(ids.iter().map(|own| own.iter().map(|&id| union.find(id) == wanted).collect()).collect())
 }
 
 /// `values`, each followed by as many `fill` as `room` says.
