@@ -207,10 +207,10 @@ fn one_image_is_too_few_to_judge_by_and_two_are_not() {
 }
 
 /// A layer of eight channels, of which `kept` are there, that one convolution reads, maybe through a depthwise one.
-fn with_layer(kept: &[usize], depthwise: bool) -> Graph {
+fn with_layer(kept: &[usize], depthwise: bool, seed: u64) -> Graph {
     let meta = Meta { family: Family::Other, names: vec![], imgsz: [16, 16] };
     let mut graph = Graph::new(meta, 3);
-    let mut rng = ChaCha8Rng::seed_from_u64(11);
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut random = |n: usize| (0..n).map(|_| rng.random_range(-2.0..2.0)).collect::<Vec<f32>>();
     let (filters, taps, reader) = (random(8 * 3), random(8 * 9), random(2 * 8));
     let of_kept = |rows: &[f32], width: usize| kept.iter().flat_map(|&c| rows[c * width..][..width].to_vec()).collect();
@@ -258,33 +258,71 @@ fn left_of(values: &[f64], channels: &[f32], pair: [usize; 2]) -> f64 {
 #[test]
 fn what_stays_of_a_layer_serves_its_readers_better_than_any_choice_of_it() {
     for depthwise in [false, true] {
-        let (all, pair) = ([0, 1, 2, 3, 4, 5, 6, 7], [0, 1]);
-        let (dense, slim) = (with_layer(&all, depthwise), with_layer(&pair, depthwise));
-        let end = dense.nodes.len() - 1;
-        let stays = |id: NodeId| if id == 0 { vec![0, 1, 2] } else { pair.to_vec() };
-        let kept = Kept { nodes: (0..=end).collect(), channels: (0..=end).map(stays).collect() };
-        let mut rng = ChaCha8Rng::seed_from_u64(12);
-        let mut images = || Images { data: (0..16 * 16 * 16 * 3).map(|_| rng.random()).collect(), n: 16 };
-        let (on, fresh) = (images(), images());
-        let run =
-            |g: &Graph| Infer::new(g, [16, 16]).expect("fits").run(&fresh.data, fresh.n).expect("runs").remove(0).data;
-
-        let done = job(&dense, &slim, &kept, &on, 16).run(|_| {}).expect("runs");
-        assert_eq!(done.recast.iter().map(|r| r.node.as_str()).collect::<Vec<_>>(), ["layer"]);
-        let there = run(&dense);
-        let made: f64 = run(&done.graph).iter().zip(&there).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-
-        let mut heard = dense.clone();
-        heard.nodes.truncate(end);
-        let channels = run(&heard);
-        let left = |pair: [usize; 2]| -> f64 {
-            let output = |o: usize| there.chunks(2).map(|row| f64::from(row[o])).collect::<Vec<_>>();
-            (0..2).map(|o| left_of(&output(o), &channels, pair)).sum()
-        };
-        let pairs = (0..64).map(|k| [k / 8, k % 8]).filter(|[a, b]| a < b);
-        let chosen = pairs.map(left).fold(f64::INFINITY, f64::min);
-        assert!(chosen > 1.0 && made < 0.8 * chosen, "{made} made, {chosen} chosen");
+        let left = (11..21).map(|seed| left_beside_the_best_pair(depthwise, seed)).sum::<f64>() / 10.0;
+        assert!(left < 0.75, "depthwise {depthwise}: {left}");
     }
+}
+
+/// What readers lack of a layer recast from the two of its eight channels that serve them best, beside what they lack of those two, on
+/// images that neither has seen.
+fn left_beside_the_best_pair(depthwise: bool, seed: u64) -> f64 {
+    let (on, fresh) = (noise(seed), noise(seed + 100));
+    let run =
+        |g: &Graph| Infer::new(g, [16, 16]).expect("fits").run(&fresh.data, fresh.n).expect("runs").remove(0).data;
+    let dense = with_layer(&[0, 1, 2, 3, 4, 5, 6, 7], depthwise, seed);
+    let end = dense.nodes.len() - 1;
+    let there = run(&dense);
+    let mut heard = dense.clone();
+    heard.nodes.truncate(end);
+    let channels = run(&heard);
+    let left = |pair: [usize; 2]| -> f64 {
+        let output = |o: usize| there.chunks(2).map(|row| f64::from(row[o])).collect::<Vec<_>>();
+        (0..2).map(|o| left_of(&output(o), &channels, pair)).sum()
+    };
+    let pairs = (0..64).map(|k| [k / 8, k % 8]).filter(|[a, b]| a < b);
+    let (chosen, pair) = pairs.map(|pair| (left(pair), pair)).min_by(|a, b| a.0.total_cmp(&b.0)).expect("pairs");
+
+    let done = reconstructed(&dense, &with_layer(&pair, depthwise, seed), &pair, &on);
+    let made: f64 = run(&done.graph).iter().zip(&there).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    made / chosen
+}
+
+/// `slim`, which has those channels of [`with_layer`]'s `dense` and all others, after reconstruction.
+fn reconstructed(dense: &Graph, slim: &Graph, channels: &[usize], images: &Images) -> Reconstructed {
+    let end = dense.nodes.len() - 1;
+    let stays = |id: NodeId| match id {
+        0 => vec![0, 1, 2],
+        id if id == end => vec![0, 1],
+        _ => channels.to_vec(),
+    };
+    let kept = Kept { nodes: (0..=end).collect(), channels: (0..=end).map(stays).collect() };
+    job(dense, slim, &kept, images, 16).run(|_| {}).expect("runs")
+}
+
+fn noise(seed: u64) -> Images {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    Images { data: (0..16 * 16 * 16 * 3).map(|_| rng.random()).collect(), n: 16 }
+}
+
+#[test]
+fn a_depthwise_convolution_left_with_one_channel_is_recast_by_what_it_reads_and_not_by_itself() {
+    let (dense, slim) = (with_layer(&[0, 1, 2, 3, 4, 5, 6, 7], true, 11), with_layer(&[3], true, 11));
+    let done = reconstructed(&dense, &slim, &[3], &noise(13));
+    assert_eq!(done.recast.iter().map(|r| r.node.as_str()).collect::<Vec<_>>(), ["layer"]);
+    assert!(done.refitted.iter().all(|r| r.node != "through"), "{:?}", done.refitted);
+}
+
+#[test]
+fn a_layer_that_always_says_the_same_is_left_as_it_is() {
+    let silent = |kept: &[usize]| {
+        let mut graph = with_layer(kept, true, 11);
+        if let Op::Conv(conv) = &mut graph.nodes[1].op {
+            conv.weight.data.fill(0.0);
+        }
+        graph
+    };
+    let done = reconstructed(&silent(&[0, 1, 2, 3, 4, 5, 6, 7]), &silent(&[0, 1]), &[0, 1], &noise(14));
+    assert_eq!((done.recast, done.refitted), (vec![], vec![]));
 }
 
 #[test]

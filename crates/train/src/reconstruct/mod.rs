@@ -114,7 +114,8 @@ impl Reconstruction<'_> {
             theirs.compute(self.dense, origin);
             next = origin + 1;
             ours.compute(&slim, id);
-            if matches!(&slim.nodes[id].op, Op::Conv(conv) if conv.groups == 1) {
+            // A depthwise convolution that is left with one channel is no dense one: it was made with those that it reads.
+            if matches!(&self.dense.nodes[origin].op, Op::Conv(conv) if conv.groups == 1) {
                 let now = Now { slim: &slim, theirs: &theirs, ours: &ours };
                 if let Some(change) = self.change(now, id, &mut rng) {
                     let node = slim.nodes[id].name.clone();

@@ -5,7 +5,7 @@ use kernels::View;
 use rayon::prelude::*;
 
 use super::super::{CHUNK, Heard, in_rows, said_by, slopes, sum_of};
-use super::plane::Pixels;
+use super::plane::{Pixels, bound};
 use super::{Change, taps, times};
 use crate::room::{Room, Values};
 use crate::samples::{Samples, squares};
@@ -34,17 +34,6 @@ struct Depthwise {
     inside: Vec<bool>,
 }
 
-impl Depthwise {
-    /// Makes what lies beyond the border of `within` (S T, C) nothing.
-    fn bound(&self, within: &mut [f32], channels: usize) {
-        within
-            .par_chunks_mut(channels)
-            .zip(&self.inside)
-            .filter(|(_, inside)| !**inside)
-            .for_each(|(row, _)| row.fill(0.0));
-    }
-}
-
 /// How a problem curves, one value at a time.
 pub(super) struct Stiffness {
     /// (C): a filter's, in units of the mean product of what it reads.
@@ -57,7 +46,7 @@ pub(super) struct Stiffness {
 pub(super) struct Made {
     /// (S T, C): what the activation of the filters says, nothing beyond the border; empty where nothing is behind.
     within: Room,
-    /// (S T, C): slopes of the activation of the filters.
+    /// (S T, C): slopes of the activation of the filters, likewise.
     slopes: Room,
     /// (S, C): those of the depthwise convolution's.
     outer: Room,
@@ -130,11 +119,12 @@ impl<'a> Maker<'a> {
             let moved = times(self.read, self.features, filters);
             in_rows(&mut u, self.channels, &moved, |_, u, moved| *u += moved);
         }
-        let (mut within, slopes) = (said_by(self.act, &u), slopes(self.act, &u));
+        let (mut within, mut slopes) = (said_by(self.act, &u), slopes(self.act, &u));
         let Some(depthwise) = &self.depthwise else {
             return Made { within: Room::default(), slopes, outer: Room::default(), said: within, weights: vec![] };
         };
-        depthwise.bound(&mut within, self.channels);
+        bound(&depthwise.inside, &mut within, self.channels);
+        bound(&depthwise.inside, &mut slopes, self.channels);
         let mut weights = depthwise.weights.clone();
         weights.iter_mut().zip(taps).for_each(|(w, change)| *w += change);
         let u = self.through(&within, &weights, true);
@@ -166,8 +156,9 @@ impl<'a> Maker<'a> {
         let (filters, taps) = change.split_at(self.filters());
         let mut moved = times(self.read, self.features, filters);
         in_rows(&mut moved, self.channels, &made.slopes, |_, moved, slope| *moved *= slope);
-        let Some(depthwise) = &self.depthwise else { return moved };
-        depthwise.bound(&mut moved, self.channels);
+        if self.depthwise.is_none() {
+            return moved;
+        }
         let mut out = self.through(&moved, &made.weights, false);
         let by_taps = self.through(&made.within, taps, true);
         in_rows(&mut out, self.channels, &by_taps, |_, out, by_taps| *out += by_taps);
@@ -194,7 +185,7 @@ impl<'a> Maker<'a> {
                     let by = f64::from(by[place * channels + c]) * f64::from(made.outer[place * channels + c]);
                     let of = c * (taps + 1);
                     own[of + taps] += by;
-                    for t in (0..taps).filter(|t| depthwise.inside[place * taps + t]) {
+                    for t in 0..taps {
                         own[of + t] += by * f64::from(within[t * channels + c]);
                         back[t * channels + c] = (by * made.weights[of + t]) as f32 * slopes[t * channels + c];
                     }

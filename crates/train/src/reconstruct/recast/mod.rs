@@ -23,7 +23,7 @@ use crate::samples::{self, Samples, enough};
 use aim::{Aim, means};
 use descent::{Fit, descend};
 use maker::Maker;
-use plane::Plane;
+use plane::{Plane, bound};
 
 /// A layer that was recast.
 #[derive(Clone, Debug, PartialEq)]
@@ -137,9 +137,14 @@ impl Reconstruction<'_> {
         let [dense_depthwise, depthwise] = [0, 1].map(|which| cut.depthwise.map(|nodes| nodes[which]));
         let heard =
             Maker::new(self.dense, (cut.conv[0], &whole), dense_depthwise, theirs.of(cut.conv[0]), &at).at(&[]).said;
-        let read = samples::read(conv, ours.of(slim.nodes[id].inputs[0]), plane.read, &at.pixels);
+        let mut read = samples::read(conv, ours.of(slim.nodes[id].inputs[0]), plane.read, &at.pixels);
+        bound(&at.inside, &mut read, features);
         let maker = Maker::new(slim, (id, &whole[..kept]), depthwise, ours.of(id), &at).reading(&read, features);
         let aim = Aim::new(&heard[..drawn.fitted * channels], self.metric(&cut));
+        // It always says the same, or nobody minds what it says.
+        if aim.directions == 0 {
+            return None;
+        }
         let target = aim.of(&heard);
 
         let split = drawn.fitted * plane.taps.len();

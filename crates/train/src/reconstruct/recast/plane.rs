@@ -2,6 +2,7 @@
 
 use graph::Op;
 use kernels::Layout;
+use rayon::prelude::*;
 
 use super::Cut;
 use crate::net::conv_shape;
@@ -53,4 +54,10 @@ pub(super) struct Pixels {
     pub(super) pixels: Vec<usize>,
     /// False beyond the border.
     pub(super) inside: Vec<bool>,
+}
+
+/// Makes the rows of `values` (S T, C = `width`) that are not `inside` nothing.
+pub(super) fn bound(inside: &[bool], values: &mut [f32], width: usize) {
+    let outside = values.par_chunks_mut(width).zip(inside).filter(|(_, inside)| !**inside);
+    outside.for_each(|(row, _)| row.fill(0.0));
 }
