@@ -15,6 +15,7 @@ use train::val_nms;
 use crate::detector::Detector;
 use crate::exit::Error;
 use crate::score::score;
+use crate::splits;
 use crate::ui::{self, Column, Table};
 
 /// Training images that scales are found on, unless told otherwise.
@@ -55,7 +56,7 @@ impl Int8<'_> {
     /// Writes the file and measures it.
     ///
     /// # Errors
-    /// The dataset has no images or other classes, or the file cannot be written or run.
+    /// The dataset has no images, or the file cannot be written or run.
     pub fn write(&self, path: &Path) -> miette::Result<Outcome> {
         let imgsz = self.options.imgsz[0];
         let plain = export(self.graph, &self.options)?.len() as u64;
@@ -70,7 +71,13 @@ impl Int8<'_> {
                 ui::warn("the dataset has other classes than the detector; mAP is not measured");
                 0
             }
-            Ok(split) => split.items.len(),
+            Ok(_) => match splits::labelled(self.dataset, "val") {
+                Ok(items) => items.len(),
+                Err(lacking) => {
+                    ui::warn(format_args!("{lacking}; mAP is not measured"));
+                    0
+                }
+            },
             Err(_) => 0,
         };
         let before = match judges {
@@ -98,16 +105,10 @@ impl Int8<'_> {
 
     /// Training images, spread evenly; validation images where the dataset has no others.
     fn items(&self) -> miette::Result<Vec<Item>> {
-        let split = self.dataset.split("train").or_else(|_| {
+        if !self.dataset.splits.contains_key("train") {
             ui::warn("the dataset has no training images; the scales are found on its validation images");
-            self.dataset.split("val")
-        })?;
-        let most = self.images.min(split.items.len());
-        if most == 0 {
-            let what = format!("`{}` has no images to find scales on", self.dataset.path.display());
-            return Err(Error::failed(what, "run `prunella data check` on it to see what is there"));
         }
-        Ok((0..most).map(|i| split.items[i * split.items.len() / most].clone()).collect())
+        Ok(splits::spread(splits::to_calibrate_on(self.dataset)?, self.images))
     }
 
     fn quantize(&self, items: &[Item]) -> miette::Result<Quantized> {

@@ -16,13 +16,12 @@ mod report;
 mod runs;
 mod score;
 mod speed;
+mod splits;
 mod training;
 mod ui;
 
-use clap::Parser;
-
 fn main() -> std::process::ExitCode {
-    let cli = args::Cli::parse();
+    let cli = args::parse();
     ui::set_quiet(cli.global.quiet);
     match commands::run(&cli) {
         Ok(exit) => exit.into(),

@@ -13,6 +13,7 @@ use runtime::Session;
 use train::evaluate::raw;
 use train::net::Infer;
 
+use crate::exit::Error;
 use crate::ui;
 
 /// How far a value of the exported file may be from ours: pixels for boxes, absolute for probabilities. Both sides are
@@ -51,6 +52,13 @@ fn verified(session: &mut Session, graph: &Graph, [h, w]: [usize; 2], n: usize) 
     let (images, shape) = (planar(&pixels, n), [n, 3, h, w]);
     let maps = Infer::new(graph, [h, w])?.run(&pixels, n)?;
     let ours = outputs(graph, &raw(&maps))?;
+    if ours.iter().any(|v| !v.is_finite()) {
+        let what = "what the detector computes overflows, so the file cannot be compared with it";
+        return Err(Error::failed(
+            what,
+            "its weights are damaged or diverged; train it again, or take an earlier checkpoint",
+        ));
+    }
     let refused = match session.verify(&images, shape, &ours, TOLERANCE) {
         Ok(difference) => return Ok(difference),
         Err(refused) => refused,
@@ -66,7 +74,7 @@ fn verified(session: &mut Session, graph: &Graph, [h, w]: [usize; 2], n: usize) 
     }
     let apart = |(a, b): (&f32, &f32)| (a - b).abs();
     let own = ours.iter().zip(&exact).map(apart).fold(0.0, f32::max);
-    if !own.is_finite() || session.verify(&images, shape, &exact, FARTHER * own).is_err() {
+    if session.verify(&images, shape, &exact, FARTHER * own).is_err() {
         return Err(refused.into());
     }
     ui::warn(format_args!(
@@ -117,12 +125,6 @@ fn exact(graph: &Graph, images: &[f32], [_, c, h, w]: [usize; 4]) -> miette::Res
     let maps: Vec<RawMap> =
         data.iter().zip(&shapes).map(|(data, &Shape { c, h, w })| RawMap { n, h, w, c, data }).collect();
     outputs(graph, &maps)
-}
-
-/// The middle of `times`.
-pub fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Bytes (N, H, W, 3) to floats 0..1 (N, 3, H, W).

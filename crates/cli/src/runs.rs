@@ -13,6 +13,12 @@ use crate::{files, ui};
 /// Differing settings that are told one by one.
 const TOLD: usize = 4;
 
+/// What folders of runs are known by.
+const MARKS: [&str; 3] = ["recipe.toml", "compare.toml", "analysis.json"];
+
+/// Kinds of runs that `--resume` goes on with.
+const RESUMED: [&str; 2] = ["train", "compress"];
+
 /// The folder of a run: `asked`, or the first of `runs/<kind>`, `runs/<kind>2`, ... that is not there yet. It exists after.
 ///
 /// # Errors
@@ -24,18 +30,41 @@ pub fn folder(asked: Option<&Path>, kind: &str, resume: bool) -> miette::Result<
         (1..).map(numbered).find(|p| !p.exists()).unwrap_or_else(|| PathBuf::from("runs"))
     };
     let out = asked.map_or_else(fresh, Path::to_path_buf);
-    if !resume && out.join("recipe.toml").exists() {
+    let own = marks(kind);
+    if MARKS.iter().any(|mark| (*mark != own || !resume) && out.join(mark).exists()) {
         let what = format!("`{}` holds another run", out.display());
-        return Err(Error::failed(what, "give another `--out`, or go on with that run with `--resume`"));
+        let help = match out.join(own).exists() && RESUMED.contains(&kind) {
+            true => "give another `--out`, or go on with that run with `--resume`",
+            false => "give another `--out`",
+        };
+        return Err(Error::failed(what, help));
     }
     std::fs::create_dir_all(&out).map_err(|e| Error::io("create", &out, &e))?;
     files::try_folder(&out).map_err(|e| Error::io("write to", &out, &e))?;
     Ok(out)
 }
 
-/// The recipe of the run in `out`, where there is one that is to be gone on with.
-pub fn stored(out: Option<&Path>, resume: bool) -> Option<PathBuf> {
-    out.filter(|_| resume).map(|out| out.join("recipe.toml")).filter(|file| file.is_file())
+/// The file by which a folder is known to hold a run of `kind`.
+fn marks(kind: &str) -> &'static str {
+    match kind {
+        "compare" => "compare.toml",
+        "analyze" => "analysis.json",
+        _ => "recipe.toml",
+    }
+}
+
+/// The recipe of the run in `out` that is to be gone on with; none where one is to begin.
+///
+/// # Errors
+/// There is no run to go on with.
+pub fn stored(out: Option<&Path>, resume: bool) -> miette::Result<Option<PathBuf>> {
+    let Some(out) = out.filter(|_| resume) else { return Ok(None) };
+    let file = out.join("recipe.toml");
+    if !file.is_file() {
+        let what = format!("`{}` holds no run to go on with", out.display());
+        return Err(Error::failed(what, "check the path, or leave out `--resume` to begin one"));
+    }
+    Ok(Some(file))
 }
 
 /// Refuses to go on with the run in `out`, begun with the settings `stored`, where `asked` differ from those.
@@ -93,7 +122,7 @@ pub fn read_toml<T: DeserializeOwned>(path: &Path) -> miette::Result<T> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, &e))?;
     toml::from_str(&text).map_err(|e| {
         let what = format!("`{}` is no recipe: {}", path.display(), e.to_string().trim());
-        Error::failed(what, "a run writes a complete recipe.toml into its folder; start from one of those")
+        Error::failed(what, "`compress` writes a complete recipe.toml into the folder of its run; start from one of those, not one of another command")
     })
 }
 
@@ -123,6 +152,21 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> miette::Result<T> {
 mod tests {
     use super::*;
     use train::TrainConfig;
+
+    #[test]
+    fn a_folder_holds_one_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("run");
+        let told = |found: miette::Result<PathBuf>| found.map_or_else(|e| e.to_string(), |_| String::new());
+        assert!(stored(Some(&out), true).unwrap_err().to_string().contains("no run to go on with"));
+        assert_eq!(stored(Some(&out), false).unwrap(), None);
+        assert_eq!(told(folder(Some(&out), "compress", false)), "");
+        write_json(&out.join("recipe.toml"), &1).unwrap();
+        assert_eq!(told(folder(Some(&out), "compress", true)), "");
+        for (kind, resume) in [("compress", false), ("compare", true), ("analyze", false), ("predict", false)] {
+            assert!(told(folder(Some(&out), kind, resume)).contains("holds another run"), "{kind}");
+        }
+    }
 
     #[test]
     fn other_settings_are_named() {

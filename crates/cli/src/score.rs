@@ -13,7 +13,7 @@ use train::watch::Watch;
 use crate::detector::Detector;
 use crate::exit::Error;
 use crate::training::Counter;
-use crate::ui;
+use crate::{splits, ui};
 
 /// What an evaluation came to.
 pub struct Score {
@@ -31,11 +31,7 @@ pub fn score(
     batch: usize,
     nms: &NmsConfig,
 ) -> miette::Result<Score> {
-    let items = &dataset.split(split)?.items;
-    if items.is_empty() {
-        let what = format!("split `{split}` of `{}` has no images", dataset.path.display());
-        return Err(Error::failed(what, "run `prunella data check` on it to see what is there"));
-    }
+    let items = splits::labelled(dataset, split)?;
     let classes = class_map(&detector.names, dataset)?;
     let config = LoaderConfig {
         size: detector.imgsz as u32,
@@ -67,9 +63,9 @@ impl<'a> Judge<'a> {
     /// A judge of detectors of `family` on images of `imgsz` pixels.
     ///
     /// # Errors
-    /// The dataset has no such split.
+    /// The dataset has no such split, or no box in it.
     pub fn new(dataset: &'a Dataset, split: &str, imgsz: usize, family: Family) -> miette::Result<Self> {
-        let items = &dataset.split(split)?.items[..];
+        let items = splits::labelled(dataset, split)?;
         let mode = Mode::Val(evaluate::fit(family));
         let config = LoaderConfig { size: imgsz as u32, mode, ..LoaderConfig::default() };
         Ok(Self { dataset, items, loader: Loader::new(items, config)?, imgsz })
@@ -85,12 +81,21 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// An error unless `model` knows just the dataset's classes.
-pub fn same_classes(model: &Graph, dataset: &Dataset) -> miette::Result<()> {
-    if model.meta.names == dataset.names {
+/// Gives the classes of `model` the dataset's names, where there are as many and those it has are others altogether: they are the same by
+/// their place then.
+///
+/// # Errors
+/// It has other classes, or the same in another order.
+pub fn by_place(model: &mut Graph, dataset: &Dataset) -> miette::Result<()> {
+    let (own, names) = (&model.meta.names, &dataset.names);
+    if own == names {
         return Ok(());
     }
-    Err(other_classes(&model.meta.names, dataset))
+    if class_map(own, dataset)?.iter().enumerate().any(|(place, &class)| place != class) {
+        return Err(other_classes(own, dataset));
+    }
+    model.meta.names.clone_from(names);
+    Ok(())
 }
 
 /// The detector's classes are not those of the dataset.

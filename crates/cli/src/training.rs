@@ -1,4 +1,4 @@
-//! What `train` and `compress` share: fitting a detector to a dataset, and bars for a training under way.
+//! What commands share that train or judge: fitting a detector to a dataset, warnings about it, and bars for a training under way.
 
 use data::Dataset;
 use graph::{Family, Graph};
@@ -9,15 +9,24 @@ use train::watch::{BatchReport, EpochReport, Watch};
 
 use crate::ui;
 
+/// Classes that are told by name.
+const NAMED: usize = 5;
+
 /// `graph` with a head for the classes of `dataset`, set up for images of `imgsz` pixels.
 pub fn fit(graph: &Graph, dataset: &Dataset, imgsz: usize, seed: u64) -> miette::Result<Graph> {
     let mut start = graph.clone();
     start.meta.imgsz = [imgsz; 2];
-    let fitted = train::fit_classes(&start, &dataset.names, &mut ChaCha8Rng::seed_from_u64(seed))?;
-    if fitted.meta.names != graph.meta.names {
-        ui::note(format_args!("The head now finds {}", dataset.names.join(", ")));
+    Ok(train::fit_classes(&start, &dataset.names, &mut ChaCha8Rng::seed_from_u64(seed))?)
+}
+
+/// Says where the head of `fitted` has other classes than that of `graph`.
+pub fn tell_head(graph: &Graph, fitted: &Graph) {
+    let names = &fitted.meta.names;
+    if graph.meta.names != *names {
+        let more = names.len().saturating_sub(NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        ui::note(format_args!("The head now finds {}{more}", names[..names.len().min(NAMED)].join(", ")));
     }
-    Ok(fitted)
 }
 
 /// Says how many boxes of the dataset training will not see.

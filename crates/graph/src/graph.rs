@@ -11,7 +11,7 @@ const MAX_CHANNELS_IN_ALL: usize = 1 << 22;
 /// Most values of a map (1 GiB), or of what one head of attention compares: more is no detector but a file that lies.
 const MAX_VALUES: usize = 1 << 28;
 /// Longest side of the images a detector was trained on, pixels.
-pub(crate) const MAX_IMGSZ: usize = 1 << 14;
+pub const MAX_IMGSZ: usize = 1 << 14;
 /// Largest factor by which a map is enlarged.
 pub(crate) const MAX_FACTOR: usize = 64;
 /// Largest window of a pool, and most rows or columns that are padded.

@@ -22,7 +22,7 @@ mod tensor;
 mod union_find;
 
 pub use error::{Error, Result};
-pub use graph::{Family, Graph, Meta, Node, NodeId, Shape};
+pub use graph::{Family, Graph, MAX_IMGSZ, Meta, Node, NodeId, Shape};
 pub use op::{
     Act, AnchorHead, AnchorLevel, Attention, BatchNorm, BoxDecode, Conv, DflHead, Extra, Head, MaxPool, Op, YoloxHead,
 };

@@ -215,15 +215,15 @@ impl fmt::Display for Plan {
             ("parameters", self.before.params, self.after.params),
             ("MACs", self.before.macs, self.after.macs),
             ("channels", self.before.channels, self.after.channels),
-            ("bytes", self.before.bytes, self.after.bytes),
+            ("value bytes", self.before.bytes, self.after.bytes),
         ] {
-            writeln!(f, "  {unit:<10} {before:>14} -> {after:>14}  ({:.1} %)", share(after, before))?;
+            writeln!(f, "  {unit:<11} {before:>14} -> {after:>14}  ({:.1} %)", share(after, before))?;
         }
         if self.before.nanos > 0 {
             let ms = |nanos: u64| nanos as f64 / 1e6;
             let (before, after) = (self.before.nanos, self.after.nanos);
             let (from, to) = (ms(before), ms(after));
-            writeln!(f, "  {:<10} {from:>14.3} -> {to:>14.3}  ({:.1} %)", "ms", share(after, before))?;
+            writeln!(f, "  {:<11} {from:>14.3} -> {to:>14.3}  ({:.1} %)", "ms", share(after, before))?;
         }
         match self.stop {
             Stop::Met | Stop::Given => {}

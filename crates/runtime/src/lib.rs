@@ -6,4 +6,4 @@ mod stopwatch;
 
 pub use error::{Error, Result};
 pub use session::{Output, Session};
-pub use stopwatch::{Stopwatch, Timed};
+pub use stopwatch::{Stopwatch, Timed, median};

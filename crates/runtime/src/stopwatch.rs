@@ -89,15 +89,16 @@ impl Stopwatch {
         for _ in 0..rounds {
             for (model, turns) in models.iter().zip(&mut turns) {
                 let times = (0..runs).map(|_| self.run(model)).collect::<Result<Vec<_>>>()?;
-                turns.push(middle(times));
+                turns.push(median(times));
                 turned();
             }
         }
-        Ok(turns.into_iter().map(middle).collect())
+        Ok(turns.into_iter().map(median).collect())
     }
 }
 
-fn middle(mut times: Vec<f64>) -> f64 {
+/// The middle of `times`; NaN of none.
+pub fn median(mut times: Vec<f64>) -> f64 {
     times.sort_by(f64::total_cmp);
     times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
 }

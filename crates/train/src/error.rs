@@ -26,6 +26,10 @@ pub enum Error {
     #[error("the loss became {value} in epoch {epoch}, batch {batch}")]
     #[diagnostic(help("lower `--lr0`; the last checkpoint is that of the epoch before"))]
     Diverged { value: f32, epoch: usize, batch: usize },
+    /// A setting makes no sense.
+    #[error("`{name}` is {value}, which is not {range}")]
+    #[diagnostic(help("correct it in the recipe, or leave it out for its default"))]
+    Setting { name: &'static str, value: f64, range: &'static str },
     /// Model and dataset do not go together.
     #[error("{what}")]
     Mismatch {

@@ -90,6 +90,62 @@ impl TrainConfig {
         }
     }
 
+    /// Refuses values that make no sense.
+    ///
+    /// # Errors
+    /// One is not in its range, or not a number.
+    pub fn check(&self) -> Result<()> {
+        let (above, least) = (|v: f32| v > 0.0 && v.is_finite(), |v: f32| v >= 0.0 && v.is_finite());
+        let share = |v: f32| (0.0..1.0).contains(&v);
+        const POSITIVE: &str = "above 0";
+        const NOT_NEGATIVE: &str = "at least 0";
+        const SHARE: &str = "at least 0 and below 1";
+        let Self { optimizer, schedule, .. } = self;
+        let (gain, beta2, eps) = match optimizer.kind {
+            OptimKind::Sgd { .. } => (1.0, 0.0, 1.0),
+            OptimKind::AdamW { beta2, eps } => (1.0, beta2, eps),
+            OptimKind::Muon { gain, beta2, eps } => (gain, beta2, eps),
+        };
+        let settings = [
+            ("batch", self.batch as f32, self.batch > 0, POSITIVE),
+            ("imgsz", self.imgsz as f32, self.imgsz > 0, POSITIVE),
+            ("nominal_batch", self.nominal_batch as f32, self.nominal_batch > 0, POSITIVE),
+            ("workers", self.workers as f32, self.workers > 0, POSITIVE),
+            ("distill", self.distill, least(self.distill), NOT_NEGATIVE),
+            ("boxes", self.boxes, above(self.boxes), POSITIVE),
+            ("anchor_t", self.anchor_t, self.anchor_t >= 1.0 && self.anchor_t.is_finite(), "at least 1"),
+            ("weight_decay", optimizer.weight_decay, least(optimizer.weight_decay), NOT_NEGATIVE),
+            ("gain", gain, above(gain), POSITIVE),
+            ("beta2", beta2, share(beta2), SHARE),
+            ("eps", eps, above(eps), POSITIVE),
+            ("lr0", schedule.lr0, above(schedule.lr0), POSITIVE),
+            ("lrf", schedule.lrf, least(schedule.lrf), NOT_NEGATIVE),
+            ("momentum", schedule.momentum, share(schedule.momentum), SHARE),
+            ("warmup_momentum", schedule.warmup_momentum, share(schedule.warmup_momentum), SHARE),
+            ("warmup_epochs", schedule.warmup_epochs, least(schedule.warmup_epochs), NOT_NEGATIVE),
+            ("warmup_bias_lr", schedule.warmup_bias_lr, least(schedule.warmup_bias_lr), NOT_NEGATIVE),
+            ("decay", self.ema.decay as f32, (0.0..1.0).contains(&self.ema.decay), SHARE),
+            ("tau", self.ema.tau as f32, self.ema.tau > 0.0 && self.ema.tau.is_finite(), POSITIVE),
+        ];
+        match settings.into_iter().find(|(_, _, good, _)| !good) {
+            Some((name, value, _, range)) => Err(Error::Setting { name, value: f64::from(value), range }),
+            None => Ok(()),
+        }
+    }
+
+    /// The same, and refuses sparse training of `start` on `images` images that cannot get where it shall.
+    ///
+    /// # Errors
+    /// See [`TrainConfig::check`] and [`Sparsifier::new`].
+    pub fn check_for(&self, start: &Graph, images: usize) -> Result<()> {
+        self.check()?;
+        if let Some(sparse) = &self.sparse {
+            let schedule = schedule(self, &Progress::default(), images.div_ceil(self.batch));
+            Sparsifier::new(sparse.clone(), start, prunable_gammas(&Coupling::of(start)?), schedule.travel())?;
+        }
+        Ok(())
+    }
+
     /// First of the epochs without mosaics, from 0.
     fn closing(&self) -> usize {
         self.epochs - self.close_mosaic.min(self.epochs * 2 / 5)
@@ -189,6 +245,7 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn new(task: &'a Task<'a>, config: &'a TrainConfig) -> Result<Self> {
+        config.check()?;
         let first = task.start.for_training();
         let (head, _) = first.head()?;
         if head.classes() != task.dataset.names.len() {

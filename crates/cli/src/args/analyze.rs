@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::value::{positive, share_to_remove};
+use super::value::{positive, share_within};
 use super::{DataArgs, ModelArgs};
 
 /// Arguments of `analyze`.
@@ -15,7 +15,7 @@ pub struct Analyze {
     #[command(flatten)]
     pub data: DataArgs,
     /// Share of its channels taken from each group in turn
-    #[arg(long, default_value = "0.5", value_name = "SHARE", value_parser = share_to_remove)]
+    #[arg(long, default_value = "0.5", value_name = "SHARE", value_parser = share_within)]
     pub rate: f64,
     /// Part of the dataset accuracy is measured on
     #[arg(long, default_value = "val", value_name = "NAME")]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::value::positive;
+use super::value::{batch, positive, runs};
 use super::{DataForm, ModelArgs, Optimizer};
 
 /// `bench` and its commands.
@@ -25,10 +25,10 @@ pub struct BenchInfer {
     #[arg(long, value_name = "PIXELS", value_parser = positive)]
     pub imgsz: Option<usize>,
     /// Images at a time
-    #[arg(long, short, default_value = "1", value_name = "N", value_parser = positive)]
+    #[arg(long, short, default_value = "1", value_name = "N", value_parser = batch)]
     pub batch: usize,
     /// Timed runs
-    #[arg(long, default_value = "20", value_name = "N", value_parser = positive)]
+    #[arg(long, default_value = "20", value_name = "N", value_parser = runs)]
     pub runs: usize,
     /// Print JSON
     #[arg(long)]
@@ -44,13 +44,13 @@ pub struct BenchTrain {
     #[arg(long, default_value = "320", value_name = "PIXELS", value_parser = positive)]
     pub imgsz: usize,
     /// Images a step
-    #[arg(long, short, default_value = "8", value_name = "N", value_parser = positive)]
+    #[arg(long, short, default_value = "8", value_name = "N", value_parser = batch)]
     pub batch: usize,
     /// How weights follow gradients
     #[arg(long, default_value = "muon", value_enum)]
     pub optimizer: Optimizer,
     /// Timed steps on made-up images
-    #[arg(long, default_value = "10", value_name = "N", value_parser = positive, conflicts_with = "data")]
+    #[arg(long, default_value = "10", value_name = "N", value_parser = runs, conflicts_with = "data")]
     pub steps: usize,
     /// Time one epoch of this dataset's training images instead, loader included
     #[arg(long, short, value_name = "PATH")]

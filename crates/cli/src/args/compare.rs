@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::value::{positive, share_to_keep};
+use super::value::{batch, positive, share_to_keep};
 use super::{DataArgs, ModelArgs};
 use crate::pipeline::{METHODS, Method};
 
@@ -31,7 +31,7 @@ pub struct Compare {
     #[arg(long, short, default_value = "25", value_name = "N", value_parser = positive)]
     pub epochs: usize,
     /// Images a batch, at most: where that leaves few steps, batches are smaller
-    #[arg(long, short, default_value = "16", value_name = "N", value_parser = positive)]
+    #[arg(long, short, default_value = "16", value_name = "N", value_parser = batch)]
     pub batch: usize,
     /// Runs at a time, each with its share of the threads: small detectors train faster side by side
     #[arg(long, default_value = "1", value_name = "N", value_parser = positive)]

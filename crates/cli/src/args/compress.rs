@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 
 use prune::{Amount, Multiple};
 
-use super::value::{bytes, latency, multiple, positive, rate, share, share_to_keep, share_to_remove};
+use super::value::{batch, bytes, latency, multiple, positive, rate, share, share_to_keep, share_to_remove};
 use super::{DataForm, ModelArgs, Optimizer};
 
 /// How small it has to become. Where several are given, all must be met.
@@ -104,7 +104,7 @@ pub struct Prune {
     #[arg(long, value_name = "SHARE", value_parser = share)]
     pub similarity_share: Option<f64>,
     /// Who stands in for a removed channel in the similarity stage
-    #[arg(long, default_value = "span", value_enum)]
+    #[arg(long, default_value = "span", value_enum, requires = "data")]
     pub similarity: SimilarityMode,
     /// Images to cut by, 64 to 256 of the detector's kind: any folder of them, or a dataset; no labels are looked at
     #[arg(long, short, value_name = "PATH")]
@@ -167,7 +167,7 @@ pub struct Compress {
     #[arg(long, value_name = "N")]
     pub sparse_epochs: Option<usize>,
     /// Images a batch, at most: where that leaves few steps, batches are smaller [default: 16]
-    #[arg(long, short, value_name = "N", value_parser = positive)]
+    #[arg(long, short, value_name = "N", value_parser = batch)]
     pub batch: Option<usize>,
     /// How weights follow gradients; sparse training keeps to sgd [default: muon]
     #[arg(long, value_enum)]

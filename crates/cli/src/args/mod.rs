@@ -13,7 +13,7 @@ mod value;
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use graph::Graph;
 use graph::format::{LoadOptions, load};
 
@@ -35,6 +35,18 @@ pub struct Cli {
     pub global: Global,
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// The command line, or the end of the program with what is wrong with it.
+pub fn parse() -> Cli {
+    let parsed = Cli::from_arg_matches(&taking_negatives(Cli::command()).get_matches());
+    parsed.unwrap_or_else(|error| error.format(&mut Cli::command()).exit())
+}
+
+/// `command`, whose values may begin with a minus: which numbers are right is what the values' own parsers say best.
+fn taking_negatives(command: clap::Command) -> clap::Command {
+    let numbers = |arg: clap::Arg| if arg.get_action().takes_values() { arg.allow_negative_numbers(true) } else { arg };
+    command.mut_args(numbers).mut_subcommands(taking_negatives)
 }
 
 /// Options every command takes.
@@ -155,10 +167,21 @@ pub struct DataCheck {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use super::*;
 
     #[test]
     fn arguments_are_well_formed() {
-        super::Cli::command().debug_assert();
+        taking_negatives(Cli::command()).debug_assert();
+    }
+
+    #[test]
+    fn a_negative_number_is_told_what_would_have_been_right() {
+        let told = |text: &str| {
+            let parsed = taking_negatives(Cli::command()).try_get_matches_from(format!("prunella {text}").split(' '));
+            parsed.map_or_else(|error| error.to_string(), |_| String::new())
+        };
+        assert!(told("prune -m a.pt --macs -0.5 --dry-run").contains("not a share above 0"));
+        assert!(told("train -m a.pt -d b --imgsz -1").contains("not a whole number of at least 1"));
+        assert_eq!(told("train -m a.pt -d b --imgsz 64"), "");
     }
 }

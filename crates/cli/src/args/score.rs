@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use super::value::{positive, share};
+use super::value::{batch, positive, share};
 use super::{DataArgs, DataForm, ModelArgs};
 use crate::files;
 
@@ -35,7 +35,7 @@ pub struct Val {
     #[arg(long, default_value = "0.6", value_name = "IOU", value_parser = share)]
     pub iou: f64,
     /// Images at a time
-    #[arg(long, short, default_value = "8", value_name = "N", value_parser = positive)]
+    #[arg(long, short, default_value = "8", value_name = "N", value_parser = batch)]
     pub batch: usize,
     /// Print JSON
     #[arg(long)]
@@ -94,7 +94,7 @@ pub struct Export {
     #[command(flatten)]
     pub form: DataForm,
     /// Images that show --int8 what the maps hold
-    #[arg(long, default_value_t = crate::int8::CALIBRATION_IMAGES, value_name = "N", value_parser = positive)]
+    #[arg(long, default_value_t = crate::int8::CALIBRATION_IMAGES, value_name = "N", value_parser = positive, requires = "int8")]
     pub calibration_images: usize,
     /// File to write [default: the model's name with the format's extension, with --int8 NAME-int8.onnx]
     #[arg(long, short, value_name = "FILE")]
@@ -113,7 +113,7 @@ pub enum ExportFormat {
     Safetensors,
     /// .cfg, .weights and .names, for detectors of Darknet's families.
     Darknet,
-    /// The checkpoint of the family's own Python package, for YOLOv5, YOLOv8 and YOLO11.
+    /// The checkpoint of the detector's own Python package, for YOLOv5 and the families from YOLOv6 to YOLO26 (not YOLOv9e).
     Pt,
 }
 

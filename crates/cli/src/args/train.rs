@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::value::{positive, rate, share_to_remove};
+use super::value::{batch, positive, rate, share_within};
 use super::{DataArgs, ModelArgs};
 
 /// Arguments of `train`.
@@ -20,8 +20,8 @@ pub struct Train {
     /// Times every image is seen [default: 100]
     #[arg(long, short, value_name = "N", value_parser = positive)]
     pub epochs: Option<usize>,
-    /// Images a step [default: 16]
-    #[arg(long, short, value_name = "N", value_parser = positive)]
+    /// Images a batch; the optimiser steps about every 64 images [default: 16]
+    #[arg(long, short, value_name = "N", value_parser = batch)]
     pub batch: Option<usize>,
     /// How weights follow gradients [default: muon; sgd with --sparse]
     #[arg(long, value_enum)]
@@ -33,7 +33,7 @@ pub struct Train {
     #[arg(long, value_name = "SHARE", value_parser = rate)]
     pub lrf: Option<f64>,
     /// Sparse training: drive this share of the prunable BatchNorm scales to zero
-    #[arg(long, value_name = "SHARE", value_parser = share_to_remove)]
+    #[arg(long, value_name = "SHARE", value_parser = share_within)]
     pub sparse: Option<f64>,
     /// Seed of all randomness [default: 0]
     #[arg(long, value_name = "N")]

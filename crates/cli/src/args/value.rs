@@ -13,6 +13,16 @@ pub fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A number of images at a time. Far more than memory holds are a slip of the hand.
+pub fn batch(text: &str) -> Result<usize, String> {
+    positive(text).ok().filter(|n| *n <= 4096).ok_or_else(|| "not a whole number from 1 to 4096".into())
+}
+
+/// How often something is timed.
+pub fn runs(text: &str) -> Result<usize, String> {
+    positive(text).ok().filter(|n| *n <= 1_000_000).ok_or_else(|| "not a whole number from 1 to 1000000".into())
+}
+
 /// A number of threads. Far more than any machine has cores take minutes to start and then get in each other's way.
 pub fn threads(text: &str) -> Result<usize, String> {
     positive(text).ok().filter(|n| *n <= 1024).ok_or_else(|| "not a whole number from 1 to 1024".into())
@@ -30,6 +40,11 @@ pub fn share_to_remove(text: &str) -> Result<f64, String> {
     number(text)
         .filter(|v| (0.0..1.0).contains(v))
         .ok_or_else(|| "not a share of at least 0 and below 1, such as 0.5".into())
+}
+
+/// A share in (0, 1).
+pub fn share_within(text: &str) -> Result<f64, String> {
+    share_to_remove(text).ok().filter(|v| *v > 0.0).ok_or_else(|| "not a share above 0 and below 1, such as 0.5".into())
 }
 
 /// A share in [0, 1].
@@ -141,7 +156,9 @@ mod tests {
         assert!(share_to_keep("0").is_err() && share_to_keep("50").is_err() && share_to_keep("nan").is_err());
         assert_eq!(share_to_remove("0"), Ok(0.0));
         assert!(share_to_remove("1").is_err() && share_to_remove("inf").is_err());
+        assert!(share_within("0").is_err() && share_within("1").is_err() && share_within("0.5") == Ok(0.5));
         assert!(rate("0").is_err() && rate("1e-3").is_ok());
+        assert!(batch("4096") == Ok(4096) && batch("4097").is_err() && runs("1000001").is_err());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::detector::image_size;
 use crate::exit::Exit;
 use crate::pipeline::cut::{CALIBRATION_IMAGES, Calibration};
 use crate::report::analysis::{Analysis, Group, render, table};
-use crate::score::{Judge, same_classes};
+use crate::score::{Judge, by_place};
 use crate::training::{tell_skipped, tell_split};
 use crate::{runs, ui};
 
@@ -19,7 +19,7 @@ pub fn run(args: &Analyze) -> miette::Result<Exit> {
     let dataset = args.data.open()?;
     tell_skipped(&dataset);
     tell_split(&dataset, &args.split);
-    same_classes(&model, &dataset)?;
+    by_place(&mut model, &dataset)?;
     let imgsz = image_size(&model, args.imgsz)?;
     model.meta.imgsz = [imgsz; 2];
     let calibration = Calibration::new(&dataset, imgsz, CALIBRATION_IMAGES, args.seed);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use graph::format::{LoadOptions, load};
 use graph::{Conv, Family, Graph, Head, Node, NodeId, Op, cost};
-use prune::Coupling;
+use prune::{Class, Coupling};
 use serde::Serialize;
 
 use crate::args::{Info, load_model};
@@ -80,7 +80,7 @@ struct Summary {
     macs: u64,
     /// 2e-9 times `macs`, as YOLO users quote it.
     gflops: f64,
-    /// Channel classes that may be removed, of how many.
+    /// Outputs of convolutions that may be removed, of how many: what `--rate` is a share of.
     prunable_channels: usize,
     channels: usize,
     #[serde(flatten)]
@@ -137,6 +137,9 @@ impl Summary {
             layer.macs += costs[id].macs;
         }
         let total = cost::total(graph, imgsz)?;
+        let members = |free: fn(&Class) -> bool| {
+            coupling.classes.iter().filter(|class| free(class)).map(|class| class.members.len()).sum()
+        };
         Ok(Self {
             family: graph.meta.family,
             recognised: family::name(graph),
@@ -146,8 +149,8 @@ impl Summary {
             params: total.params,
             macs: total.macs,
             gflops: 2e-9 * total.macs as f64,
-            prunable_channels: coupling.classes.iter().filter(|c| c.pinned.is_none()).count(),
-            channels: coupling.classes.len(),
+            prunable_channels: members(|class| class.pinned.is_none()),
+            channels: members(|_| true),
             files,
             layers,
         })

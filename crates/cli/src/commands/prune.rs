@@ -14,7 +14,7 @@ use crate::detector::image_size;
 use crate::exit::{Error, Exit};
 use crate::pipeline::cut::{CALIBRATION_IMAGES, Calibration, Cut, Outcome};
 use crate::pipeline::{Goal, Trials, search};
-use crate::score::{Judge, same_classes};
+use crate::score::{Judge, by_place};
 use crate::speed::Speed;
 use crate::training::{Counter, tell_split};
 use crate::{files, ui};
@@ -42,6 +42,9 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
         Some(path) => Some(answers::open(path, &args.form.options(), &model.meta.names)?),
         None => None,
     };
+    if let (Some(_), Some(dataset)) = (args.budget.max_drop, &dataset) {
+        by_place(&mut model, dataset)?;
+    }
     let imgsz = model.meta.imgsz[0];
     let calibration = dataset.as_ref().map(|dataset| Calibration::new(dataset, imgsz, CALIBRATION_IMAGES, args.seed));
     match &calibration {
@@ -79,6 +82,7 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
         budget.macs = Some(job.largest_cut(judged_by, max_drop)?);
     }
     let mut goal = Goal::new(&budget, &model, speed.map(|s| Arc::new(s.latency)))?;
+    goal.within_reach(job.cut())?;
     let outcome = job.cut().at_once(&model, &mut goal, calibration.as_ref())?;
     show(&outcome, args.json);
     if let Some(out) = args.out.as_ref().filter(|_| !args.dry_run) {
@@ -115,7 +119,6 @@ impl Job<'_> {
 
     /// The share of the multiply-accumulates to keep so that mAP50-95 on `val` falls by no more than `max_drop`.
     fn largest_cut(&self, dataset: &Dataset, max_drop: f64) -> miette::Result<f64> {
-        same_classes(self.model, dataset)?;
         tell_split(dataset, "val");
         let judge = Judge::new(dataset, "val", self.model.meta.imgsz[0], self.model.meta.family)?;
         let score = |graph: &Graph| judge.score(graph, &mut Counter::default()).map(|map| map.map50_95);

@@ -12,8 +12,8 @@ use crate::args::{Optimizer, Train};
 use crate::detector::image_size;
 use crate::exit::Exit;
 use crate::pipeline::cut::{CALIBRATION_IMAGES, Calibration};
-use crate::training::{Bars, fit, tell_loss, tell_skipped, tell_split};
-use crate::{files, runs, ui};
+use crate::training::{Bars, fit, tell_head, tell_loss, tell_skipped, tell_split};
+use crate::{files, runs, splits, ui};
 
 /// What a run does, from which detector, on which data: its recipe.toml.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -27,7 +27,7 @@ struct Recipe {
 
 /// Runs the command.
 pub fn run(args: &Train) -> miette::Result<Exit> {
-    let mut recipe = match runs::stored(args.out.as_deref(), args.resume) {
+    let mut recipe = match runs::stored(args.out.as_deref(), args.resume)? {
         Some(file) => resumed(&file, args)?,
         None => fresh(args),
     };
@@ -40,7 +40,11 @@ pub fn run(args: &Train) -> miette::Result<Exit> {
     let (imgsz, seed) = (config.imgsz, config.seed);
     let calibration = Calibration::new(&dataset, imgsz, CALIBRATION_IMAGES, seed);
     let start = fit(&calibration.unfold(&model)?, &dataset, imgsz, seed)?;
+    tell_head(&model, &start);
     tell_loss(&start);
+    splits::labelled(&dataset, "val")?;
+    let images = splits::labelled(&dataset, "train")?.len();
+    recipe.config.check_for(&start.for_training(), images)?;
     let out = runs::folder(args.out.as_deref(), "train", args.resume)?;
     runs::write_toml(&out.join("recipe.toml"), &recipe)?;
     let task = Task { start: &start, dataset: &dataset, teacher: None, standing: None, out: &out, resume: args.resume };
@@ -56,7 +60,7 @@ pub fn run(args: &Train) -> miette::Result<Exit> {
 fn fresh(args: &Train) -> Recipe {
     // The proximal steps of sparse training are set up for SGD's rates.
     let usual = if args.sparse.is_some() { Optimizer::Sgd } else { Optimizer::Muon };
-    let config = recipe(args.optimizer.unwrap_or(usual), None, None);
+    let config = recipe(args.optimizer.unwrap_or(usual));
     over(Recipe { config: TrainConfig { epochs: 100, imgsz: 0, ..config }, ..Recipe::default() }, args)
 }
 
@@ -93,9 +97,9 @@ fn over(recipe: Recipe, args: &Train) -> Recipe {
 
 /// `config` with what is asked for of its optimiser and rates. One that it follows already keeps its settings.
 pub fn follow(config: &mut TrainConfig, optimizer: Option<Optimizer>, lr0: Option<f64>, lrf: Option<f64>) {
-    let asked = optimizer.map(|optimizer| recipe(optimizer, None, None));
-    if let Some(other) =
-        asked.filter(|other| discriminant(&other.optimizer.kind) != discriminant(&config.optimizer.kind))
+    if let Some(other) = optimizer
+        .map(recipe)
+        .filter(|other| discriminant(&other.optimizer.kind) != discriminant(&config.optimizer.kind))
     {
         config.optimizer = other.optimizer;
         config.schedule = other.schedule;
@@ -105,9 +109,9 @@ pub fn follow(config: &mut TrainConfig, optimizer: Option<Optimizer>, lr0: Optio
     config.schedule.lrf = lrf.map_or(config.schedule.lrf, |v| v as f32);
 }
 
-/// The recipe of `optimizer`, with other rates where they are given.
-pub fn recipe(optimizer: Optimizer, lr0: Option<f64>, lrf: Option<f64>) -> TrainConfig {
-    let mut config = match optimizer {
+/// The recipe of `optimizer`.
+pub fn recipe(optimizer: Optimizer) -> TrainConfig {
+    match optimizer {
         Optimizer::Muon => TrainConfig::default(),
         Optimizer::Sgd => TrainConfig::yolov5(),
         Optimizer::Adamw => {
@@ -115,7 +119,5 @@ pub fn recipe(optimizer: Optimizer, lr0: Option<f64>, lrf: Option<f64>) -> Train
             config.optimizer.kind = OptimKind::adamw();
             config
         }
-    };
-    follow(&mut config, None, lr0, lrf);
-    config
+    }
 }

@@ -10,7 +10,7 @@ use graph::Graph;
 
 use crate::args::load_model;
 use crate::exit::{Error, Exit};
-use crate::ui;
+use crate::{files, ui};
 
 /// Images of one size in, boxes in pixels of that size out.
 pub struct Detector {
@@ -33,7 +33,7 @@ enum Engine {
 impl Detector {
     /// Reads a detector and readies it for images of `imgsz` pixels, or of the size it was trained at.
     pub fn open(model: &Path, weights: Option<&Path>, imgsz: Option<usize>) -> miette::Result<Self> {
-        if weights.is_none() && model.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx")) {
+        if weights.is_none() && files::ends_in(model, "onnx") {
             match exported::Exported::open(model, imgsz) {
                 Ok(exported) => {
                     let (names, imgsz) = (exported.names().to_vec(), exported.imgsz());
@@ -81,10 +81,20 @@ impl Detector {
 /// The side of the square images to run `graph` on: what was asked for, else what it was trained at.
 ///
 /// # Errors
-/// The largest stride of the head does not divide it.
+/// The largest stride of the head does not divide it, or it is too large.
 pub fn image_size(graph: &Graph, asked: Option<usize>) -> miette::Result<usize> {
     let own = graph.meta.imgsz[0].max(graph.meta.imgsz[1]);
     let size = asked.unwrap_or(own);
+    if asked.is_none() && graph.meta.imgsz != [own; 2] {
+        let [h, w] = graph.meta.imgsz;
+        ui::warn(format_args!("this detector is made for images of {h}×{w}; here they are squares of {own}"));
+    }
+    if size > graph::MAX_IMGSZ {
+        return Err(Error::usage(
+            format!("`--imgsz {size}` is more than the {} pixels a side that are handled", graph::MAX_IMGSZ),
+            "detectors are made for 320 to 1280",
+        ));
+    }
     let (head, _) = graph.head()?;
     whole_cells(size, head.strides().into_iter().max().unwrap_or(1))
 }

@@ -17,8 +17,7 @@ use train::reconstruct::{self, Reconstructed, Reconstruction};
 use train::unfold;
 
 use super::Goal;
-use crate::exit::Error;
-use crate::ui;
+use crate::{splits, ui};
 
 /// Images statistics are taken from where no recipe says how many.
 pub const CALIBRATION_IMAGES: usize = 256;
@@ -30,7 +29,7 @@ const RECALIBRATED_ON: usize = 1024;
 pub struct Calibration<'a> {
     pub dataset: &'a Dataset,
     pub imgsz: usize,
-    /// How many images at most, spread evenly over the split: datasets often come sorted.
+    /// How many images at most, spread evenly over the split.
     pub images: usize,
     pub seed: u64,
     /// What was measured last: reconstruction asks where the detector minds what stage 2 has asked for, a search for the largest cut
@@ -59,9 +58,7 @@ impl<'a> Calibration<'a> {
 
     /// In an order of their own: the first of them are looked at longest.
     fn items(&self) -> miette::Result<Vec<Item>> {
-        let all = &self.dataset.split("train").or_else(|_| self.dataset.split("val"))?.items;
-        let most = self.images.min(all.len());
-        let mut items: Vec<Item> = (0..most).map(|i| all[i * all.len() / most].clone()).collect();
+        let mut items = splits::spread(splits::to_calibrate_on(self.dataset)?, self.images);
         items.shuffle(&mut ChaCha8Rng::seed_from_u64(self.seed));
         Ok(items)
     }
@@ -248,10 +245,6 @@ impl<'a> Calibration<'a> {
             let batch = batch?;
             images.data.extend_from_slice(&batch.images);
             images.n += batch.n;
-        }
-        if images.n == 0 {
-            let what = format!("`{}` has no images to calibrate on", self.dataset.path.display());
-            return Err(Error::failed(what, "run `prunella data check` on it to see what is there"));
         }
         Ok(images)
     }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use graph::Graph;
 use graph::format::to_bytes;
 use prune::budget::Limit;
-use prune::{Amount, Budget, Coupling, Latency, Plan, Size, Target, surgery};
+use prune::{Amount, Budget, Coupling, Criterion, Importance, Latency, Plan, Size, Target, surgery};
 
+use super::cut::{Cut, apply, by_importance};
 use crate::exit::Error;
 use crate::report::TargetRow;
 use crate::speed::{WHOLE_TURNS, side_by_side};
@@ -16,7 +17,7 @@ use crate::ui;
 /// A prediction of time that is further off than this share is worth a warning.
 const CLOSE: f64 = 0.1;
 
-/// A plan that comes out further from the time it was made for than this share is made again, so often at most.
+/// A plan that comes out further from the time or the file it was made for than this share is made again, so often at most.
 const EXACT: f64 = 0.02;
 const AGAIN: usize = 3;
 
@@ -38,7 +39,7 @@ impl Goal {
     /// The budget names no limit or one out of its range, or a file no detector fits.
     pub fn new(budget: &Budget, reference: &Graph, latency: Option<Arc<Latency>>) -> miette::Result<Self> {
         let size = Size::timed(reference, &Coupling::of(reference)?, latency.as_deref())?;
-        let file = to_bytes(reference, Path::new("(dense)"))?.len() as u64;
+        let file = file(reference)?;
         let header = file.saturating_sub(size.bytes);
         let asked_for = *budget;
         let mut budget = asked_for;
@@ -65,9 +66,31 @@ impl Goal {
         Ok(Self { target, budget: asked_for, dense: reference.clone(), header })
     }
 
-    /// `graph` in the units of the goal.
+    /// `graph` in the units of the goal. A header shorter than the dense detector's is so many bytes less.
     pub fn size(&self, graph: &Graph) -> miette::Result<Size> {
-        Ok(Size::timed(graph, &Coupling::of(graph)?, self.target.latency.as_deref())?)
+        let size = Size::timed(graph, &Coupling::of(graph)?, self.target.latency.as_deref())?;
+        match self.target.bytes {
+            Some(_) => Ok(Size { bytes: file(graph)?.saturating_sub(self.header), ..size }),
+            None => Ok(size),
+        }
+    }
+
+    /// Refuses a budget that `cut` cannot meet, before anything is trained: what is left when every branch and every channel
+    /// that may go has gone is too large.
+    ///
+    /// # Errors
+    /// It cannot be met; the error says what could be.
+    pub fn within_reach(&self, cut: Cut) -> miette::Result<()> {
+        let by_similarity = cut.similarity_share > 0.0;
+        let limits = if by_similarity { cut.similarity.limits } else { cut.importance.limits };
+        let branches = match by_similarity && cut.similarity.shortcuts {
+            true => self.dense.residual_branches(),
+            false => vec![],
+        };
+        let bare = self.dense.without_branches(&branches);
+        let all = Importance { criterion: Criterion::L1Filter, limits, ..Importance::default() };
+        let plan = by_importance(&bare, &all, None)?(&self.target)?;
+        self.must_meet(&apply(&bare, &plan)?)
     }
 
     /// True where `graph` is small and fast enough.
@@ -96,7 +119,39 @@ impl Goal {
             aimed.latency = Some(Arc::new(corrected));
             made = plan(&aimed)?;
         }
-        self.target.latency = aimed.latency;
+        self.target.latency.clone_from(&aimed.latency);
+        self.filled(aimed, graph, made, plan)
+    }
+
+    /// `made` or, where branches that went leave less for a file to describe, what `plan` makes of the bytes that frees.
+    fn filled(
+        &self,
+        mut aimed: Target,
+        graph: &Graph,
+        mut made: Plan,
+        plan: impl Fn(&Target) -> miette::Result<Plan>,
+    ) -> miette::Result<Plan> {
+        let Some(limit) = self.target.bytes else { return Ok(made) };
+        let whole = limit + self.header;
+        let mut left = surgery::apply(graph, &made)?;
+        // With more room a branch may stay, and is described again.
+        let mut too_much = None;
+        for _ in 0..AGAIN {
+            let values = Size::of(&left, &Coupling::of(&left)?)?.bytes;
+            let free = whole.saturating_sub(file(&left)?);
+            let next = too_much.map_or(values + free, |much: u64| values + much.saturating_sub(values) / 2);
+            if next <= aimed.bytes.unwrap_or(limit) || (free as f64) < EXACT * whole as f64 {
+                break;
+            }
+            let tried = plan(&Target { bytes: Some(next), ..aimed.clone() })?;
+            let slim = surgery::apply(graph, &tried)?;
+            if file(&slim)? > whole {
+                too_much = Some(next);
+                continue;
+            }
+            aimed.bytes = Some(next);
+            (made, left) = (tried, slim);
+        }
         Ok(made)
     }
 
@@ -135,7 +190,7 @@ impl Goal {
             return Ok(());
         }
         let what = format!(
-            "the budget cannot be met: with every layer down to the channels it has to keep, {} is the least there is",
+            "the budget cannot be met: with every layer down to the channels it has to keep, it comes to {}",
             missed.join(", ")
         );
         Err(Error::failed(what, "keep more, or allow narrower layers with a smaller `--min-channels` or `--multiple`"))
@@ -183,11 +238,9 @@ impl Goal {
         for limit in self.target.limits(size) {
             match limit.unit {
                 "bytes" => {
-                    let file =
-                        |graph: &Graph| Ok::<_, graph::Error>(to_bytes(graph, Path::new("(slim)"))?.len() as f64);
                     let whole = |values: u64| (values + self.header) as f64;
-                    let dense = file(&self.dense)?;
-                    rows.push(row("file", "bytes", [whole(limit.limit), whole(limit.now), file(slim)?], [dense; 2]));
+                    let figures = [whole(limit.limit), whole(limit.now), file(slim)? as f64];
+                    rows.push(row("file", "bytes", figures, [file(&self.dense)? as f64; 2]));
                 }
                 "latency" => {
                     let ms = self.times(slim)?;
@@ -203,6 +256,11 @@ impl Goal {
     }
 }
 
+/// Bytes of the native file of `graph`.
+fn file(graph: &Graph) -> miette::Result<u64> {
+    Ok(to_bytes(graph, Path::new("(detector)"))?.len() as u64)
+}
+
 /// Says how a prediction came out.
 fn tell(row: &TargetRow) {
     let value = |v: f64| if row.unit == "bytes" { ui::bytes(v as u64) } else { format!("{v:.2} {}", row.unit) };
@@ -214,6 +272,10 @@ fn tell(row: &TargetRow) {
         value(row.measured),
         value(row.dense)
     ));
+    // A file is what it is.
+    if row.unit == "bytes" {
+        return;
+    }
     let (pace, off) = (row.pace() - 1.0, row.off());
     let percent = |share: f64| format!("{:.0} %", 100.0 * share.abs());
     if pace.abs() > CLOSE {

@@ -20,9 +20,10 @@ impl Method {
         METHODS.iter().find(|m| m.name == name)
     }
 
-    /// `recipe` by this method.
-    pub fn of(&self, recipe: &Recipe) -> Recipe {
+    /// `recipe` by this method, keeping a share `macs` of the multiply-accumulates.
+    pub fn keeping(&self, recipe: &Recipe, macs: f64) -> Recipe {
         let mut own = recipe.clone();
+        own.budget.macs = Some(macs);
         (self.set)(&mut own);
         own
     }

@@ -9,6 +9,7 @@ mod goal;
 mod methods;
 mod outcome;
 mod pictures;
+mod ready;
 mod recipe;
 mod round;
 
@@ -19,12 +20,12 @@ use data::Dataset;
 use eval::coco::{ClassResult, MapResult};
 use graph::format::{LoadOptions, load, save};
 use graph::{Family, Graph, cost};
-use prune::{Budget, Coupling, Plan};
+use prune::{Budget, Plan};
 use serde::{Deserialize, Serialize};
-use train::sparse::{GammaHistogram, SparseConfig};
+use train::sparse::GammaHistogram;
 use train::{Task, Teacher, TrainConfig, Trained};
 
-use self::cut::{Calibration, Cut};
+use self::cut::Calibration;
 use self::outcome::Targets;
 use self::round::{Cutter, Round};
 use crate::exit::Error;
@@ -32,7 +33,7 @@ use crate::report::{Accuracy, StageRow, Summary};
 use crate::runs;
 use crate::score::Judge;
 use crate::speed::{Speed, side_by_side};
-use crate::training::{Bars, Counter, fit};
+use crate::training::{Bars, Counter, fit, tell_head};
 use crate::ui;
 
 pub use drop::{Trials, search};
@@ -103,6 +104,7 @@ impl<'a> Pipeline<'a> {
         let recipe = self.recipe;
         self.stage(rows, "dense", || {
             let start = fit(model, self.dataset, recipe.dense.imgsz, recipe.seed)?;
+            tell_head(model, &start);
             match recipe.dense.epochs {
                 0 => Ok(start.for_inference().into_owned()),
                 _ => Ok(self.train("dense", &start, &recipe.dense, None)?.best),
@@ -152,11 +154,7 @@ impl<'a> Pipeline<'a> {
         } else {
             Trials { dense: standing(rows.first()), trials: vec![] }
         };
-        let cut = Cut {
-            importance: &recipe.importance,
-            similarity: &recipe.similarity,
-            similarity_share: recipe.similarity_share,
-        };
+        let cut = recipe.cut();
         let _held = cut.hold(dense, Some(&self.calibration))?;
         let trial = |macs: f64| {
             let budget = Budget { macs: Some(macs), ..Budget::default() };
@@ -178,12 +176,7 @@ impl<'a> Pipeline<'a> {
     /// scales leave the running ones behind.
     fn sparse(&self, dense: &Graph, target: &prune::Target) -> miette::Result<Graph> {
         let recipe = self.recipe;
-        let coupling = Coupling::of(dense)?;
-        let prunable = coupling.classes.iter().filter(|c| c.pinned.is_none()).count();
-        let removed = cut::by_importance(dense, &recipe.importance, None)?(target)?.removals.len();
-        let share = (removed as f32 / prunable.max(1) as f32).clamp(0.01, 0.95);
-        let mut config = recipe.sparse.clone();
-        config.sparse = Some(SparseConfig { target: share, ..config.sparse.unwrap_or_default() });
+        let config = recipe.sparse_towards(dense, target)?;
         let trained = self.train("sparse", dense, &config, None)?;
         runs::write_json(&self.out.join("gammas.json"), &trained.gammas)?;
         self.calibration.of_all().recalibrate(&trained.last, config.augment, recipe.recalibration_epochs.max(1))

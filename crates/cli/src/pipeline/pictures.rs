@@ -13,6 +13,7 @@ use train::evaluate::{Detector, fit};
 use super::Pipeline;
 use crate::exit::Error;
 use crate::report::{Pair, Picture};
+use crate::splits;
 
 /// How many images are shown.
 const SHOWN: usize = 4;
@@ -29,9 +30,8 @@ pub(super) fn pairs(run: &Pipeline, dense: &Graph, slim: &Graph) -> miette::Resu
     let split = run.dataset.split("test").or_else(|_| run.dataset.split("val"))?;
     let fit = fit(dense.meta.family);
     let mut detectors = [Detector::new(dense, imgsz)?, Detector::new(slim, imgsz)?];
-    let step = (split.items.len() / SHOWN).max(1);
     let mut pairs = vec![];
-    for item in split.items.iter().step_by(step).take(SHOWN) {
+    for item in splits::spread(&split.items, SHOWN) {
         let image = picture::decode(&item.image)?;
         let canvas = data::letterbox(&image, imgsz as u32, fit);
         let [dense, slim] = &mut detectors;

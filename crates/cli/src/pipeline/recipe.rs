@@ -8,6 +8,7 @@ use prune::{Budget, Criterion, Importance, Similarity};
 use serde::{Deserialize, Serialize};
 use train::TrainConfig;
 
+use super::cut::{CALIBRATION_IMAGES, Cut};
 use crate::answers;
 use crate::runs;
 use crate::speed::Speed;
@@ -73,7 +74,7 @@ impl Default for Recipe {
             images: None,
             seed: 0,
             similarity_share: 1.0,
-            calibration_images: 256,
+            calibration_images: CALIBRATION_IMAGES,
             reconstruct: true,
             rounds: 1,
             restart: false,
@@ -105,6 +106,12 @@ impl Recipe {
     /// How to read the dataset.
     pub fn form(&self) -> OpenOptions {
         OpenOptions { format: self.data_format, images: self.images.clone(), ..OpenOptions::default() }
+    }
+
+    /// Both cuts.
+    pub fn cut(&self) -> Cut<'_> {
+        let Self { importance, similarity, similarity_share, .. } = self;
+        Cut { importance, similarity, similarity_share: *similarity_share }
     }
 
     /// Sets the multiple of both stages to the one measured to be faster, where there is one and it is wanted.

@@ -132,12 +132,7 @@ pub(super) fn escape(text: &str) -> String {
 
 /// Opens a section; `hint` is HTML.
 pub(super) fn section(page: &mut String, title: &str, hint: &str) {
-    let _ = write!(page, "<section><h2>{title}</h2>");
-    let _ = if hint.is_empty() {
-        write!(page, "<p class=\"hint\"></p>")
-    } else {
-        write!(page, "<p class=\"hint\">{hint}</p>")
-    };
+    let _ = write!(page, "<section><h2>{title}</h2><p class=\"hint\">{hint}</p>");
 }
 
 /// The five figures a reader looks for first.

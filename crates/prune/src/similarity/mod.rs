@@ -79,7 +79,9 @@ pub enum Mode {
 }
 
 impl Similarity {
-    fn check(&self) -> Result<()> {
+    /// # Errors
+    /// A value is out of its range.
+    pub fn check(&self) -> Result<()> {
         self.limits.check()?;
         if !(0.0..=1.0).contains(&self.threshold) {
             let what = format!("is {}, not a squared correlation in [0, 1]", self.threshold);

@@ -4,14 +4,14 @@ use std::time::Instant;
 
 use ::train::net::Infer;
 use graph::format::onnx::{ExportOptions, export};
-use runtime::Session;
+use runtime::{Session, median};
 use serde::Serialize;
 
 use super::WARMUP;
 use crate::args::BenchInfer;
 use crate::detector::{Detector, image_size};
 use crate::exit::Exit;
-use crate::onnx::median;
+use crate::files;
 use crate::ui::{self, Column, Table};
 
 /// What `bench infer --json` prints.
@@ -51,7 +51,7 @@ impl Times {
 pub fn run(args: &BenchInfer) -> miette::Result<Exit> {
     let threads = rayon::current_num_threads();
     let path = &args.model.model;
-    let is_onnx = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx"));
+    let is_onnx = files::ends_in(path, "onnx");
     let (mut session, imgsz, own) = if is_onnx {
         let detector = Detector::open(path, None, args.imgsz)?;
         (Session::load(path, threads)?, detector.imgsz, None)
@@ -63,16 +63,21 @@ pub fn run(args: &BenchInfer) -> miette::Result<Exit> {
         let mut infer = Infer::new(&graph, [imgsz; 2])?;
         let images = vec![114; args.batch * imgsz * imgsz * 3];
         let mut times = vec![];
+        let bar = ui::bar("Timing", WARMUP + args.runs, "runs");
         for run in 0..WARMUP + args.runs {
             let start = Instant::now();
             infer.run(&images, args.batch)?;
             if run >= WARMUP {
                 times.push(start.elapsed().as_secs_f64() * 1e3);
             }
+            bar.inc(1);
         }
+        bar.finish_and_clear();
         (Session::from_bytes(path, bytes, threads)?, imgsz, Some(Times::of(times, args.batch)))
     };
+    let spinner = ui::spinner("Timing the embedded runtime");
     let times = session.latency([args.batch, 3, imgsz, imgsz], WARMUP, args.runs)?;
+    spinner.finish_and_clear();
     let onnx = Times::of(times, args.batch);
     let model = path.display().to_string();
     let latency = Latency { model, imgsz, batch: args.batch, threads, runs: args.runs, own, onnx };

@@ -12,14 +12,15 @@ use data::{Augment, Loader, LoaderConfig, Mode, Target};
 use graph::Graph;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use runtime::median;
 use serde::Serialize;
 
 use super::WARMUP;
 use crate::args::BenchTrain;
 use crate::commands::train::recipe;
 use crate::detector::image_size;
-use crate::exit::{Error, Exit};
-use crate::onnx::median;
+use crate::exit::Exit;
+use crate::splits;
 use crate::training::fit;
 use crate::ui::{self, Column, Table};
 
@@ -187,11 +188,7 @@ fn made_up(mut step: Step, imgsz: usize, batch: usize, count: usize) -> miette::
 
 /// Times one epoch of the training images, augmented as in training; nothing is decoded beforehand.
 fn real_epoch(mut step: Step, dataset: &data::Dataset, imgsz: usize, batch: usize) -> miette::Result<Timed> {
-    let items = &dataset.split("train")?.items;
-    if items.is_empty() {
-        let what = format!("split `train` of `{}` has no images", dataset.path.display());
-        return Err(Error::failed(what, "run `prunella data check` on it to see what is there"));
-    }
+    let items = splits::images(dataset, "train")?;
     let mode = Mode::Train(Augment::default());
     let loader = Loader::new(items, LoaderConfig { size: imgsz as u32, batch, mode, ..LoaderConfig::default() })?;
     let mut steps = vec![];
@@ -226,7 +223,7 @@ impl Step {
         let schedule = ScheduleConfig { lr0: 1e-6, warmup_epochs: 0.0, ..ScheduleConfig::default() };
         Ok(Self {
             criterion: Criterion::of(head, imgsz)?,
-            optimizer: Optimizer::new(recipe(args.optimizer, None, None).optimizer, graph),
+            optimizer: Optimizer::new(recipe(args.optimizer).optimizer, graph),
             schedule: Schedule::new(&schedule, 1, 1, args.batch, args.batch),
             gradients: Gradients::zeros(graph),
             net: TrainNet::new(graph.clone(), [imgsz; 2])?,

@@ -17,13 +17,12 @@ use crate::detector::image_size;
 use crate::exit::{Error, Exit};
 use crate::pipeline::{LONGER, METHODS, Method, Pipeline, Recipe};
 use crate::report::compare::{Comparison, picture, render, table};
-use crate::training::{tell_skipped, tell_split};
-use crate::{runs, ui};
+use crate::training::{fit, tell_skipped, tell_split};
+use crate::{runs, splits, ui};
 
 /// What the runs of a comparison share, as compare.toml holds it: a folder is gone on with only where it is the same.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Settings {
-    macs: Vec<f64>,
     recipe: Recipe,
 }
 
@@ -34,12 +33,20 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
     tell_skipped(&dataset);
     tell_split(&dataset, "val");
     let imgsz = image_size(&model, args.imgsz)?;
-    let settings = Settings { macs: args.macs.clone(), recipe: recipe(args, imgsz, &dataset)? };
-    let out = runs::folder(Some(&args.out), "compare", true)?;
-    check_folder(&out, &settings)?;
-
+    let images = splits::labelled(&dataset, "train")?.len();
+    let settings = Settings { recipe: recipe(args, imgsz, images) };
+    settings.recipe.check()?;
+    let (budgets, seeds) = (once(&args.macs), once(&args.seeds));
     let methods: Vec<&Method> =
         METHODS.iter().filter(|m| args.methods.is_empty() || args.methods.iter().any(|name| name == m.name)).collect();
+    let first = fit(&model.for_inference(), &dataset, imgsz, settings.recipe.seed)?;
+    for method in methods.iter().filter(|method| method.name != LONGER) {
+        for &macs in &budgets {
+            method.keeping(&settings.recipe, macs).reachable(&first, images)?;
+        }
+    }
+    let out = runs::folder(Some(&args.out), "compare", true)?;
+    check_folder(&out, &settings)?;
     let start = |&seed: &u64| {
         let mut base = settings.recipe.clone();
         base.seed = seed;
@@ -51,18 +58,16 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
         base.dense.epochs = 0;
         Ok(Start { base, folder, dense })
     };
-    let starts = side_by_side(args.jobs, &args.seeds, start)?;
+    let starts = side_by_side(args.jobs, &seeds, start)?;
     let mut tasks: Vec<(&Start, &Method, f64)> = vec![];
     for start in &starts {
         for &method in &methods {
-            let budgets: &[f64] = if method.name == LONGER { &[1.0] } else { &args.macs };
+            let budgets: &[f64] = if method.name == LONGER { &[1.0] } else { &budgets };
             tasks.extend(budgets.iter().map(|&macs| (start, method, macs)));
         }
     }
     side_by_side(args.jobs, &tasks, |&(start, method, macs)| {
-        let mut recipe = start.base.clone();
-        recipe.budget.macs = Some(macs);
-        let (recipe, name) = (method.of(&recipe), folder_name(method, macs));
+        let (recipe, name) = (method.keeping(&start.base, macs), folder_name(method, macs));
         ui::note(format_args!("Seed {}, {name}: {}", recipe.seed, method.about));
         finish(&recipe, &dataset, &start.folder.join(name), &start.dense)
     })?;
@@ -86,6 +91,17 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
     }
     ui::note(format_args!("The report is `{}`", out.join("report.html").display()));
     Ok(Exit::Done)
+}
+
+/// `values` without what has been there before.
+fn once<T: PartialEq + Copy>(values: &[T]) -> Vec<T> {
+    let mut once = vec![];
+    values.iter().for_each(|value| {
+        if !once.contains(value) {
+            once.push(*value)
+        }
+    });
+    once
 }
 
 /// What the runs of one seed start from.
@@ -153,7 +169,7 @@ fn folder_name(method: &Method, macs: f64) -> String {
     if method.name == LONGER { method.name.into() } else { format!("{}-{macs}", method.name) }
 }
 
-fn recipe(args: &Compare, imgsz: usize, dataset: &data::Dataset) -> miette::Result<Recipe> {
+fn recipe(args: &Compare, imgsz: usize, images: usize) -> Recipe {
     let mut recipe = Recipe {
         model: args.model.model.clone(),
         weights: args.model.weights.clone(),
@@ -167,8 +183,8 @@ fn recipe(args: &Compare, imgsz: usize, dataset: &data::Dataset) -> miette::Resu
         t.batch = args.batch;
     });
     (recipe.dense.epochs, recipe.heal.epochs) = (args.epochs, args.epochs);
-    recipe.step_often(dataset.split("train")?.items.len());
-    Ok(recipe)
+    recipe.step_often(images);
+    recipe
 }
 
 fn check_folder(out: &Path, settings: &Settings) -> miette::Result<()> {

@@ -13,43 +13,61 @@ use crate::args::{Compress, load_to_train};
 use crate::commands::prune::show;
 use crate::detector::image_size;
 use crate::exit::{Error, Exit};
-use crate::pipeline::cut::{Calibration, Cut};
+use crate::pipeline::cut::Calibration;
 use crate::pipeline::{Goal, Pipeline, Recipe, stage_table};
-use crate::score::same_classes;
+use crate::score::by_place;
 use crate::speed::Speed;
 use crate::training::{fit, tell_loss, tell_skipped, tell_split};
-use crate::{runs, ui};
+use crate::{runs, splits, ui};
 
 /// Runs the command.
 pub fn run(args: &Compress) -> miette::Result<Exit> {
-    let stored = runs::stored(args.out.as_deref(), args.resume);
+    let stored = runs::stored(args.out.as_deref(), args.resume)?;
     let recipe = match &stored {
         Some(file) => recipe::resumed(file, args)?,
         None => recipe::fresh(args)?,
     };
     budgeted(&recipe)?;
-    let model = load_to_train(&recipe.model, recipe.weights.as_deref())?;
+    if args.dry_run && recipe.max_drop.is_some() {
+        let help = "leave out `--dry-run`, or dry-run a budget such as `--macs 0.5`";
+        return Err(Error::usage("`--max-drop` has to cut and look, which a dry run does not", help));
+    }
+    let mut model = load_to_train(&recipe.model, recipe.weights.as_deref())?;
     let mut dataset = answers::open(&recipe.data, &recipe.form(), &model.meta.names)?;
     tell_skipped(&dataset);
     let mut recipe = fitted(recipe, &model, &dataset.names)?;
+    recipe.check()?;
     if recipe.dense.epochs == 0 {
-        same_classes(&model, &dataset)?;
+        by_place(&mut model, &dataset)?;
     }
     if recipe.has_no_labels() {
         dataset = answers::label(&dataset, &model, recipe.heal.imgsz)?;
     }
     tell_split(&dataset, "val");
     // A recipe that was written down says how often.
+    let images = match [&recipe.dense, &recipe.sparse, &recipe.heal].iter().any(|t| t.epochs > 0) {
+        true => splits::labelled(&dataset, "train")?.len(),
+        false => splits::images(&dataset, "train")?.len(),
+    };
     if stored.is_none() && args.recipe.is_none() {
-        recipe.step_often(dataset.split("train")?.items.len());
+        recipe.step_often(images);
     }
     let calibration = Calibration::new(&dataset, recipe.heal.imgsz, recipe.calibration_images, recipe.seed);
     let model = calibration.unfold(&model)?;
+    let start = fit(&model.for_inference(), &dataset, recipe.heal.imgsz, recipe.seed)?;
     if args.dry_run {
-        return dry_run(&recipe, &model, &calibration, args.json);
+        return dry_run(&recipe, &start, &calibration, args.json);
     }
     trainable(&recipe, &model)?;
+    // What has been begun was found to be within reach.
+    let speed = match stored {
+        None => recipe.reachable(&start, images)?,
+        Some(_) => None,
+    };
     let out = runs::folder(args.out.as_deref(), "compress", args.resume)?;
+    if let Some(speed) = speed {
+        speed.keep(&out)?;
+    }
     runs::write_toml(&out.join("recipe.toml"), &recipe)?;
     compress(&recipe, &model, &dataset, &out, args.json)
 }
@@ -75,11 +93,8 @@ pub fn compress(
     Ok(Exit::Done)
 }
 
-/// Refuses a recipe that does not say how small, or says so twice, or never cuts.
+/// Refuses a recipe that does not say how small, or says so twice.
 fn budgeted(recipe: &Recipe) -> miette::Result<()> {
-    if recipe.rounds == 0 {
-        return Err(Error::usage("the recipe has no `rounds`", "1 cuts at once"));
-    }
     match (recipe.budget == prune::Budget::default(), recipe.max_drop) {
         (true, None) => Err(Error::usage("no budget was given", "say how much to keep, such as `--macs 0.5`")),
         (false, Some(_)) => Err(Error::usage(
@@ -98,7 +113,7 @@ fn budgeted(recipe: &Recipe) -> miette::Result<()> {
 fn fitted(mut recipe: Recipe, model: &Graph, names: &[String]) -> miette::Result<Recipe> {
     let asked = Some(recipe.heal.imgsz).filter(|&size| size > 0);
     let imgsz = image_size(model, asked)?;
-    recipe.each_training(|t| t.imgsz = imgsz);
+    recipe.each_training(|t| t.imgsz = if t.imgsz == 0 { imgsz } else { t.imgsz });
     recipe.skip_dense(model, names);
     if model.is_untrained() {
         match recipe.dense.epochs {
@@ -129,22 +144,12 @@ fn trainable(recipe: &Recipe, model: &Graph) -> miette::Result<()> {
     }
 }
 
-/// Plans both cuts on the detector as it is, with a head for the dataset's classes.
-fn dry_run(recipe: &Recipe, model: &Graph, calibration: &Calibration, json: bool) -> miette::Result<Exit> {
-    let start = fit(&model.for_inference(), calibration.dataset, recipe.heal.imgsz, recipe.seed)?;
-    if recipe.max_drop.is_some() {
-        let help = "leave out `--dry-run`, or dry-run a budget such as `--macs 0.5`";
-        return Err(Error::usage("`--max-drop` has to cut and look, which a dry run does not", help));
-    }
-    let speed = recipe.budget.latency.map(|_| Speed::measure(&start)).transpose()?;
+/// Plans both cuts on `start`, the detector as it is with a head for the dataset's classes.
+fn dry_run(recipe: &Recipe, start: &Graph, calibration: &Calibration, json: bool) -> miette::Result<Exit> {
+    let speed = recipe.budget.latency.map(|_| Speed::measure(start)).transpose()?;
     let mut recipe = recipe.clone();
     recipe.round_by(speed.as_ref());
-    let cut = Cut {
-        importance: &recipe.importance,
-        similarity: &recipe.similarity,
-        similarity_share: recipe.similarity_share,
-    };
-    let mut goal = Goal::new(&recipe.budget, &start, speed.map(|s| Arc::new(s.latency)))?;
-    show(&cut.at_once(&start, &mut goal, Some(calibration))?, json);
+    let mut goal = Goal::new(&recipe.budget, start, speed.map(|s| Arc::new(s.latency)))?;
+    show(&recipe.cut().at_once(start, &mut goal, Some(calibration))?, json);
     Ok(Exit::Done)
 }

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use prune::Budget;
+use train::TrainConfig;
 
 use crate::args::Compress;
 use crate::commands::train::follow;
@@ -27,8 +28,9 @@ pub fn fresh(args: &Compress) -> miette::Result<Recipe> {
             return Err(Error::usage(format!("`{what}` is missing"), "give it, or a `--recipe` that has it"));
         }
     }
-    let seed = recipe.seed;
-    recipe.each_training(|t| t.seed = seed);
+    // A training whose own seed the recipe names keeps it.
+    let (seed, usual) = (recipe.seed, TrainConfig::default().seed);
+    recipe.each_training(|t| t.seed = if t.seed == usual { seed } else { t.seed });
     Ok(recipe)
 }
 
