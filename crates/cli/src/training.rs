@@ -9,6 +9,9 @@ use train::watch::{BatchReport, EpochReport, Watch};
 
 use crate::ui;
 
+/// Share of an epoch spent waiting for data that is worth telling: more `workers` would help.
+const WAITED: f64 = 0.1;
+
 /// Classes that are told by name.
 const NAMED: usize = 5;
 
@@ -114,8 +117,10 @@ impl Watch for Bars {
             bar.finish_and_clear();
         }
         let waited = std::mem::take(&mut self.waited);
+        let slow = waited > WAITED * r.seconds;
+        let waited = if slow { format!(" ({waited:.1} s waiting for data)") } else { String::new() };
         ui::note(format_args!(
-            "{:>12} {:>3}/{}  {}  mAP50 {:.4}  mAP50-95 {:.4}  {:.1} s ({waited:.1} s waiting for data)",
+            "{:>12} {:>3}/{}  {}  mAP50 {:.4}  mAP50-95 {:.4}  {:.1} s{waited}",
             self.stage,
             r.epoch + 1,
             r.epochs,

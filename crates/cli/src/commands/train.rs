@@ -10,7 +10,7 @@ use train::{Task, TrainConfig};
 
 use crate::args::{Optimizer, Train};
 use crate::detector::image_size;
-use crate::exit::Exit;
+use crate::exit::{Error, Exit};
 use crate::pipeline::cut::{CALIBRATION_IMAGES, Calibration};
 use crate::training::{Bars, fit, tell_head, tell_loss, tell_skipped, tell_split};
 use crate::{files, runs, splits, ui};
@@ -46,6 +46,7 @@ pub fn run(args: &Train) -> miette::Result<Exit> {
     let images = splits::labelled(&dataset, "train")?.len();
     recipe.config.check_for(&start.for_training(), images)?;
     let out = runs::folder(args.out.as_deref(), "train", args.resume)?;
+    has_its_state(&out)?;
     runs::write_toml(&out.join("recipe.toml"), &recipe)?;
     let task = Task { start: &start, dataset: &dataset, teacher: None, standing: None, out: &out, resume: args.resume };
     let trained = train::train(&task, &recipe.config, &mut Bars::new("train"))?;
@@ -54,6 +55,16 @@ pub fn run(args: &Train) -> miette::Result<Exit> {
     }
     ui::note(format_args!("Best and last detector are in `{}`", out.join("weights").display()));
     Ok(Exit::Done)
+}
+
+/// Refuses a run whose last epoch is there and not what it would go on from: to begin anew would write over it.
+fn has_its_state(out: &Path) -> miette::Result<()> {
+    let file = |name: &str| out.join("weights").join(name);
+    if !file("last.safetensors").is_file() || file("resume.safetensors").is_file() {
+        return Ok(());
+    }
+    let what = format!("`{}` is missing, by which the run would go on", file("resume.safetensors").display());
+    Err(Error::failed(what, "give its weights/last.safetensors as `--model` of a new run"))
 }
 
 /// The recipe of a run that begins; images are of 0 pixels where nobody said how large.

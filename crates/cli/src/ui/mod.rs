@@ -88,11 +88,12 @@ pub fn print_error(error: &dyn Diagnostic) {
         }
         source = inner.source();
     }
-    eprintln!("{} {message}", red.apply_to("error:"));
+    let mut lines = format!("{} {message}", red.apply_to("error:"));
     let help = error.help().map(|help| help.to_string()).or_else(|| io_hint(kind?).map(Into::into));
     if let Some(help) = help {
-        eprintln!("{} {help}", cyan.apply_to("hint:"));
+        lines += &format!("\n{} {help}", cyan.apply_to("hint:"));
     }
+    progress::line(lines);
 }
 
 /// What to do about a file that cannot be read or written.

@@ -1,5 +1,6 @@
 //! Progress bars on stderr, with rate and time left; hidden where stderr is no terminal or `--quiet` was given.
 
+use std::io::Write;
 use std::sync::LazyLock;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
@@ -9,9 +10,9 @@ use super::is_quiet;
 /// All bars there are: several jobs may show one each.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
-/// Writes a line to stderr above whatever bars there are.
+/// Writes a line to stderr above whatever bars there are. Where nobody reads stderr any more, work goes on unheard.
 pub fn line(text: impl std::fmt::Display) {
-    BARS.suspend(|| eprintln!("{text}"));
+    let _ = BARS.suspend(|| writeln!(std::io::stderr(), "{text}"));
 }
 
 /// A bar over `len` things called `unit`; its message stands at the end of the line.
