@@ -7,9 +7,8 @@
 //! this crate compiles.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 
-use graph::{Graph, NodeId, Op, UnionFind};
+use graph::{Conv, Graph, NodeId, Op, UnionFind};
 
 use crate::Result;
 
@@ -124,32 +123,6 @@ impl Coupling {
     pub(crate) fn positions(&self, node: NodeId, mut belongs: impl FnMut(ClassId) -> bool) -> Vec<usize> {
         let all = self.channels[node].iter().enumerate();
         all.filter(|&(_, &class)| belongs(class)).map(|(position, _)| position).collect()
-    }
-
-    /// A listing for people: every set, the layers it ties together, who reads it and why it is pinned.
-    pub fn details(&self, graph: &Graph) -> String {
-        let mut text = String::new();
-        for (id, set) in self.sets.iter().enumerate() {
-            let class = &self.classes[set.classes[0]];
-            let names = |sites: &[Site]| {
-                let mut nodes: Vec<NodeId> = sites.iter().map(|s| s.node).collect();
-                nodes.dedup();
-                nodes.iter().map(|&n| graph.nodes[n].name.as_str()).collect::<Vec<_>>().join(", ")
-            };
-            let _ = write!(text, "group {id}: {} channels of ", set.classes.len());
-            text += &if class.members.is_empty() { "the image".into() } else { names(&class.members) };
-            if !class.depthwise.is_empty() {
-                let _ = write!(text, "; through {}", names(&class.depthwise));
-            }
-            if !class.consumers.is_empty() {
-                let _ = write!(text, "; read by {}", names(&class.consumers));
-            }
-            if let Some(pin) = class.pinned {
-                let _ = write!(text, "; pinned: {}", pin.reason(graph));
-            }
-            text.push('\n');
-        }
-        text
     }
 
     fn find_sets(&mut self) {

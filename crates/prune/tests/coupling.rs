@@ -145,7 +145,8 @@ fn attention_pins_what_it_reads_and_passes_its_values_on() {
     assert_eq!(ties(&coupling, mixed, 4), (vec![qkv], vec![reader]));
     assert_eq!(class(&coupling, first, 0).pinned, None, "what qkv reads can be pruned");
     assert_eq!(ties(&coupling, first, 1).0, [first, reader]);
-    assert!(coupling.details(&b.graph).contains("attended over"));
+    let reason = class(&coupling, qkv, 0).pinned.map(|pin| pin.reason(&b.graph)).unwrap();
+    assert!(reason.contains("attended over"), "{reason}");
 }
 
 #[test]
@@ -156,7 +157,8 @@ fn what_enters_the_head_is_pinned() {
     let coupling = of(&b);
     let head = b.graph.nodes.len() - 1;
     assert_eq!(class(&coupling, head - 1, 0).pinned, Some(Pin::Head(head)));
-    assert!(coupling.details(&b.graph).contains("enters the head"));
+    let reason = class(&coupling, head - 1, 0).pinned.map(|pin| pin.reason(&b.graph)).unwrap();
+    assert!(reason.contains("enters the head"), "{reason}");
 }
 
 #[test]
