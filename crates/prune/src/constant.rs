@@ -8,7 +8,7 @@
 
 use std::rc::Rc;
 
-use graph::{Act, BatchNorm, Conv, Graph, MaxPool, NodeId, Op, Shape};
+use graph::{Act, BatchNorm, Conv, Graph, MaxPool, Op, Shape};
 
 use crate::Coupling;
 
@@ -235,18 +235,6 @@ impl Plane {
             Self::Map(map) => Self::Map(Rc::new(map.iter().map(|&x| f(x)).collect())),
         }
     }
-}
-
-/// The dense convolutions that read `node`.
-pub fn dense_readers<'a>(
-    graph: &'a Graph,
-    coupling: &'a Coupling,
-    node: NodeId,
-) -> impl Iterator<Item = (NodeId, &'a Conv)> {
-    coupling.readers(node).iter().filter_map(|&reader| match &graph.nodes[reader].op {
-        Op::Conv(conv) if conv.groups == 1 => Some((reader, conv)),
-        _ => None,
-    })
 }
 
 #[cfg(test)]

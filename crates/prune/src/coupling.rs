@@ -264,6 +264,23 @@ fn classes(
 }
 
 /// A convolution every output of which reads every input: the one place where a removed channel can be compensated.
+fn dense(op: &Op) -> Option<&Conv> {
+    match op {
+        Op::Conv(conv) if conv.groups == 1 => Some(conv),
+        _ => None,
+    }
+}
+
+/// Whether `op` is a dense convolution.
 pub(crate) fn is_dense(op: &Op) -> bool {
-    matches!(op, Op::Conv(conv) if conv.groups == 1)
+    dense(op).is_some()
+}
+
+/// The dense convolutions that read `node`.
+pub fn dense_readers<'a>(
+    graph: &'a Graph,
+    coupling: &'a Coupling,
+    node: NodeId,
+) -> impl Iterator<Item = (NodeId, &'a Conv)> {
+    coupling.readers(node).iter().filter_map(|&reader| Some((reader, dense(&graph.nodes[reader].op)?)))
 }

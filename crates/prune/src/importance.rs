@@ -8,8 +8,9 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::budget::Tracker;
-use crate::constant::{self, dense_readers};
+use crate::constant;
 use crate::coupling::Site;
+use crate::coupling::dense_readers;
 use crate::merging;
 use crate::{ClassId, Compensation, Coupling, Error, Limits, Plan, Result, Row, Sensitivity, Stop, Target};
 

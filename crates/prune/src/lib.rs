@@ -29,8 +29,7 @@ mod statistics;
 pub mod surgery;
 
 pub use budget::{Amount, Budget, Limits, Multiple, Size, Target};
-pub use constant::dense_readers;
-pub use coupling::{Class, ClassId, Coupling, Pin, Set, Site};
+pub use coupling::{Class, ClassId, Coupling, Pin, Set, Site, dense_readers};
 pub use error::{Error, Result};
 pub use importance::{Aggregate, Criterion, Fill, Importance};
 pub use latency::Latency;

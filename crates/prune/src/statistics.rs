@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use graph::{Graph, NodeId, Op};
 
-use crate::constant::dense_readers;
+use crate::coupling::dense_readers;
 use crate::{Coupling, Error, Result, Sensitivity};
 
 /// Statistics of the tensors of one graph, by the node that writes them. [`observed`] lists the nodes stage 2 needs.

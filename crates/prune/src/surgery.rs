@@ -8,8 +8,8 @@ use std::collections::HashMap;
 
 use graph::{Branch, Conv, Graph, NodeId, Op, Shape, Tensor};
 
-use crate::constant::{dense_readers, tap_shares};
-use crate::coupling::is_dense;
+use crate::constant::tap_shares;
+use crate::coupling::{dense_readers, is_dense};
 use crate::{Compensation, Coupling, Error, Plan, Result};
 
 /// The graph without the channels the plan removes, compensated. An empty plan returns `graph` bit for bit.

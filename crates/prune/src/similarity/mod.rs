@@ -22,7 +22,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::budget::Tracker;
-use crate::constant::dense_readers;
+use crate::coupling::dense_readers;
 use crate::importance::output_scale;
 use crate::statistics::{ChannelStats, Statistics, observed};
 use crate::{
