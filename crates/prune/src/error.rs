@@ -23,6 +23,12 @@ pub enum Error {
     #[error("statistics of `{node}`: {what}")]
     #[diagnostic(help("gather statistics on the very graph that is to be pruned, for every node of `observed`"))]
     Statistics { node: String, what: String },
+    /// What was measured on the detector is infinite or no number: `what` says what it is of `node`.
+    #[error("{what} `{node}` holds values that are not finite")]
+    #[diagnostic(help(
+        "the detector's weights are damaged or its training diverged: begin with an earlier checkpoint"
+    ))]
+    NotFinite { what: &'static str, node: String },
 }
 
 impl Error {

@@ -89,7 +89,7 @@ pub fn plan(graph: &Graph, coupling: &Coupling, settings: &Importance, target: &
 /// [`plan`] where it has been measured what the detector, or its loss, minds.
 ///
 /// # Errors
-/// As [`plan`]; and where [`Criterion::Taylor`] has no measurement to go by.
+/// As [`plan`]; where [`Criterion::Taylor`] has no measurement to go by; where a sensitivity is of another graph or not finite.
 pub fn plan_with(
     graph: &Graph,
     coupling: &Coupling,
@@ -132,7 +132,7 @@ pub fn plan_with(
 /// The score of every class, infinite where it is pinned. The lower, the sooner it goes.
 ///
 /// # Errors
-/// The graph's shapes do not fit.
+/// The graph's shapes do not fit; a sensitivity is of another graph or not finite.
 pub fn scores(
     graph: &Graph,
     coupling: &Coupling,
@@ -306,16 +306,18 @@ fn output_errors(graph: &Graph, coupling: &Coupling, sensitivity: &Sensitivity) 
     let mut errors = vec![0.0; coupling.classes.len()];
     for (tensor, values) in values.iter().enumerate() {
         for (reader, _) in dense_readers(graph, coupling, tensor) {
-            let minds = sensitivity.outputs.get(&reader).map(|f| f.iter().map(|f| f.sqrt()).collect::<Vec<f64>>());
-            let measured = minds.is_some();
-            let scale = minds.unwrap_or_else(|| output_scale(graph, coupling, reader));
+            let minds = sensitivity.of(graph, coupling, reader)?;
+            let scale = match minds {
+                Some(minds) => minds.iter().map(|f| f.sqrt()).collect(),
+                None => output_scale(graph, coupling, reader),
+            };
             let energy = input_energy(graph, reader, &scale);
             let heard: Vec<f64> = values
                 .iter()
                 .zip(energy)
                 .map(|(v, e)| e * v.as_ref().and_then(constant::Value::variance).unwrap_or(1.0))
                 .collect();
-            let all = if measured { 1.0 } else { heard.iter().sum::<f64>().max(f64::MIN_POSITIVE) };
+            let all = if minds.is_some() { 1.0 } else { heard.iter().sum::<f64>().max(f64::MIN_POSITIVE) };
             for (&class, heard) in coupling.channels(tensor).iter().zip(&heard) {
                 errors[class] += heard / all;
             }

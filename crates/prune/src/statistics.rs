@@ -55,23 +55,29 @@ impl ChannelStats {
 impl Statistics {
     /// The statistics of a node's output, checked against its shape.
     pub(crate) fn of(&self, graph: &Graph, coupling: &Coupling, node: NodeId) -> Result<&ChannelStats> {
-        checked(self.by_node.get(&node), &graph.nodes[node].name, coupling.channels(node).len())
+        checked(self.by_node.get(&node), graph, [node; 2], coupling.channels(node).len())
     }
 
     /// The statistics of what a convolution reads, checked against its weights.
     pub(crate) fn of_reader(&self, graph: &Graph, coupling: &Coupling, reader: NodeId) -> Result<&ChannelStats> {
-        let node = &graph.nodes[reader];
-        let taps = match &node.op {
+        let read = graph.nodes[reader].inputs[0];
+        let taps = match &graph.nodes[reader].op {
             Op::Conv(conv) => conv.kernel().iter().product(),
             _ => 1,
         };
-        checked(self.by_reader.get(&reader), &node.name, coupling.channels(node.inputs[0]).len() * taps)
+        checked(self.by_reader.get(&reader), graph, [reader, read], coupling.channels(read).len() * taps)
     }
 }
 
-/// `stats` if there are any and they are of `c` channels.
-fn checked<'a>(stats: Option<&'a ChannelStats>, name: &str, c: usize) -> Result<&'a ChannelStats> {
-    let fail = |what: String| Error::Statistics { node: name.to_string(), what };
+/// The statistics of `node`, which are of the map of `map`, if there are any and they are of `c` channels.
+fn checked<'a>(
+    stats: Option<&'a ChannelStats>,
+    graph: &Graph,
+    [node, map]: [NodeId; 2],
+    c: usize,
+) -> Result<&'a ChannelStats> {
+    let name = |id: NodeId| graph.nodes[id].name.clone();
+    let fail = |what: String| Error::Statistics { node: name(node), what };
     let stats = stats.ok_or_else(|| fail("there are none".into()))?;
     if stats.mean.len() != c || stats.cov.len() != c * c {
         let (mean, cov) = (stats.mean.len(), stats.cov.len());
@@ -81,7 +87,7 @@ fn checked<'a>(stats: Option<&'a ChannelStats>, name: &str, c: usize) -> Result<
         return Err(fail("no sample was seen".into()));
     }
     if stats.mean.iter().chain(&stats.cov).any(|v| !v.is_finite()) {
-        return Err(fail("a value is not finite".into()));
+        return Err(Error::NotFinite { what: "the map of", node: name(map) });
     }
     Ok(stats)
 }

@@ -7,8 +7,8 @@ use graph::reference::{Map, forward};
 use graph::{Act, BatchNorm, Graph, NodeId, Op, cost};
 use proptest::prelude::*;
 use prune::{
-    ChannelStats, Compensation, Coupling, Limits, Mode, Multiple, Plan, Similarity, Statistics, Stop, similarity,
-    surgery,
+    ChannelStats, Compensation, Coupling, Criterion, Importance, Limits, Mode, Multiple, Plan, Similarity, Statistics,
+    Stop, importance, similarity, surgery,
 };
 
 const BOTH: [Mode; 2] = [Mode::Pairwise, Mode::Span];
@@ -383,10 +383,27 @@ fn what_does_not_fit_is_an_error() {
     let good = settings(Mode::Span);
     let missing = plan(&Statistics::default(), &good).unwrap_err();
     assert!(missing.contains("there are none"), "{missing}");
-    let mut damaged = statistics.clone();
-    damaged.by_node.values_mut().next().unwrap().cov[0] = f64::NAN;
-    let damaged = plan(&damaged, &good).unwrap_err();
-    assert!(damaged.contains("not finite"), "{damaged}");
+    let reader = |node: &NodeId| coupling.readers(*node)[0];
+    let outputs = |reader: NodeId| coupling.channels(reader).len();
+    let mut minded = statistics.clone();
+    minded.sensitivity.outputs = statistics.by_node.keys().map(reader).map(|r| (r, vec![1.0; outputs(r)])).collect();
+    plan(&minded, &good).unwrap();
+    minded.sensitivity.outputs.values_mut().next().unwrap().push(1.0);
+    let long = plan(&minded, &good).unwrap_err();
+    assert!(long.contains("sensitivities for"), "{long}");
+    minded.sensitivity.outputs.values_mut().for_each(|minds| minds.fill(f64::NAN));
+    minded.sensitivity.outputs.values_mut().next().unwrap().pop();
+    let error = similarity::plan(&graph, &coupling, &minded, &good, &target).unwrap_err();
+    assert!(error.to_string().starts_with("the gradient at `"), "{error}");
+    let by_error = Importance { criterion: Criterion::OutputError, ..Importance::default() };
+    let first = importance::plan_with(&graph, &coupling, &by_error, &minded.sensitivity, &target).unwrap_err();
+    assert!(first.to_string().starts_with("the gradient at `"), "{first}");
+    // Where maps are damaged the first is named, whatever else is.
+    minded.by_node.values_mut().for_each(|stats| stats.cov[0] = f64::NAN);
+    let error = similarity::plan(&graph, &coupling, &minded, &good, &target).unwrap_err();
+    let map = &graph.nodes[*minded.by_node.keys().next().unwrap()].name;
+    assert_eq!(error.to_string(), format!("the map of `{map}` holds values that are not finite"));
+    assert!(miette::Diagnostic::help(&error).unwrap().to_string().contains("weights are damaged"));
     let bad = plan(&statistics, &Similarity { threshold: 1.5, ..good }).unwrap_err();
     assert!(bad.contains("threshold"), "{bad}");
     let pinned = similarity::replace(&graph, &coupling, &statistics, &good, &[0]).unwrap_err().to_string();

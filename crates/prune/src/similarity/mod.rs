@@ -98,7 +98,7 @@ impl Similarity {
 /// Plans the removal of the most replaceable classes until `target` is met. The plan's [`Stop`] says whether it was.
 ///
 /// # Errors
-/// Bad settings; statistics that do not cover [`observed`]; a graph whose shapes do not fit.
+/// Bad settings; statistics that do not cover [`observed`] or are not finite; a graph whose shapes do not fit.
 pub fn plan(
     graph: &Graph,
     coupling: &Coupling,
@@ -223,7 +223,7 @@ impl Listener {
         let stats = self.hears(graph, coupling, statistics)?;
         let mut gram = vec![0.0; stats.channels().pow(2)];
         for (id, conv) in dense_readers(graph, coupling, self.node).filter(|(id, _)| self.readers.contains(id)) {
-            let minds = statistics.sensitivity.outputs.get(&id);
+            let minds = statistics.sensitivity.of(graph, coupling, id)?;
             let scale = match minds {
                 Some(minds) => minds.iter().map(|f| f.sqrt()).collect(),
                 None => output_scale(graph, coupling, id),
@@ -298,6 +298,8 @@ impl<'a> Search<'a> {
         if let Some(only) = only {
             listeners.retain(|listener| coupling.channels(listener.node).iter().any(|class| only.contains(class)));
         }
+        // Of damaged maps the first is named; gradients behind it are damaged too.
+        listeners.iter().try_for_each(|listener| listener.hears(graph, coupling, statistics).map(drop))?;
         let open = |listener: &Listener| listener.port(graph, coupling, statistics, settings);
         let ports = listeners.par_iter().map(open).collect::<Result<Vec<_>>>()?;
         let mut places: Vec<Vec<(usize, Vec<usize>)>> = vec![Vec::new(); coupling.classes.len()];

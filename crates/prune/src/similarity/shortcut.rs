@@ -32,9 +32,11 @@ impl Candidate {
         if target.nanos.is_some() { 0.0 } else { LAYER * self.share }
     }
 
-    /// Some of what the last convolution reads is removed, at a loss of `loss`.
+    /// Some of what the last convolution reads is removed, at a loss of `loss`. What could not be told takes nothing off.
     pub(super) fn lose(&mut self, loss: f64) {
-        self.loss = (self.loss - loss).max(0.0);
+        if loss.is_finite() {
+            self.loss = (self.loss - loss).max(0.0);
+        }
     }
 }
 

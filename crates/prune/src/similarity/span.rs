@@ -96,15 +96,20 @@ impl Port for Span {
     fn price(&self, positions: &[usize]) -> Price {
         let at = |m: &[f64], i: usize, j: usize| m[i * self.c + j];
         let loss = match positions {
-            &[i] => at(&self.gram, i, i) / at(&self.precision, i, i),
+            &[i] => {
+                let q = at(&self.precision, i, i);
+                (q > 0.0).then(|| at(&self.gram, i, i) / q)
+            }
             block => {
                 let n = block.len();
                 let take = |m: &[f64]| (0..n * n).map(|k| at(m, block[k / n], block[k % n])).collect::<Vec<f64>>();
                 Cholesky::new(n, take(&self.precision))
-                    .map_or(f64::INFINITY, |q| q.inverse().iter().zip(take(&self.gram)).map(|(r, g)| r * g).sum())
+                    .map(|q| q.inverse().iter().zip(take(&self.gram)).map(|(r, g)| r * g).sum::<f64>())
             }
         };
-        Price { loss: loss.max(0.0), allowed: true }
+        // Rounding may leave next to nothing just below zero; what cannot be told is not free.
+        let loss = loss.filter(|loss| !loss.is_nan()).map_or(f64::INFINITY, |loss| loss.max(0.0));
+        Price { loss, allowed: true }
     }
 
     fn remove(&mut self, positions: &[usize]) {
@@ -153,4 +158,23 @@ fn factor(graph: &Graph, node: NodeId, stats: &ChannelStats, kept: &[usize], rid
     }
     let what = "the covariance is not positive semidefinite".into();
     Err(Error::Statistics { node: graph.nodes[node].name.clone(), what })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_told_is_not_free() {
+        let loss = |precision: f64, gram: f64| {
+            let one = Span { c: 1, precision: vec![precision], gram: vec![gram] }.price(&[0]).loss;
+            let two = Span { c: 2, precision: vec![precision; 4], gram: vec![gram; 4] };
+            assert_eq!(two.price(&[0]).loss, one, "in whatever company");
+            one
+        };
+        assert_eq!((loss(2.0, 3.0), loss(2.0, -1e-20)), (1.5, 0.0));
+        for (precision, gram) in [(-1e-9, 3.0), (0.0, 0.0), (f64::NAN, 3.0), (2.0, f64::NAN)] {
+            assert_eq!(loss(precision, gram), f64::INFINITY, "{precision} {gram}");
+        }
+    }
 }
