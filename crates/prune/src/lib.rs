@@ -35,7 +35,7 @@ pub use importance::{Aggregate, Criterion, Fill, Importance};
 pub use latency::Latency;
 pub use linalg::{Cholesky, mirror};
 pub use plan::{Compensation, Layer, Plan, Removal, Row, Shortcut, Stop};
-pub use refit::{LEAST_GAIN, Normal, Refit, refit};
+pub use refit::{LEAST_GAIN, Normal, Refit, refit, ridged};
 pub use sensitivity::Sensitivity;
 pub use similarity::{Mode, Similarity};
 pub use sparsity::prunable_gammas;

@@ -37,39 +37,42 @@ impl Normal {
         }
     }
 
-    /// The factor of the products of features with `ridge` times each feature's own on the diagonal; `None` where that is not
-    /// positive definite.
-    pub fn factor(&self, ridge: f64) -> Option<Cholesky> {
-        let features = self.cross.len() / self.missing.len().max(1);
-        let mut a = self.gram.clone();
-        let largest = (0..features).map(|i| a[i * features + i]).fold(f64::MIN_POSITIVE, f64::max);
-        for i in 0..features {
-            a[i * features + i] += ridge * a[i * features + i] + 1e-9 * largest;
-        }
-        Cholesky::new(features, a)
+    /// F.
+    fn features(&self) -> usize {
+        self.cross.len() / self.missing.len().max(1)
     }
 
-    /// The least-squares change with that ridge, (O, F); `None` as for [`Normal::factor`].
+    /// The least-squares change with that ridge, (O, F); `None` as for [`ridged`].
     pub fn solve(&self, ridge: f64) -> Option<Vec<f64>> {
-        let features = self.cross.len() / self.missing.len().max(1);
-        let factor = self.factor(ridge)?;
+        let factor = ridged(&self.gram, ridge)?;
         let mut change = self.cross.clone();
-        change.par_chunks_mut(features).for_each(|row| factor.solve(row));
+        change.par_chunks_mut(self.features()).for_each(|row| factor.solve(row));
         Some(change)
     }
 
     /// Sum over outputs of `weight * |missing - change * features|^2`.
     fn error(&self, change: &[f64], weights: &[f64]) -> f64 {
-        let outputs = self.missing.len();
-        let features = self.cross.len() / outputs.max(1);
+        let features = self.features();
         let of = |o: usize| {
             let (d, c) = (&change[o * features..][..features], &self.cross[o * features..][..features]);
             let quadratic: f64 = self.gram.chunks(features.max(1)).zip(d).map(|(row, by)| by * dot(row, d)).sum();
             weights[o] * (self.missing[o] - 2.0 * dot(d, c) + quadratic)
         };
-        let errors: Vec<f64> = (0..outputs).into_par_iter().map(of).collect();
+        let errors: Vec<f64> = (0..self.missing.len()).into_par_iter().map(of).collect();
         errors.iter().sum()
     }
+}
+
+/// The factor of the products `gram` (F, F) of features with `ridge` times each feature's own on the diagonal; `None` where that is
+/// not positive definite.
+pub fn ridged(gram: &[f64], ridge: f64) -> Option<Cholesky> {
+    let features = gram.len().isqrt();
+    let mut a = gram.to_vec();
+    let largest = (0..features).map(|i| a[i * features + i]).fold(f64::MIN_POSITIVE, f64::max);
+    for i in 0..features {
+        a[i * features + i] += ridge * a[i * features + i] + 1e-9 * largest;
+    }
+    Cholesky::new(features, a)
 }
 
 /// A change worth making.
@@ -86,10 +89,8 @@ pub struct Refit {
 /// The best change by least squares over `fit`, with the ridge that does best on `check`; `None` where none does better
 /// there than leaving the weights alone. `weights` (O) says how much each output matters.
 pub fn refit(fit: &Normal, check: &Normal, weights: &[f64]) -> Option<Refit> {
-    let outputs = fit.missing.len();
-    let features = fit.cross.len() / outputs.max(1);
-    let before = check.error(&vec![0.0; fit.cross.len()], weights);
-    if features == 0 || before <= 0.0 {
+    let before: f64 = weights.iter().zip(&check.missing).map(|(weight, missing)| weight * missing).sum();
+    if fit.features() == 0 || before <= 0.0 {
         return None;
     }
     let solve = |ridge: f64| {

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use graph::Act;
 use kernels::{Layout, View, ViewMut};
-use prune::{Cholesky, LEAST_GAIN, Normal, Refit};
+use prune::{Cholesky, LEAST_GAIN, Normal, Refit, ridged};
 use rayon::prelude::*;
 
 use super::{CHUNK, add, in_rows, products, said_by, slopes, sum_of};
@@ -110,7 +110,7 @@ impl<'a> Beyond<'a> {
 
     /// `change` taken further down in `steps`. `normal` is the unweighted problem of these samples; `ridge` as in `prune::refit`.
     fn descend(&self, mut change: Vec<f64>, normal: &Normal, ridge: f64, steps: usize) -> Vec<f64> {
-        let Some(factor) = normal.factor(ridge) else { return change };
+        let Some(factor) = ridged(&normal.gram, ridge) else { return change };
         let problem = Problem { gram: &normal.gram, factor, ridge };
         let mut u = self.samples.times(&change);
         in_rows(&mut u, self.samples.outputs, &self.now, |_, u, now| *u += now);

@@ -1,6 +1,6 @@
 //! The way down: Gauss and Newton's steps in a layer's filters, its readers following by least squares.
 
-use prune::{Cholesky, Normal};
+use prune::{Cholesky, ridged};
 use rayon::prelude::*;
 
 use super::super::{add, dot, in_rows, products};
@@ -51,10 +51,8 @@ impl Fit {
         let width = channels + 1;
         let said = with_one(said, channels);
         let samples = Samples::new(width, &said, target);
-        let missing = vec![0.0; samples.outputs];
-        let normal = Normal { gram: samples.gram(), cross: samples.sums(target), missing };
-        let factor = normal.factor(READERS_RIDGE)?;
-        let mut weights = normal.cross;
+        let factor = ridged(&samples.gram(), READERS_RIDGE)?;
+        let mut weights = samples.sums(target);
         weights.par_chunks_mut(width).for_each(|row| factor.solve(row));
         let mut lacking = samples.times(&weights);
         in_rows(&mut lacking, samples.outputs, target, |_, made, target| *made = target - *made);
@@ -103,9 +101,8 @@ fn transposed(rows: &[f64], columns: usize) -> Vec<f64> {
 /// leaves; `None` where that is hardly less.
 pub(super) fn descend(fit: &Maker, target: &[f32], check: &Maker, check_target: &[f32]) -> Option<(Vec<f64>, f64)> {
     let gram = Samples::new(fit.features, fit.read, &[]).gram();
-    let normal = Normal { gram, cross: vec![0.0; fit.features], missing: vec![0.0] };
-    let factor = normal.factor(RIDGE)?;
-    let problem = Problem { maker: fit, gram: &normal.gram, factor };
+    let factor = ridged(&gram, RIDGE)?;
+    let problem = Problem { maker: fit, gram: &gram, factor };
 
     let mut change = vec![0.0; fit.len()];
     let mut made = fit.at(&[]);
