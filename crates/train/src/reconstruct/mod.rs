@@ -12,7 +12,7 @@ mod recast;
 
 use std::borrow::Cow;
 
-use graph::{Act, BoxDecode, Graph, Head, Node, NodeId, Op};
+use graph::{Act, BatchNorm, BoxDecode, Graph, Head, NodeId, Op};
 use kernels::{Layout, View, ViewMut};
 use prune::surgery::Kept;
 use prune::{Coupling, Refit, Sensitivity, refit};
@@ -93,6 +93,9 @@ impl Reconstruction<'_> {
         }
         let _keep = Keep::rooms();
         let coupling = Coupling::of(self.dense)?;
+        // Weights change below, who reads what does not.
+        let [dense_readers, slim_readers] = [self.dense, &slim].map(Graph::consumers);
+        let dense = Wired { graph: self.dense, readers: &dense_readers };
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         let mut theirs = Maps::new(self.dense, self.imgsz)?;
         let mut ours = Maps::new(&slim, self.imgsz)?;
@@ -116,17 +119,19 @@ impl Reconstruction<'_> {
             ours.compute(&slim, id);
             // A depthwise convolution that is left with one channel is no dense one: it was made with those that it reads.
             if matches!(&self.dense.nodes[origin].op, Op::Conv(conv) if conv.groups == 1) {
-                let now = Now { slim: &slim, theirs: &theirs, ours: &ours };
+                let now =
+                    Now { dense, slim: Wired { graph: &slim, readers: &slim_readers }, theirs: &theirs, ours: &ours };
                 if let Some(change) = self.change(now, id, &mut rng) {
                     let node = slim.nodes[id].name.clone();
                     refitted.push(Refitted { node, left: change.left, ridge: change.ridge });
-                    apply(&mut slim, id, &change.change);
+                    apply(&mut slim, &slim_readers, id, &change.change);
                     ours.compute(&slim, id);
                 }
-                let now = Now { slim: &slim, theirs: &theirs, ours: &ours };
+                let now =
+                    Now { dense, slim: Wired { graph: &slim, readers: &slim_readers }, theirs: &theirs, ours: &ours };
                 if let Some((changes, made)) = self.recast(&coupling, now, id, &mut rng) {
                     recast.push(made);
-                    changes.iter().for_each(|change| apply(&mut slim, change.node, &change.rows));
+                    changes.iter().for_each(|change| apply(&mut slim, &slim_readers, change.node, &change.rows));
                     ours.compute(&slim, id);
                 }
             }
@@ -186,10 +191,11 @@ impl Reconstruction<'_> {
 
     /// What to change of convolution `id` of the slim detector.
     fn change(&self, now: Now, id: NodeId, rng: &mut ChaCha8Rng) -> Option<Refit> {
-        let Now { slim, theirs, ours } = now;
+        let Now { dense, slim, theirs, ours } = now;
+        let slim = slim.graph;
         let origin = self.kept.nodes[id];
         let kept = &self.kept.channels[id];
-        let heard = Heard::behind(self.dense, origin, kept);
+        let heard = Heard::behind(dense, origin, kept);
         let sides = self.sides(theirs.n())?;
         let Op::Conv(conv) = &slim.nodes[id].op else { return None };
         let features = conv.weight.shape[1..].iter().product::<usize>() + 1;
@@ -227,13 +233,11 @@ impl Reconstruction<'_> {
     /// What the outputs of convolution `id` of the slim detector lack of the dense one's at those positions (S, O), both less the mean
     /// their BatchNorm subtracts.
     fn missing(&self, now: Now, id: NodeId, at: &[usize]) -> Room {
-        let mean = |graph: &Graph, id: NodeId| match norm_after(graph, id).map(|norm| &graph.nodes[norm].op) {
-            Some(Op::BatchNorm(bn)) => Some(bn.mean.clone()),
-            _ => None,
-        };
         let (origin, kept) = (self.kept.nodes[id], &self.kept.channels[id]);
-        let shift: Vec<f32> = match (mean(now.slim, id), mean(self.dense, origin)) {
-            (Some(own), Some(other)) => own.iter().zip(kept).map(|(own, &k)| own - other[k]).collect(),
+        let shift: Vec<f32> = match (now.slim.norm_after(id), now.dense.norm_after(origin)) {
+            (Some((_, own)), Some((_, other))) => {
+                own.mean.iter().zip(kept).map(|(own, &k)| own - other.mean[k]).collect()
+            }
             _ => vec![0.0; kept.len()],
         };
         lacking(now.theirs.of(origin), now.ours.of(id), kept, &shift, at)
@@ -242,7 +246,7 @@ impl Reconstruction<'_> {
     /// What the slim detector's map beside lacks of the dense one's at those positions (S, O), where there is one still.
     fn missing_beside(&self, now: Now, beside: Beside, at: &[usize]) -> Option<Room> {
         let add = self.kept.nodes.binary_search(&beside.add).ok()?;
-        let other = now.slim.nodes[add].inputs[beside.operand];
+        let other = now.slim.graph.nodes[add].inputs[beside.operand];
         let dense = self.dense.nodes[beside.add].inputs[beside.operand];
         let kept = &self.kept.channels[other];
         Some(lacking(now.theirs.of(dense), now.ours.of(other), kept, &vec![0.0; kept.len()], at))
@@ -270,11 +274,34 @@ struct Drawn {
     fitted: usize,
 }
 
+/// A detector and who reads each of its nodes.
+#[derive(Clone, Copy)]
+struct Wired<'a> {
+    graph: &'a Graph,
+    /// As [`Graph::consumers`] tells them.
+    readers: &'a [Vec<NodeId>],
+}
+
+impl<'a> Wired<'a> {
+    fn only_reader(self, id: NodeId) -> Option<(NodeId, &'a Op)> {
+        self.graph.only_reader(self.readers, id)
+    }
+
+    /// The BatchNorm that alone reads `id`.
+    fn norm_after(self, id: NodeId) -> Option<(NodeId, &'a BatchNorm)> {
+        match self.only_reader(id) {
+            Some((norm, Op::BatchNorm(bn))) => Some((norm, bn)),
+            _ => None,
+        }
+    }
+}
+
 /// How far reconstruction has come.
 #[derive(Clone, Copy)]
 struct Now<'a> {
+    dense: Wired<'a>,
     /// The slim detector, refitted up to here.
-    slim: &'a Graph,
+    slim: Wired<'a>,
     /// The dense detector's maps.
     theirs: &'a Maps,
     /// The slim detector's.
@@ -303,26 +330,27 @@ struct Heard<'a> {
 }
 
 impl<'a> Heard<'a> {
-    fn behind(dense: &Graph, id: NodeId, kept: &'a [usize]) -> Self {
-        let norm = norm_after(dense, id);
-        let (scale, shift) = match norm.map(|norm| &dense.nodes[norm].op) {
-            Some(Op::BatchNorm(bn)) => {
+    fn behind(dense: Wired, id: NodeId, kept: &'a [usize]) -> Self {
+        let norm = dense.norm_after(id);
+        let (scale, shift) = match norm {
+            Some((_, bn)) => {
                 let (scale, shift) = bn.scale_shift();
                 (kept.iter().map(|&k| scale[k]).collect(), kept.iter().map(|&k| shift[k]).collect())
             }
-            _ => (vec![1.0; kept.len()], vec![0.0; kept.len()]),
+            None => (vec![1.0; kept.len()], vec![0.0; kept.len()]),
         };
-        let end = norm.unwrap_or(id);
-        let (act, last) = match only_reader(dense, end).map(|reader| (reader, &dense.nodes[reader])) {
-            Some((reader, Node { op: Op::Act(act), .. })) => (*act, reader),
-            Some((_, Node { op: Op::Head(head), inputs, .. })) => {
-                (said(head, inputs.iter().take_while(|&&i| i != end).count()), end)
+        let end = norm.map_or(id, |(norm, _)| norm);
+        let inputs = |id: NodeId| &dense.graph.nodes[id].inputs;
+        let (act, last) = match dense.only_reader(end) {
+            Some((reader, Op::Act(act))) => (*act, reader),
+            Some((reader, Op::Head(head))) => {
+                (said(head, inputs(reader).iter().take_while(|&&i| i != end).count()), end)
             }
             _ => (Act::Identity, end),
         };
-        let beside = only_reader(dense, last).and_then(|add| match &dense.nodes[add] {
-            Node { op: Op::Add, inputs, .. } if inputs.len() == 2 => {
-                let operand = inputs.iter().position(|&other| other != last && other < id)?;
+        let beside = dense.only_reader(last).and_then(|(add, op)| match op {
+            Op::Add if inputs(add).len() == 2 => {
+                let operand = inputs(add).iter().position(|&other| other != last && other < id)?;
                 Some(Beside { add, operand })
             }
             _ => None,
@@ -377,8 +405,8 @@ fn lacking(theirs: View, ours: View, kept: &[usize], shift: &[f32], at: &[usize]
 }
 
 /// Adds `change` (O, features, the last of which is 1) to the weights and whatever bias the convolution has.
-fn apply(graph: &mut Graph, id: NodeId, change: &[f64]) {
-    let norm = norm_after(graph, id);
+fn apply(graph: &mut Graph, readers: &[Vec<NodeId>], id: NodeId, change: &[f64]) {
+    let norm = Wired { graph, readers }.norm_after(id).map(|(norm, _)| norm);
     let Op::Conv(conv) = &mut graph.nodes[id].op else { return };
     let taps = conv.weight.len() / conv.out_channels();
     for (filter, change) in conv.weight.data.chunks_mut(taps).zip(change.chunks(taps + 1)) {
@@ -454,14 +482,4 @@ fn products(a: &[f64], b: &[f64], width: usize) -> Vec<f64> {
 
 fn add(to: &mut [f64], by: f64, what: &[f64]) {
     to.iter_mut().zip(what).for_each(|(to, what)| *to += by * what);
-}
-
-/// The BatchNorm that alone reads `id`.
-fn norm_after(graph: &Graph, id: NodeId) -> Option<NodeId> {
-    only_reader(graph, id).filter(|&reader| matches!(graph.nodes[reader].op, Op::BatchNorm(_)))
-}
-
-fn only_reader(graph: &Graph, id: NodeId) -> Option<NodeId> {
-    let mut readers = (0..graph.nodes.len()).filter(|&r| graph.nodes[r].inputs.contains(&id));
-    readers.next().filter(|_| readers.next().is_none())
 }

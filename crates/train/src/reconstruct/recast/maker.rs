@@ -1,10 +1,10 @@
 //! What a layer's filters make, and how a small change of them moves that.
 
-use graph::{Act, Graph, NodeId, Op};
+use graph::{Act, NodeId, Op};
 use kernels::View;
 use rayon::prelude::*;
 
-use super::super::{CHUNK, Heard, in_rows, said_by, slopes, sum_of};
+use super::super::{CHUNK, Heard, Wired, in_rows, said_by, slopes, sum_of};
 use super::plane::{Pixels, bound};
 use super::{Change, taps, times};
 use crate::room::{Room, Values};
@@ -57,18 +57,18 @@ pub(super) struct Made {
 }
 
 impl<'a> Maker<'a> {
-    /// What `channels` of convolution `id` of `graph`, whose map is `outputs`, make at the pixels `at`, as it is.
+    /// What `channels` of convolution `id` of a detector, whose map is `outputs`, make at the pixels `at`, as it is.
     pub(super) fn new(
-        graph: &Graph,
+        of: Wired,
         (id, channels): (NodeId, &[usize]),
         depthwise: Option<NodeId>,
         outputs: View,
         at: &Pixels,
     ) -> Self {
-        let heard = Heard::behind(graph, id, channels);
+        let heard = Heard::behind(of, id, channels);
         let depthwise = depthwise.map(|node| {
-            let Op::Conv(conv) = &graph.nodes[node].op else { unreachable!("it is a convolution") };
-            let behind = Heard::behind(graph, node, channels);
+            let Op::Conv(conv) = &of.graph.nodes[node].op else { unreachable!("it is a convolution") };
+            let behind = Heard::behind(of, node, channels);
             let rows =
                 channels.iter().zip(behind.scale.iter().zip(&behind.shift)).flat_map(|(&c, (&scale, &shift))| {
                     let bias = conv.bias.as_ref().map_or(0.0, |bias| f64::from(bias[c]));
@@ -237,11 +237,11 @@ impl<'a> Maker<'a> {
         Stiffness { filters, taps }
     }
 
-    /// A change as what to add to the weights of convolution `id` of `graph` and of the depthwise one behind it.
-    pub(super) fn changes(&self, graph: &Graph, id: NodeId, depthwise: Option<NodeId>, change: &[f64]) -> Vec<Change> {
+    /// A change as what to add to the weights of convolution `id` of a detector and of the depthwise one behind it.
+    pub(super) fn changes(&self, of: Wired, id: NodeId, depthwise: Option<NodeId>, change: &[f64]) -> Vec<Change> {
         let own: Vec<usize> = (0..self.channels).collect();
         let in_weights = |node: NodeId, change: &[f64]| {
-            let scale = Heard::behind(graph, node, &own).scale;
+            let scale = Heard::behind(of, node, &own).scale;
             let rows = change.chunks(change.len() / self.channels).zip(scale);
             // An output that BatchNorm silences is heard by nobody.
             let by = |scale: f32| if scale == 0.0 { 0.0 } else { 1.0 / f64::from(scale) };

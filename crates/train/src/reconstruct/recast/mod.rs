@@ -17,7 +17,7 @@ use graph::{Conv, Graph, NodeId, Op};
 use prune::{Class, Coupling};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Heard, Now, PLACES, Reconstruction, only_reader};
+use super::{Heard, Now, PLACES, Reconstruction, Wired};
 use crate::room::Room;
 use crate::samples::{self, Samples, enough};
 use aim::{Aim, means};
@@ -66,8 +66,7 @@ impl Layer {
             class.pinned.is_none() && class.members.len() == 1 && passes == Vec::from_iter(depthwise)
         };
         // Nobody reads what has not passed the depthwise convolution yet.
-        if !classes.iter().all(is_free)
-            || depthwise.is_some_and(|d| only_reader(graph, graph.nodes[d].inputs[0]) != Some(d))
+        if !classes.iter().all(is_free) || depthwise.is_some_and(|d| coupling.readers(graph.nodes[d].inputs[0]) != [d])
         {
             return None;
         }
@@ -118,12 +117,12 @@ impl Reconstruction<'_> {
         id: NodeId,
         rng: &mut ChaCha8Rng,
     ) -> Option<(Vec<Change>, Recast)> {
-        let Now { slim, theirs, ours } = now;
+        let Now { dense, slim, theirs, ours } = now;
         let cut = self.cut(coupling, id)?;
-        let Op::Conv(conv) = &slim.nodes[id].op else { return None };
+        let Op::Conv(conv) = &slim.graph.nodes[id].op else { return None };
         let [channels, kept] = [cut.channels, cut.kept.len()];
         let features = conv.weight.shape[1..].iter().product::<usize>() + 1;
-        let plane = Plane::of(slim, &cut, ours.of(id).layout);
+        let plane = Plane::of(slim.graph, &cut, ours.of(id).layout);
         let sides = self.sides(theirs.n())?;
         if sides.places(plane.drawn) < PLACES * features {
             return None;
@@ -135,12 +134,11 @@ impl Reconstruction<'_> {
 
         let whole: Vec<usize> = (0..channels).collect();
         let [dense_depthwise, depthwise] = [0, 1].map(|which| cut.depthwise.map(|nodes| nodes[which]));
-        let heard =
-            Maker::new(self.dense, (cut.conv[0], &whole), dense_depthwise, theirs.of(cut.conv[0]), &at).at(&[]).said;
-        let mut read = samples::read(conv, ours.of(slim.nodes[id].inputs[0]), plane.read, &at.pixels);
+        let heard = Maker::new(dense, (cut.conv[0], &whole), dense_depthwise, theirs.of(cut.conv[0]), &at).at(&[]).said;
+        let mut read = samples::read(conv, ours.of(slim.graph.nodes[id].inputs[0]), plane.read, &at.pixels);
         bound(&at.inside, &mut read, features);
         let maker = Maker::new(slim, (id, &whole[..kept]), depthwise, ours.of(id), &at).reading(&read, features);
-        let aim = Aim::new(&heard[..drawn.fitted * channels], self.metric(&cut));
+        let aim = Aim::new(&heard[..drawn.fitted * channels], self.metric(dense, &cut));
         // It always says the same, or nobody minds what it says.
         if aim.directions == 0 {
             return None;
@@ -161,9 +159,9 @@ impl Reconstruction<'_> {
         };
         let mut changes = maker.changes(slim, id, depthwise, &change);
         for (reader, node) in &cut.readers {
-            changes.push(Change { node: *node, rows: self.follow(slim, reader, *node, cut.kept, &follow)? });
+            changes.push(Change { node: *node, rows: self.follow(slim.graph, reader, *node, cut.kept, &follow)? });
         }
-        Some((changes, Recast { node: slim.nodes[id].name.clone(), left }))
+        Some((changes, Recast { node: slim.graph.nodes[id].name.clone(), left }))
     }
 
     /// The layer of convolution `id` of the slim detector; `None` where it has lost nothing or has to stay as it is.
@@ -185,15 +183,15 @@ impl Reconstruction<'_> {
     }
 
     /// (C, C): how much the readers of a layer mind errors of its channels, together.
-    fn metric(&self, cut: &Cut) -> Vec<f64> {
+    fn metric(&self, dense: Wired, cut: &Cut) -> Vec<f64> {
         let mut metric = vec![0.0; cut.channels * cut.channels];
         for (reader, slim) in &cut.readers {
-            let Op::Conv(conv) = &self.dense.nodes[reader.node].op else { unreachable!("readers are convolutions") };
+            let Op::Conv(conv) = &dense.graph.nodes[reader.node].op else { unreachable!("readers are convolutions") };
             let outputs = &self.kept.channels[*slim];
             let minds: Vec<f64> = match self.sensitivity.outputs.get(&reader.node) {
                 Some(minds) => outputs.iter().map(|&o| minds[o]).collect(),
                 None => {
-                    let scales = Heard::behind(self.dense, reader.node, outputs).scale;
+                    let scales = Heard::behind(dense, reader.node, outputs).scale;
                     scales.iter().map(|scale| f64::from(*scale).powi(2)).collect()
                 }
             };
