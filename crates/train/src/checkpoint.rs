@@ -7,18 +7,27 @@ use graph::{Error, Graph, Result};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 
+use crate::optim::Optimizer;
 use crate::sparse::{GammaHistogram, SparseState};
 
-/// Everything that the next epoch depends on.
-#[derive(Clone, Debug)]
+/// Everything that the next epoch depends on, as it is read back.
+#[derive(Debug)]
 pub struct Checkpoint {
     /// The weights being trained.
     pub model: Graph,
     /// Their moving average, which is what is evaluated.
     pub ema: Graph,
-    /// The optimiser's state, as [`crate::optim::Optimizer::state`] gives it.
+    /// The optimiser's state, as [`Optimizer::load_state`] takes it.
     pub optimizer: Vec<(String, Vec<f32>)>,
     pub progress: Progress,
+}
+
+/// A [`Checkpoint`] to be written, of what stays where it is.
+pub struct Snapshot<'a> {
+    pub model: &'a Graph,
+    pub ema: &'a Graph,
+    pub optimizer: &'a Optimizer,
+    pub progress: &'a Progress,
 }
 
 /// The part of a [`Checkpoint`] that is not tensors.
@@ -46,17 +55,17 @@ impl Progress {
     }
 }
 
-impl Checkpoint {
+impl Snapshot<'_> {
     /// Writes the checkpoint to `path`, whole or not at all.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
         let mut bytes: Vec<(String, Dtype, Vec<u8>)> = vec![
-            ("model".into(), Dtype::U8, to_bytes(&self.model, path)?),
-            ("ema".into(), Dtype::U8, to_bytes(&self.ema, path)?),
+            ("model".into(), Dtype::U8, to_bytes(self.model, path)?),
+            ("ema".into(), Dtype::U8, to_bytes(self.ema, path)?),
         ];
-        for (name, values) in &self.optimizer {
+        for (name, values) in self.optimizer.state() {
             let raw = values.iter().flat_map(|v| v.to_le_bytes()).collect();
             bytes.push((format!("optimizer/{name}"), Dtype::F32, raw));
         }
@@ -65,12 +74,14 @@ impl Checkpoint {
             TensorView::new(*kind, vec![len], raw).map(|view| (name.clone(), view))
         });
         let views = views.collect::<Result<Vec<_>, _>>().map_err(|e| Error::format(path, e.to_string()))?;
-        let progress = serde_json::to_string(&self.progress).map_err(|e| Error::format(path, e.to_string()))?;
+        let progress = serde_json::to_string(self.progress).map_err(|e| Error::format(path, e.to_string()))?;
         let metadata = [("progress".to_string(), progress)].into();
         let file = safetensors::serialize(views, Some(metadata)).map_err(|e| Error::format(path, e.to_string()))?;
         graph::format::write_whole(path, &file)
     }
+}
 
+impl Checkpoint {
     /// Reads a checkpoint back.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! Optimisers over the weights of a graph, in place: SGD and AdamW with PyTorch's semantics, and Muon.
 
+use std::borrow::Cow;
+
 use graph::{Error, Graph, Op, Result};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -160,13 +162,14 @@ impl Optimizer {
     }
 
     /// All state as flat tensors, to be stored and given to [`Optimizer::load_state`].
-    pub fn state(&self) -> Vec<(String, Vec<f32>)> {
+    pub fn state(&self) -> Vec<(String, Cow<'_, [f32]>)> {
         // Two halves: one f32 holds whole numbers only up to 2^24.
-        let mut all = vec![("steps".to_string(), vec![(self.steps >> 20) as f32, (self.steps & 0xf_ffff) as f32])];
+        let steps = [(self.steps >> 20) as f32, (self.steps & 0xf_ffff) as f32];
+        let mut all = vec![("steps".to_string(), Cow::from(steps.to_vec()))];
         for slot in self.slots.iter().flatten() {
-            all.push((format!("{}.first", slot.name), slot.first.clone()));
+            all.push((format!("{}.first", slot.name), (&slot.first).into()));
             if !slot.second.is_empty() {
-                all.push((format!("{}.second", slot.name), slot.second.clone()));
+                all.push((format!("{}.second", slot.name), (&slot.second).into()));
             }
         }
         all
@@ -351,6 +354,10 @@ mod tests {
         }
     }
 
+    fn owned_state(optim: &Optimizer) -> Vec<(String, Vec<f32>)> {
+        optim.state().into_iter().map(|(name, values)| (name, values.into_owned())).collect()
+    }
+
     #[test]
     fn state_resumes_to_the_same_weights() {
         for kind in [OptimKind::Sgd { nesterov: true }, OptimKind::adamw(), OptimKind::muon()] {
@@ -360,7 +367,7 @@ mod tests {
             let grads = gradients(&g, 0.3);
             optim.step(&mut g, &grads, RATES, 0.8);
             let (mut copy, mut resumed) = (g.clone(), Optimizer::new(config, &g));
-            let mut state = optim.state();
+            let mut state = owned_state(&optim);
             state.reverse();
             resumed.load_state(state).unwrap();
             optim.step(&mut g, &grads, RATES, 0.9);
@@ -373,7 +380,7 @@ mod tests {
     fn a_foreign_state_is_refused_by_name() {
         let g = graph();
         let mut optim = Optimizer::new(OptimConfig::default(), &g);
-        let mut state = optim.state();
+        let mut state = owned_state(&optim);
         state.retain(|(name, _)| name != "bn.weight.first");
         let err = optim.load_state(state).unwrap_err().to_string();
         assert!(err.contains("bn.weight.first") && err.contains("missing"), "{err}");

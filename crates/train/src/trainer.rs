@@ -11,7 +11,7 @@ use graph::{Graph, Head};
 use prune::{Coupling, prunable_gammas};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Checkpoint, Progress};
+use crate::checkpoint::{Checkpoint, Progress, Snapshot};
 use crate::ema::{Ema, EmaConfig};
 use crate::evaluate::{evaluate, fit, raw};
 use crate::loss::{Criterion, Distill};
@@ -497,13 +497,9 @@ impl<'a> Run<'a> {
     }
 
     fn checkpoint(&self) -> Result<()> {
-        let checkpoint = Checkpoint {
-            model: self.net.graph.clone(),
-            ema: self.ema.graph().clone(),
-            optimizer: self.optimizer.state(),
-            progress: self.progress.clone(),
-        };
-        checkpoint.save(&self.task.out.join(RESUME))?;
+        let (model, ema) = (&self.net.graph, self.ema.graph());
+        let snapshot = Snapshot { model, ema, optimizer: &self.optimizer, progress: &self.progress };
+        snapshot.save(&self.task.out.join(RESUME))?;
         Ok(())
     }
 
