@@ -63,8 +63,7 @@ fn v5_head() -> AnchorHead {
 #[test]
 fn v5_equals_pytorch() {
     let golden = Golden::open("loss_v5.safetensors");
-    let loss = V5Loss { label_smoothing: 0.1, ..Default::default() };
-    golden.check(&loss.evaluate(&v5_head(), &golden.maps(), &golden.targets()).unwrap());
+    golden.check(&V5Loss::default().evaluate(&v5_head(), &golden.maps(), &golden.targets()).unwrap());
 }
 
 #[test]

@@ -6,7 +6,6 @@
 
 use data::Target;
 use graph::{DflHead, Result};
-use serde::{Deserialize, Serialize};
 
 use super::{LossOutput, RawMap, V8Loss};
 
@@ -14,7 +13,7 @@ use super::{LossOutput, RawMap, V8Loss};
 const SHARES: [f32; 2] = [0.8, 0.1];
 
 /// Two losses and how they are mixed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct E2eLoss {
     /// Of the branches that predict: every object chooses seven points and is learned at the best that is left to it.
     pub one_to_one: V8Loss,

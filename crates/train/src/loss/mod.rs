@@ -14,6 +14,7 @@ pub mod v5;
 pub mod v8;
 pub mod yolox;
 
+use assign::Object;
 use data::Target;
 pub use distill::Distill;
 pub use e2e::E2eLoss;
@@ -175,6 +176,29 @@ fn check_targets(targets: &[Target], images: usize, classes: usize) -> Result<()
         }
     }
     Ok(())
+}
+
+/// The objects of every image of a batch, whose images are `size` (W, H) pixels.
+fn objects(targets: &[Target], images: usize, size: [f32; 2]) -> Vec<Vec<Object>> {
+    let mut objects = vec![Vec::new(); images];
+    for target in targets {
+        let [x, y, w, h] = target.bbox;
+        let [x, y, w, h] = [x * size[0], y * size[1], w * size[0], h * size[1]];
+        let corners = [x - w / 2.0, y - h / 2.0, x + w / 2.0, y + h / 2.0];
+        objects[target.image].push(Object { class: target.class, corners });
+    }
+    objects
+}
+
+/// The gradients of `maps`, one a map, cut up: of every image its part of each.
+fn by_image<'a>(grads: &'a mut [Vec<f32>], maps: &[RawMap]) -> Vec<Vec<&'a mut [f32]>> {
+    let images = maps.first().map_or(0, |map| map.n);
+    let mut by_image: Vec<Vec<&mut [f32]>> = (0..images).map(|_| Vec::with_capacity(maps.len())).collect();
+    for (grad, map) in grads.iter_mut().zip(maps) {
+        let parts = grad.chunks_exact_mut(map.h * map.w * map.c);
+        by_image.iter_mut().zip(parts).for_each(|(list, grad)| list.push(grad));
+    }
+    by_image
 }
 
 /// All values of one image in `map`.

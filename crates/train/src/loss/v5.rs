@@ -9,7 +9,6 @@
 use data::Target;
 use graph::{AnchorHead, AnchorLevel, BoxDecode, Error, Result};
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 
 use super::bce::{bce, sigmoid};
 use super::iou::{by_centre, ciou, corners};
@@ -26,21 +25,18 @@ pub(super) const BOX: usize = 5;
 const REACH: f32 = 4.0;
 
 /// Gains and thresholds; the defaults are YOLOv5's `hyp.scratch-low` before scaling.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct V5Loss {
     pub box_gain: f32,
     pub obj_gain: f32,
     pub cls_gain: f32,
     /// Ratio between a side of a target and the same side of an anchor, below which the two are matched.
     pub anchor_t: f32,
-    /// Class targets are `1 - s / 2` and `s / 2` instead of 1 and 0.
-    pub label_smoothing: f32,
 }
 
 impl Default for V5Loss {
     fn default() -> Self {
-        Self { box_gain: 0.05, obj_gain: 1.0, cls_gain: 0.5, anchor_t: REACH, label_smoothing: 0.0 }
+        Self { box_gain: 0.05, obj_gain: 1.0, cls_gain: 0.5, anchor_t: REACH }
     }
 }
 
@@ -113,7 +109,6 @@ impl V5Loss {
         let count = matches.len() as f32;
         let box_scale = self.box_gain * n as f32 / count;
         let cls_scale = self.cls_gain * n as f32 / (count * classes as f32);
-        let [hit, miss] = [1.0 - self.label_smoothing / 2.0, self.label_smoothing / 2.0];
         for m in &matches {
             let slot = ((m.image * h + m.y) * w + m.x) * anchors + m.anchor;
             let raw = &map.data[slot * columns..(slot + 1) * columns];
@@ -129,7 +124,7 @@ impl V5Loss {
             objectness[slot] = fit.value.max(0.0) as f32;
             if classes > 1 {
                 for (k, (&x, g)) in raw[BOX..].iter().zip(&mut grad[BOX..]).enumerate() {
-                    let (value, d) = bce(x, if k == m.class { hit } else { miss });
+                    let (value, d) = bce(x, f32::from(k == m.class));
                     cls_sum += f64::from(value);
                     *g += cls_scale * d;
                 }

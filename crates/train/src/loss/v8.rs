@@ -7,12 +7,11 @@
 use data::Target;
 use graph::{DflHead, Error, Result};
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 
 use super::assign::{Assigned, Assigner, Object};
 use super::bce::{bce, sigmoid};
 use super::iou::{Corners, ciou};
-use super::{LossOutput, RawMap, check_targets, dims};
+use super::{LossOutput, RawMap, by_image, check_targets, dims, objects};
 
 /// The names of the three parts where boxes are distributions.
 pub(super) const PARTS: [&str; 3] = ["box", "cls", "dfl"];
@@ -21,8 +20,7 @@ pub(super) const PARTS: [&str; 3] = ["box", "cls", "dfl"];
 const DISTANCE_PARTS: [&str; 3] = ["box", "cls", "l1"];
 
 /// Gains and the assigner's constants; the defaults are YOLOv8's.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct V8Loss {
     pub box_gain: f32,
     pub cls_gain: f32,
@@ -82,22 +80,14 @@ impl V8Loss {
         if self.distances != (head.reg_max == 1) {
             return Err(Error::node("head", format!("boxes with {} bins a side need another loss", head.reg_max)));
         }
-        let mut objects = vec![Vec::new(); grid.images];
-        for t in targets {
-            objects[t.image].push(grid.object(t));
-        }
+        let objects = objects(targets, grid.images, grid.size);
         let assigned: Vec<Vec<Assigned>> =
             objects.par_iter().enumerate().map(|(image, objects)| self.assign(&grid, image, objects)).collect();
         let total: f64 = assigned.iter().flatten().map(|a| f64::from(a.score)).sum();
 
         let mut grads: Vec<Vec<f32>> = maps.iter().map(|m| vec![0.0; m.data.len()]).collect();
-        let mut by_image: Vec<Vec<&mut [f32]>> = (0..grid.images).map(|_| Vec::with_capacity(maps.len())).collect();
-        for (grad, map) in grads.iter_mut().zip(maps) {
-            let images = grad.chunks_exact_mut(map.h * map.w * map.c);
-            by_image.iter_mut().zip(images).for_each(|(list, grad)| list.push(grad));
-        }
         let norm = total.max(1.0);
-        let sums: Vec<[f64; 3]> = by_image
+        let sums: Vec<[f64; 3]> = by_image(&mut grads, maps)
             .into_par_iter()
             .zip(&objects)
             .zip(&assigned)
@@ -298,12 +288,6 @@ impl<'a> Grid<'a> {
     /// The channels of one cell.
     fn raw(&self, image: usize, map: usize, index: usize) -> &'a [f32] {
         super::cell(&self.maps[map], image, index)
-    }
-
-    fn object(&self, target: &Target) -> Object {
-        let [x, y, w, h] = target.bbox;
-        let [x, y, w, h] = [x * self.size[0], y * self.size[1], w * self.size[0], h * self.size[1]];
-        Object { class: target.class, corners: [x - w / 2.0, y - h / 2.0, x + w / 2.0, y + h / 2.0] }
     }
 }
 

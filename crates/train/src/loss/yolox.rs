@@ -6,13 +6,12 @@
 use data::Target;
 use graph::{Result, YoloxHead};
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 
 use super::assign::Object;
 use super::bce::bce;
 use super::iou::{Corners, by_centre, corners, iou};
 use super::simota::{self, Matched, Point, Said};
-use super::{LossOutput, RawMap, check_targets, dims};
+use super::{LossOutput, RawMap, by_image, check_targets, dims, objects};
 
 /// The names of the three parts.
 pub(super) const PARTS: [&str; 3] = ["box", "obj", "cls"];
@@ -27,8 +26,7 @@ pub(super) fn factor(batch: usize) -> f64 {
 }
 
 /// The gains; the defaults are YOLOX's.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct YoloxLoss {
     pub box_gain: f32,
     pub obj_gain: f32,
@@ -59,10 +57,7 @@ impl YoloxLoss {
     /// The three sums before gains, the number of points they are divided by, and the gradient of the total.
     fn sums(&self, grid: &Grid, head: &YoloxHead, targets: &[Target]) -> Result<([f64; 3], f64, Vec<Vec<f32>>)> {
         check_targets(targets, grid.images, head.classes)?;
-        let mut objects = vec![Vec::new(); grid.images];
-        for t in targets {
-            objects[t.image].push(grid.object(t));
-        }
+        let objects = objects(targets, grid.images, grid.size);
         let matched: Vec<Vec<Matched>> = objects
             .par_iter()
             .enumerate()
@@ -71,13 +66,8 @@ impl YoloxLoss {
         let learning = matched.iter().map(Vec::len).sum::<usize>().max(1) as f64;
 
         let mut grads: Vec<Vec<f32>> = grid.maps.iter().map(|m| vec![0.0; m.data.len()]).collect();
-        let mut by_image: Vec<Vec<&mut [f32]>> = (0..grid.images).map(|_| Vec::with_capacity(grads.len())).collect();
-        for (grad, map) in grads.iter_mut().zip(grid.maps) {
-            let images = grad.chunks_exact_mut(map.h * map.w * map.c);
-            by_image.iter_mut().zip(images).for_each(|(list, grad)| list.push(grad));
-        }
         let scale = factor(grid.images) / learning;
-        let sums: Vec<[f64; 3]> = by_image
+        let sums: Vec<[f64; 3]> = by_image(&mut grads, grid.maps)
             .into_par_iter()
             .zip(&objects)
             .zip(&matched)
@@ -203,12 +193,6 @@ impl<'a> Grid<'a> {
             objectness: self.raw(image, level + 1, index)[0],
             classes: self.raw(image, level + 2, index),
         }
-    }
-
-    fn object(&self, target: &Target) -> Object {
-        let [x, y, w, h] = target.bbox;
-        let [x, y, w, h] = [x * self.size[0], y * self.size[1], w * self.size[0], h * self.size[1]];
-        Object { class: target.class, corners: [x - w / 2.0, y - h / 2.0, x + w / 2.0, y + h / 2.0] }
     }
 }
 
