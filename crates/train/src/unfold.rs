@@ -3,9 +3,10 @@
 //! Without it a graph does not know how large its channels are: stage 1 can neither rank them nor put a constant in the
 //! place of one. Mean and variance of what every convolution says on real images make a BatchNorm that changes nothing.
 
-use graph::{BatchNorm, Conv, Graph, Node, NodeId, Op, Tensor};
+use graph::{BatchNorm, Graph, Node, NodeId, Op};
 
 use crate::calibrate::{Images, statistics};
+use crate::net::tapped;
 
 /// What YOLO's families train with; see [`BatchNorm`].
 const EPS: f32 = 1e-3;
@@ -39,16 +40,11 @@ pub fn unfold_batch_norm<E: From<graph::Error>>(
     if bare.is_empty() {
         return Ok(graph.clone());
     }
-    // The executor shows what convolutions read: one more convolution, read by nothing, makes it show what they say.
-    let (tapped, place) = insert(graph, &bare, false, "tap", |conv| {
-        let weight = Tensor::zeros([1, conv.out_channels(), 1, 1]);
-        Op::Conv(Conv { weight, bias: None, stride: [1, 1], pad: [0, 0], groups: 1 })
-    });
-    let nodes: Vec<NodeId> = bare.iter().map(|&id| place[id]).collect();
+    let (tapped, origin) = tapped(graph, imgsz, |id| bare.contains(&id))?;
+    let nodes: Vec<NodeId> = (0..origin.len()).filter(|&at| origin[at].is_some()).collect();
     let seen = statistics(&tapped, &nodes, imgsz, batches)?;
 
-    let (mut unfolded, place) =
-        insert(graph, &bare, true, "bn", |conv| Op::BatchNorm(BatchNorm::identity(conv.out_channels(), EPS, MOMENTUM)));
+    let (mut unfolded, place) = with_norms(graph, &bare);
     for (&id, tap) in bare.iter().zip(&nodes) {
         let Some(stats) = seen.by_node.get(tap) else { continue };
         let c = stats.mean.len();
@@ -76,15 +72,9 @@ pub fn unfold_batch_norm<E: From<graph::Error>>(
     Ok(unfolded)
 }
 
-/// `graph` with the node that `make` makes of a convolution right after each of `after`; its readers read the new node
-/// where `rewire` says so. Also where every old node is now.
-fn insert(
-    graph: &Graph,
-    after: &[NodeId],
-    rewire: bool,
-    suffix: &str,
-    make: impl Fn(&Conv) -> Op,
-) -> (Graph, Vec<NodeId>) {
+/// `graph` with a fresh BatchNorm right after each of the convolutions `after`, for their readers to read. Also where
+/// every old node is now.
+fn with_norms(graph: &Graph, after: &[NodeId]) -> (Graph, Vec<NodeId>) {
     let mut out = Graph { nodes: Vec::with_capacity(graph.nodes.len() + after.len()), meta: graph.meta.clone() };
     let (mut place, mut read): (Vec<NodeId>, Vec<NodeId>) = (Vec::new(), Vec::new());
     let names: std::collections::HashSet<&str> = graph.nodes.iter().map(|n| n.name.as_str()).collect();
@@ -95,14 +85,12 @@ fn insert(
         place.push(at);
         read.push(at);
         if let (Op::Conv(conv), true) = (&node.op, after.contains(&id)) {
-            let mut name = format!("{}.{suffix}", node.name);
+            let mut name = format!("{}.bn", node.name);
             while names.contains(name.as_str()) {
                 name.push('_');
             }
-            let new = out.push(name, make(conv), vec![at]);
-            if rewire {
-                read[id] = new;
-            }
+            let norm = BatchNorm::identity(conv.out_channels(), EPS, MOMENTUM);
+            read[id] = out.push(name, Op::BatchNorm(norm), vec![at]);
         }
     }
     (out, place)
@@ -111,6 +99,7 @@ fn insert(
 #[cfg(test)]
 mod tests {
     use graph::build::Yolov5;
+    use graph::{Conv, Tensor};
 
     use super::*;
     use crate::evaluate::raw;

@@ -1,6 +1,6 @@
 //! The inference executor: BatchNorm folded into the convolution, activation in its epilogue, maps dropped when read.
 
-use graph::{Graph, NodeId, Op, Result};
+use graph::{Conv, Graph, Node, NodeId, Op, Result, Tensor};
 use kernels::{BnAct, Epilogue, Layout, Packed, View, ViewMut};
 use rayon::prelude::*;
 
@@ -112,6 +112,32 @@ impl Infer {
         }
         Ok(heads)
     }
+}
+
+/// `graph` with one more reader of every node that is `wanted`: [`Infer::run_observed`] shows the maps that convolutions read, and no
+/// others. And for each node of the new graph that is wanted, which node of the old one it is.
+pub(crate) fn tapped(
+    graph: &Graph,
+    imgsz: [usize; 2],
+    wanted: impl Fn(NodeId) -> bool,
+) -> Result<(Graph, Vec<Option<NodeId>>)> {
+    let shapes = graph.shapes(imgsz)?;
+    let mut out = Graph { nodes: vec![], meta: graph.meta.clone() };
+    let (mut place, mut origin) = (Vec::with_capacity(graph.nodes.len()), vec![]);
+    for (id, node) in graph.nodes.iter().enumerate() {
+        let inputs = node.inputs.iter().map(|&i| place[i]).collect();
+        out.nodes.push(Node { inputs, ..node.clone() });
+        let at = out.nodes.len() - 1;
+        place.push(at);
+        origin.push(wanted(id).then_some(id));
+        if wanted(id) {
+            let weight = Tensor::zeros([1, shapes[id].c, 1, 1]);
+            let tap = Conv { weight, bias: None, stride: [1, 1], pad: [0, 0], groups: 1 };
+            out.push(format!("{}.tap", node.name), Op::Conv(tap), vec![at]);
+            origin.push(None);
+        }
+    }
+    Ok((out, origin))
 }
 
 /// The steps both executors run the same way: all without weights.

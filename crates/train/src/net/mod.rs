@@ -14,7 +14,7 @@ mod train;
 pub(crate) use buffer::{Buffer, Pool};
 pub use clock::{Spent, Work};
 pub use infer::Infer;
-pub(crate) use infer::{load_images, run_plain};
+pub(crate) use infer::{load_images, run_plain, tapped};
 pub use kernels::Isa;
 pub(crate) use plan::{Kind, conv_shape};
 pub use train::{BnUpdate, TrainNet, bytes_an_image};

@@ -8,9 +8,8 @@
 
 use graph::{Act, Conv, Error, Graph, NodeId, Op, UnionFind};
 
-use super::tapped;
 use crate::calibrate::Images;
-use crate::net::Infer;
+use crate::net::{Infer, tapped};
 
 /// Factors stay within this and one over it: a channel that is hardly ever there need not fill its bytes.
 const FARTHEST: f64 = 1024.0;

@@ -12,10 +12,10 @@ mod range;
 use std::collections::BTreeMap;
 
 use graph::quant::{Affine, Quantized, folded, moves, sites};
-use graph::{Act, Conv, Error, Graph, Node, NodeId, Op, Tensor};
+use graph::{Act, Error, Graph, NodeId, Op};
 
 use crate::calibrate::Images;
-use crate::net::Infer;
+use crate::net::{Infer, tapped};
 use histogram::Histogram;
 use range::Seen;
 
@@ -87,30 +87,4 @@ fn observe<E: From<Error>>(
         }
     }
     Ok(seen)
-}
-
-/// `graph` with a reader added to every node that is `wanted`, so that the executor shows its map; and for each node of the
-/// new graph that is wanted, which node of the old one it is.
-fn tapped(
-    graph: &Graph,
-    imgsz: [usize; 2],
-    wanted: impl Fn(NodeId) -> bool,
-) -> graph::Result<(Graph, Vec<Option<NodeId>>)> {
-    let shapes = graph.shapes(imgsz)?;
-    let mut out = Graph { nodes: vec![], meta: graph.meta.clone() };
-    let (mut place, mut origin) = (Vec::with_capacity(graph.nodes.len()), vec![]);
-    for (id, node) in graph.nodes.iter().enumerate() {
-        let inputs = node.inputs.iter().map(|&i| place[i]).collect();
-        out.nodes.push(Node { inputs, ..node.clone() });
-        let at = out.nodes.len() - 1;
-        place.push(at);
-        origin.push(wanted(id).then_some(id));
-        if wanted(id) {
-            let weight = Tensor::zeros([1, shapes[id].c, 1, 1]);
-            let tap = Conv { weight, bias: None, stride: [1, 1], pad: [0, 0], groups: 1 };
-            out.push(format!("{}.tap", node.name), Op::Conv(tap), vec![at]);
-            origin.push(None);
-        }
-    }
-    Ok((out, origin))
 }
