@@ -79,11 +79,6 @@ impl Results {
         let text: String = lines.map(|line| line + "\n").collect();
         write_whole(&self.path, text.as_bytes())
     }
-
-    /// All epochs so far.
-    pub fn rows(&self) -> &[Row] {
-        &self.rows
-    }
 }
 
 fn header(parts: [&str; 3]) -> String {
@@ -159,8 +154,8 @@ mod tests {
         (0..3).for_each(|e| table.push(row(e)).unwrap());
         let whole = std::fs::read(&path).unwrap();
         let mut resumed = Results::resume(&path, PARTS, 2).unwrap();
-        assert_eq!(resumed.rows().len(), 2);
-        assert_eq!(resumed.rows()[1].train, row(1).train);
+        assert_eq!(resumed.rows.len(), 2);
+        assert_eq!(resumed.rows[1].train, row(1).train);
         resumed.push(row(2)).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), whole);
     }
@@ -168,7 +163,7 @@ mod tests {
     #[test]
     fn a_missing_file_is_an_empty_table() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(Results::resume(dir.path().join("results.csv"), PARTS, 9).unwrap().rows().is_empty());
+        assert!(Results::resume(dir.path().join("results.csv"), PARTS, 9).unwrap().rows.is_empty());
     }
 
     #[test]

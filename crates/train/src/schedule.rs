@@ -121,11 +121,6 @@ impl Schedule {
         sum as f32
     }
 
-    /// Iterations of warm-up.
-    pub fn warmup(&self) -> usize {
-        self.warmup
-    }
-
     /// Weight decay for the batch that is really accumulated, where `nominal` is meant for the nominal batch.
     pub fn weight_decay(&self, nominal: f32) -> f32 {
         nominal * (self.batch * whole(self.accumulate)) as f32 / self.nominal_batch as f32
@@ -191,7 +186,7 @@ mod tests {
 
     #[test]
     fn short_epochs_still_warm_up_for_a_while() {
-        let warmup = |epochs| Schedule::new(&ScheduleConfig::default(), epochs, 13, 16, 64).warmup();
+        let warmup = |epochs| Schedule::new(&ScheduleConfig::default(), epochs, 13, 16, 64).warmup;
         assert_eq!(warmup(100), 100);
         assert_eq!((warmup(10), warmup(1)), (26, 2), "but no more than a fifth of it all");
         let none = ScheduleConfig { warmup_epochs: 0.0, ..Default::default() };

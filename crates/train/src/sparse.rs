@@ -186,11 +186,6 @@ impl Sparsifier {
         &self.state
     }
 
-    /// Present strength.
-    pub fn lambda(&self) -> f32 {
-        self.state.lambda
-    }
-
     /// To be called after each step of the optimiser, with the learning rate it used for BatchNorm's scales: shrinks the
     /// gammas and, where a decision is due, reconsiders lambda. Returns what has changed.
     ///
@@ -207,7 +202,7 @@ impl Sparsifier {
     }
 
     /// Share of gammas near zero.
-    pub fn share(&self, graph: &Graph) -> f32 {
+    fn share(&self, graph: &Graph) -> f32 {
         let near = magnitudes(graph, &self.sites).iter().filter(|&&g| g < self.state.near_zero).count();
         near as f32 / self.sites.len() as f32
     }
@@ -291,7 +286,7 @@ impl SparseConfig {
 ///
 /// # Panics
 /// If a site is no channel of a BatchNorm.
-pub fn proximal_step(graph: &mut Graph, sites: &[Site], amount: f32) {
+fn proximal_step(graph: &mut Graph, sites: &[Site], amount: f32) {
     for site in sites {
         let Op::BatchNorm(bn) = &mut graph.nodes[site.node].op else { panic!("node {} is no BatchNorm", site.node) };
         let gamma = &mut bn.gamma[site.channel];
@@ -308,11 +303,8 @@ fn magnitudes(graph: &Graph, sites: &[Site]) -> Vec<f32> {
     sites.iter().map(gamma).collect()
 }
 
-/// The value that a share `q` of `values` does not exceed; 0 of none. Reorders them.
+/// The value that a share `q` of `values`, of which there is one at least, does not exceed. Reorders them.
 fn quantile(values: &mut [f32], q: f32) -> f32 {
-    if values.is_empty() {
-        return 0.0;
-    }
     let rank = ((q * values.len() as f32).ceil() as usize).clamp(1, values.len()) - 1;
     *values.select_nth_unstable_by(rank, f32::total_cmp).1
 }
@@ -389,7 +381,7 @@ mod tests {
                 for (name, rates) in [("constant", &constant as &dyn Fn(f32) -> f32), ("real", &warm_and_decaying)] {
                     let case = format!("target {target}, pull {pull}, {name} rate");
                     let run = run(target, pull, 2000, rates).unwrap_or_else(|e| panic!("{case}: {e}"));
-                    println!("{case}: share {:.3}, lambda {:.4}", run.share, run.sparsifier.lambda());
+                    println!("{case}: share {:.3}, lambda {:.4}", run.share, run.sparsifier.state.lambda);
                     assert!(run.share >= target - 0.03, "{case}: only {} are near zero", run.share);
                     assert!(run.share < target + 0.15, "{case}: {} are near zero", run.share);
                 }
@@ -401,7 +393,7 @@ mod tests {
     fn every_change_of_lambda_is_reported() {
         let run = run(0.5, 1.0, 500, |_| 0.01).unwrap();
         assert!(run.changes.windows(2).all(|w| w[0].to == w[1].from));
-        assert_eq!(run.changes.last().unwrap().to, run.sparsifier.lambda());
+        assert_eq!(run.changes.last().unwrap().to, run.sparsifier.state.lambda);
         assert!(run.changes[0].to_string().contains("lambda"), "{}", run.changes[0]);
     }
 

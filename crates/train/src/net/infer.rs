@@ -41,11 +41,6 @@ impl Infer {
         Ok(Self { graph: graph.clone(), imgsz, plan, n: 1, pool: Pool::default(), folded })
     }
 
-    /// Image size (H, W) the detector was planned for.
-    pub fn imgsz(&self) -> [usize; 2] {
-        self.imgsz
-    }
-
     /// Runs `n` images, (N, H, W, 3) as bytes 0..255, and returns the maps that enter the head.
     ///
     /// # Errors

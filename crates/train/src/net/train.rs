@@ -72,11 +72,6 @@ impl TrainNet {
         })
     }
 
-    /// Image size (H, W) the net was planned for.
-    pub fn imgsz(&self) -> [usize; 2] {
-        self.imgsz
-    }
-
     /// Where the time went since the last call.
     pub fn spent(&mut self) -> Vec<Spent> {
         self.clock.take()

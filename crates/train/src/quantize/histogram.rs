@@ -13,8 +13,6 @@ pub struct Histogram {
     /// Bin k holds the values of `(first + k) * width ..= (first + k + 1) * width`, except 0.
     first: i64,
     counts: Vec<u64>,
-    /// Zeros are exact, whatever the range.
-    zeros: u64,
     /// Least and greatest value, and 0.
     bounds: [f32; 2],
 }
@@ -40,9 +38,8 @@ impl Histogram {
         self.reach(low, high);
         let (scale, first) = (1.0 / self.width, self.first);
         for &v in pixels().flatten() {
-            if v == 0.0 {
-                self.zeros += 1;
-            } else {
+            // Zeros are exact, whatever the range.
+            if v != 0.0 {
                 self.counts[((v * scale).floor() as i64 - first) as usize] += 1;
             }
         }
@@ -95,12 +92,6 @@ impl Histogram {
         let middle = |k: usize| ((self.first + k as i64) as f32 + 0.5) * self.width;
         self.counts.iter().enumerate().filter(|(_, n)| **n > 0).map(move |(k, &n)| (middle(k), n))
     }
-
-    /// Values seen, zeros among them.
-    #[cfg(test)]
-    pub fn total(&self) -> u64 {
-        self.zeros + self.counts.iter().sum::<u64>()
-    }
 }
 
 #[cfg(test)]
@@ -122,7 +113,7 @@ mod tests {
             add(&mut histogram, &values).unwrap();
             all.extend(values);
         }
-        assert_eq!((histogram.total(), histogram.bounds()), (4000, [-36.0 + 0.04, 4.0]));
+        assert_eq!(histogram.bounds(), [-36.0 + 0.04, 4.0]);
         assert!(histogram.counts.len() <= 2 * BINS as usize + 2, "{}", histogram.counts.len());
         let bins: Vec<(f32, u64)> = histogram.bins().collect();
         let mut sorted: Vec<f32> = all.into_iter().filter(|v| *v != 0.0).collect();
@@ -134,13 +125,14 @@ mod tests {
             }
             at += n as usize;
         }
+        assert_eq!(at, sorted.len());
     }
 
     #[test]
     fn what_is_no_number_is_an_error_and_zeros_have_no_bin() {
         let mut histogram = Histogram::default();
         add(&mut histogram, &[0.0, -0.0]).unwrap();
-        assert_eq!((histogram.total(), histogram.bins().count(), histogram.bounds()), (2, 0, [0.0, 0.0]));
+        assert_eq!((histogram.bins().count(), histogram.bounds()), (0, [0.0, 0.0]));
         assert!(add(&mut histogram, &[1.0, f32::NAN]).unwrap_err().contains("NaN"));
         assert!(add(&mut histogram, &[f32::INFINITY]).is_err());
     }
