@@ -23,11 +23,11 @@ impl Means {
     }
 
     fn add(&mut self, map: View) {
-        let (inverse, scale, zero) = (1.0 / self.affine.scale, self.affine.scale, f32::from(self.affine.zero));
         for p in 0..map.layout.pixels() {
             for ((&x, exact), rounded) in map.pixel(p).iter().zip(&mut self.exact).zip(&mut self.rounded) {
-                *exact += f64::from(x);
-                *rounded += f64::from((((x * inverse).round_ties_even() + zero).clamp(0.0, 255.0) - zero) * scale);
+                let x = f64::from(x);
+                *exact += x;
+                *rounded += self.affine.round(x);
             }
         }
         self.count += map.layout.pixels() as u64;
