@@ -62,7 +62,7 @@ pub(crate) fn values(
         let from = |i: usize, channel: usize| values[node.inputs[i]][channel].as_ref();
         let one = |channel: usize, rule: &dyn Fn(&Value) -> Value| from(0, channel).map(rule);
         let channel = |c: usize| match &node.op {
-            // Attention's channels are pinned, so nobody wants their values.
+            // What the weights do not tell: attention mixes what depends on the data.
             Op::Input { .. } | Op::Attention(_) | Op::Head(_) => None,
             Op::Conv(conv) if conv.is_depthwise() => {
                 one(c, &|v| depthwise(conv, c, v, shapes[node.inputs[0]], shapes[id]))

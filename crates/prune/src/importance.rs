@@ -296,8 +296,8 @@ fn relative(scores: Vec<f64>) -> Vec<f64> {
 }
 
 /// [`Criterion::OutputError`] of every class: summed over its readers, `Var(x_i) |W[:, i]|^2 / sum_j Var(x_j) |W[:, j]|^2`
-/// with `W` as the BatchNorm after the reader scales it. Channels whose variance the weights do not tell (no BatchNorm, the
-/// image) count with variance 1.
+/// with `W` as the BatchNorm after the reader scales it. Channels whose variance the weights do not tell (no BatchNorm,
+/// attention, the image) count with variance 1.
 ///
 /// Where the detector's sensitivity to the reader's outputs is known it takes the place of the scale and of the sum over j.
 fn output_errors(graph: &Graph, coupling: &Coupling, sensitivity: &Sensitivity) -> Result<Vec<f64>> {

@@ -1,4 +1,4 @@
-//! The little linear algebra stage 2 needs: Cholesky factors of covariance matrices, in f64.
+//! The little linear algebra that stage 2 and refitting need: Cholesky factors of covariances and of products of features, in f64.
 
 use std::ops::Range;
 

@@ -26,7 +26,7 @@ pub struct ChannelStats {
     pub mean: Vec<f64>,
     /// (C, C), row-major, symmetric.
     pub cov: Vec<f64>,
-    /// Samples seen: images * H * W.
+    /// Samples seen: of a tensor images * H * W, of what a convolution reads the places that were drawn.
     pub count: u64,
 }
 

@@ -1,4 +1,5 @@
-//! What the data say about a graph: channel statistics for stage 2, and BatchNorm statistics estimated anew.
+//! What the data say about a graph: statistics of its channels for stage 2, what its answers and its loss mind, and BatchNorm
+//! statistics estimated anew.
 
 use std::collections::BTreeMap;
 
@@ -174,7 +175,7 @@ fn minded(graph: &Graph, node: NodeId, layout: Layout, focus: &Focus) -> Vec<f32
     let mean = weights.iter().map(|&w| f64::from(w)).sum::<f64>() / weights.len().max(1) as f64;
     match mean > 0.0 {
         true => weights.iter_mut().for_each(|w| *w = (EVEN + (1.0 - EVEN) * f64::from(*w) / mean) as f32),
-        // Nobody minds: a batch without an object, or a reader whose gradient is not known.
+        // Nobody minds, or no reader's gradient is known.
         false => weights.fill(1.0),
     }
     weights

@@ -1,7 +1,8 @@
-//! Training: the executor, losses, optimisers, sparse training, healing.
+//! Training, and all else that runs a detector to change its weights: healing, reconstruction, eight bits.
 //!
 //! [`train`] is the loop; [`net`] runs a graph forward and backward, [`loss`] says how wrong its maps are, [`optim`] moves
-//! the weights, [`sparse`] presses BatchNorm scales to zero, [`calibrate`] measures what stage 2 needs.
+//! the weights, [`sparse`] presses BatchNorm scales to zero, [`calibrate`] measures what stage 2 needs, [`reconstruct`] refits what a cut
+//! leaves, [`unfold`] gives back folded BatchNorm, [`quantize`] makes bytes of weights and maps.
 
 pub mod calibrate;
 mod checkpoint;

@@ -24,7 +24,8 @@ impl Default for OptimConfig {
     }
 }
 
-/// The update rule. The momentum of SGD and AdamW's first beta come with every step, as warm-up changes them.
+/// The update rule. The momentum of SGD and Muon and the first beta of what moves as by AdamW come with every step, as one number:
+/// warm-up changes it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "lowercase")]
 pub enum OptimKind {
@@ -78,9 +79,9 @@ struct Slot {
     rows: usize,
     /// ... and its floats.
     floats: usize,
-    /// Momentum of SGD and Muon, first moment of AdamW.
+    /// Momentum of SGD, and of Muon for convolutions; else the first moment.
     first: Vec<f32>,
-    /// Second moment; empty but for AdamW.
+    /// Second moment of AdamW, and of Muon for all but convolutions; empty elsewhere.
     second: Vec<f32>,
 }
 
@@ -136,7 +137,8 @@ impl Optimizer {
         Self { config, steps: 0, slots: graph.nodes.iter().map(node).collect() }
     }
 
-    /// Changes every weight of `graph` by one step against `gradients`. `momentum` is SGD's, or AdamW's first beta.
+    /// Changes every weight of `graph` by one step against `gradients`. `momentum` is also the first beta of what moves as by
+    /// AdamW.
     ///
     /// # Panics
     /// If graph or gradients are not those of [`Optimizer::new`].

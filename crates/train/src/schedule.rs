@@ -25,7 +25,7 @@ pub struct ScheduleConfig {
     /// Learning rate at the end, as a factor of `lr0`.
     pub lrf: f32,
     pub decay: Decay,
-    /// SGD's momentum or AdamW's first beta after warm-up.
+    /// Momentum after warm-up, and AdamW's first beta: see [`crate::optim::OptimKind`].
     pub momentum: f32,
     /// Warm-up lasts this many epochs ...
     pub warmup_epochs: f32,

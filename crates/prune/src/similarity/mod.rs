@@ -30,7 +30,7 @@ use crate::{
 };
 use shortcut::Candidate;
 
-/// Samples (images * H * W) a channel, and tap, below which [`Mode::Span`] is warned of fitting noise: with n samples and C channels
+/// Samples ([`ChannelStats::count`]) a channel, and tap, below which [`Mode::Span`] is warned of fitting noise: with n samples and C channels
 /// least squares does worse on new data by about the factor n / (n - C).
 const SAMPLES_PER_FEATURE: u64 = 10;
 

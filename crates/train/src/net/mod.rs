@@ -1,8 +1,8 @@
 //! The executor: runs a [`graph::Graph`] forward and backward on the CPU kernels.
 //!
 //! [`plan`] turns a graph into steps and decides where every feature map lies, so that concat and slice cost nothing;
-//! [`Trainer`](TrainNet) keeps what the backward pass needs, [`Infer`] folds BatchNorm and forgets maps early. Convolution
-//! and BatchNorm + activation are called from these two files only: whatever runs on another device replaces just them.
+//! [`TrainNet`] keeps what the backward pass needs, [`Infer`] folds BatchNorm and forgets maps early. Whatever trains on another device
+//! replaces these two; calibration, reconstruction and Muon call kernels themselves.
 
 mod buffer;
 mod clock;

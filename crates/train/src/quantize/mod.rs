@@ -20,7 +20,7 @@ use histogram::Histogram;
 use range::Seen;
 
 /// `graph` in eight bits. `batches` gives the images that show what its maps hold, from the training split, fitted as for
-/// validation; it is called two or three times.
+/// validation; it is called three times, and what the first call gives is not looked at where no channel may change.
 ///
 /// # Errors
 /// The graph does not fit `imgsz`, a map or a weight is not finite, or reading a batch fails.

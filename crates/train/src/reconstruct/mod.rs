@@ -1,6 +1,7 @@
 //! Reconstruction: convolution by convolution, from the image to the head, the pruned detector's weights are refitted so that
 //! its maps come closest to the dense detector's, on unlabelled images: first by linear least squares (see `prune::refit`), then
-//! as the activation behind it hears the difference (`beyond`).
+//! as the activation behind it hears the difference (`beyond`); last its channels themselves move to where its readers make most of them
+//! (`recast`).
 //!
 //! Both detectors run side by side, node by node, over many images at once. A refitted convolution's output is computed anew
 //! before anything reads it, so each layer makes up for what the layers before it could not. First layers have large maps, which
@@ -68,7 +69,8 @@ pub struct Reconstruction<'a> {
     pub seed: u64,
     /// Of the images as they are, and maybe of more. Where a convolution is missing all positions count alike.
     pub focus: &'a Focus,
-    /// Of `dense`. Where a convolution is missing its outputs count as its BatchNorm scales them.
+    /// Of `dense`: what readers of a layer that is recast mind. Where a convolution is missing its outputs count as its BatchNorm scales
+    /// them.
     pub sensitivity: &'a Sensitivity,
 }
 
