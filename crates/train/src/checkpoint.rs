@@ -87,7 +87,9 @@ impl Checkpoint {
     /// # Errors
     /// The file cannot be read or is no checkpoint.
     pub fn load(path: &Path) -> Result<Self> {
-        let bad = |what: String| Error::format(path, what).hint("train again without --resume");
+        let bad = |what: String| {
+            Error::format(path, what).hint("give the weights/last.safetensors beside it as `--model` of a new run")
+        };
         let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
         let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).map_err(|e| bad(e.to_string()))?;
         let file = safetensors::SafeTensors::deserialize(&bytes).map_err(|e| bad(e.to_string()))?;

@@ -30,6 +30,9 @@ use crate::{
 };
 use shortcut::Candidate;
 
+/// Names that a note lists.
+const TOLD: usize = 3;
+
 /// Samples ([`ChannelStats::count`]) a channel, and tap, below which [`Mode::Span`] is warned of fitting noise: with n samples and C channels
 /// least squares does worse on new data by about the factor n / (n - C).
 const SAMPLES_PER_FEATURE: u64 = 10;
@@ -455,7 +458,9 @@ impl<'a> Search<'a> {
         let names: Vec<&str> = self.listeners.iter().filter(thin).map(name).collect();
         (self.settings.mode == Mode::Span && !names.is_empty()).then(|| {
             let few = "fewer than 10 samples a channel; calibrate on more images";
-            format!("{few}: {}", names.join(", "))
+            let (told, more) = names.split_at(names.len().min(TOLD));
+            let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+            format!("{few}: {}{more}", told.join(", "))
         })
     }
 
