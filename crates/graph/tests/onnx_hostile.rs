@@ -23,18 +23,23 @@ fn report(bytes: &[u8]) -> String {
 /// A field of protocol buffers: `bytes` under `number`.
 fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
     let mut out = vec![number << 3 | 2];
-    let mut len = bytes.len();
-    while len >= 0x80 {
-        out.push(len as u8 | 0x80);
-        len >>= 7;
-    }
-    out.push(len as u8);
+    varint(&mut out, bytes.len() as u64);
     out.extend_from_slice(bytes);
     out
 }
 
-fn number(field: u8, value: u8) -> Vec<u8> {
-    vec![field << 3, value]
+fn number(field: u8, value: u64) -> Vec<u8> {
+    let mut out = vec![field << 3];
+    varint(&mut out, value);
+    out
+}
+
+fn varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
 }
 
 /// An operator that reads `inputs` and writes a value of its own name.
@@ -47,25 +52,40 @@ fn node(op: &str, name: &str, inputs: &[&str], attributes: &[Vec<u8>]) -> Vec<u8
     field(1, &body)
 }
 
-/// An attribute of whole numbers below 128.
-fn ints(name: &str, values: &[u8]) -> Vec<u8> {
+/// An attribute of a whole number.
+fn int(name: &str, value: u64) -> Vec<u8> {
+    [field(1, name.as_bytes()), number(3, value)].concat()
+}
+
+/// An attribute of whole numbers.
+fn ints(name: &str, values: &[u64]) -> Vec<u8> {
     let mut body = field(1, name.as_bytes());
     values.iter().for_each(|&v| body.extend(number(8, v)));
     body
 }
 
 /// A weight of f32 zeros.
-fn weight(name: &str, dims: &[u8], floats: usize) -> Vec<u8> {
+fn weight(name: &str, dims: &[u64], floats: usize) -> Vec<u8> {
+    tensor(name, dims, 1, &vec![0; 4 * floats])
+}
+
+/// A weight of ONNX type `kind`.
+fn tensor(name: &str, dims: &[u64], kind: u64, raw: &[u8]) -> Vec<u8> {
     let mut body: Vec<u8> = dims.iter().flat_map(|&d| number(1, d)).collect();
-    body.extend(number(2, 1));
+    body.extend(number(2, kind));
     body.extend(field(8, name.as_bytes()));
-    body.extend(field(9, &vec![0; 4 * floats]));
+    body.extend(field(9, raw));
     field(5, &body)
 }
 
 /// A model of an image of 32 x 32 pixels called `x` and the output `y`.
 fn model(parts: &[Vec<u8>]) -> Vec<u8> {
-    let dims: Vec<u8> = [1, 3, 32, 32].iter().flat_map(|&d| field(1, &number(1, d))).collect();
+    model_of([1, 3, 32, 32], parts)
+}
+
+/// The same of images of another shape.
+fn model_of(image: [u64; 4], parts: &[Vec<u8>]) -> Vec<u8> {
+    let dims: Vec<u8> = image.iter().flat_map(|&d| field(1, &number(1, d))).collect();
     let tensor = [number(1, 1), field(2, &dims)].concat();
     let input = [field(1, b"x"), field(2, &field(1, &tensor))].concat();
     let mut graph = parts.concat();
@@ -125,10 +145,34 @@ fn numbers_built_to_explode_are_refused() {
     let mut parts = vec![weight("v0", &[64], 64)];
     for i in 0..40 {
         let (from, to) = (format!("v{i}"), format!("v{}", i + 1));
-        parts.push(node("Concat", &to, &[&from, &from], &[[field(1, b"axis"), number(3, 0)].concat()]));
+        parts.push(node("Concat", &to, &[&from, &from], &[int("axis", 0)]));
     }
     parts.push(node("Add", "y", &["x", "v40"], &[]));
     assert!(report(&model(&parts)).contains("more than a detector's decoding needs"));
+
+    // Axes of any length beside one of 0: nothing to hold, and no end of places to walk through or to sum into.
+    let (long, longest) = (1 << 20, 1 << 60);
+    let indices = tensor("i", &[1], 7, &0_i64.to_le_bytes());
+    let cases = [
+        vec![
+            weight("w", &[long, 0, long], 0),
+            node("ReduceSum", "v", &["w"], &[ints("axes", &[1]), int("keepdims", 0)]),
+        ],
+        vec![weight("w", &[longest, 0], 0), node("Concat", "v", &["w", "w"], &[int("axis", 1)])],
+        vec![weight("w", &[longest, 1, 0], 0), indices, node("Gather", "v", &["w", "i"], &[int("axis", 1)])],
+    ];
+    for mut parts in cases {
+        parts.push(node("Add", "y", &["x", "v"], &[]));
+        assert!(report(&model(&parts)).contains("larger than a weight of any detector"));
+    }
+    let shape = tensor("s", &[3], 7, &[long, 0, long].map(u64::to_le_bytes).concat());
+    let parts = [shape, node("ConstantOfShape", "v", &["s"], &[]), node("Add", "y", &["x", "v"], &[])];
+    assert!(report(&model(&parts)).contains("more than a detector's decoding needs"));
+
+    // Images of which a decoding could be shown no batch.
+    let parts =
+        [weight("w", &[64, 3, 1, 1], 192), node("Conv", "c", &["x", "w"], &[]), node("Transpose", "y", &["c"], &[])];
+    assert!(report(&model_of([256, 3, 1 << 11, 1 << 11], &parts)).contains("more than a detector's decoding needs"));
 
     // A map that grows by 64 again and again.
     let mut parts = vec![w_scales()];
@@ -145,7 +189,7 @@ fn numbers_built_to_explode_are_refused() {
     let mut parts = vec![weight("w", &[1, 3, 1, 1], 3), node("Conv", "j0", &["x", "w"], &[])];
     for i in 0..60 {
         let (from, to) = (format!("j{i}"), format!("j{}", i + 1));
-        parts.push(node("Concat", &to, &[&from, &from], &[[field(1, b"axis"), number(3, 1)].concat()]));
+        parts.push(node("Concat", &to, &[&from, &from], &[int("axis", 1)]));
     }
     parts.push(node("Transpose", "y", &["j60"], &[]));
     assert!(report(&model(&parts)).contains("values"));

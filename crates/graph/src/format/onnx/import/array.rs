@@ -5,6 +5,19 @@ use crate::format::torch::half;
 use super::Problem;
 use crate::format::onnx::proto::{BOOL, DOUBLE, FLOAT, FLOAT16, INT8, INT32, INT64, TensorProto, UINT8};
 
+/// Most values of one tensor.
+const LARGEST: usize = 1 << 26;
+/// Most axes of one tensor.
+pub const MOST_AXES: usize = 16;
+
+/// What a tensor of `shape` costs whoever walks along its axes: its values, with an axis of length 0 counted as one of 1. The
+/// other axes beside it may be of any length and hold nothing, until one of them is summed or joined. `None` where it is
+/// more than any decoding needs.
+pub fn extent(shape: &[usize]) -> Option<usize> {
+    let all = shape.iter().try_fold(1_usize, |n, &d| n.checked_mul(d.max(1)));
+    all.filter(|&n| n <= LARGEST && shape.len() <= MOST_AXES)
+}
+
 /// A dense, row-major tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Array {
@@ -91,6 +104,9 @@ impl Array {
             let held = array.len();
             return Err(Problem::new(format!("`{name}` has shape {:?}, the file holds {held} values", array.shape))
                 .hint("the file is damaged; copy it again or repeat the export"));
+        }
+        if extent(&array.shape).is_none() {
+            return Err(format!("`{name}` has shape {:?}, larger than a weight of any detector", tensor.dims).into());
         }
         Ok(array)
     }

@@ -104,18 +104,23 @@ impl Trial<'_, '_> {
 
     /// What the file makes of maps with `value` everywhere in map number `i`.
     pub fn run(&mut self, value: impl Fn(usize) -> f32) -> Result<Rc<Array>> {
-        let maps: Vec<Vec<f32>> =
-            self.shapes.iter().enumerate().map(|(i, s)| vec![value(i); self.body.batch * s.c * s.h * s.w]).collect();
-        self.run_on(&self.arrays(maps))
+        let maps = self.maps(|i, len| vec![value(i); len])?;
+        self.run_on(&maps)
     }
 
     fn run_on(&mut self, maps: &[Rc<Array>]) -> Result<Rc<Array>> {
         self.cut.run(self.body, maps, &mut self.budget)
     }
 
-    fn arrays(&self, maps: Vec<Vec<f32>>) -> Vec<Rc<Array>> {
-        let shaped = |(s, data): (&Shape, _)| Rc::new(Array::floats(vec![self.body.batch, s.c, s.h, s.w], data));
-        self.shapes.iter().zip(maps).map(shaped).collect()
+    /// Maps of the values that `fill` makes, given a map's place and how many values it has.
+    fn maps(&mut self, mut fill: impl FnMut(usize, usize) -> Vec<f32>) -> Result<Vec<Rc<Array>>> {
+        let mut maps = Vec::with_capacity(self.shapes.len());
+        for (i, s) in self.shapes.iter().enumerate() {
+            let shape = vec![self.body.batch, s.c, s.h, s.w];
+            let len = self.budget.take(&shape).map_err(|p| p.of(self.body.source))?;
+            maps.push(Rc::new(Array::floats(shape, fill(i, len))));
+        }
+        Ok(maps)
     }
 
     /// Whether a map has been through a sigmoid already.
@@ -131,12 +136,11 @@ impl Trial<'_, '_> {
             return Ok(false);
         }
         let mut rng = ChaCha8Rng::seed_from_u64(0);
-        let mut random = |map: usize, s: &Shape| -> Vec<f32> {
-            let range = if self.is_squashed(map) { 0.0..1.0 } else { -3.0..3.0 };
-            (0..self.body.batch * s.c * s.h * s.w).map(|_| rng.random_range(range.clone())).collect()
-        };
-        let data = self.shapes.iter().enumerate().map(|(i, s)| random(i, s)).collect();
-        let maps = self.arrays(data);
+        let squashed: Vec<bool> = (0..self.shapes.len()).map(|i| self.is_squashed(i)).collect();
+        let maps = self.maps(|i, len| {
+            let range = if squashed[i] { 0.0..1.0 } else { -3.0..3.0 };
+            (0..len).map(|_| rng.random_range(range.clone())).collect()
+        })?;
         let found = self.run_on(&maps)?;
         let inputs: Vec<_> = order.iter().map(|&i| (maps[i].clone(), self.shapes[i])).collect();
         let wanted = expected::run(head, layout, &inputs, &mut self.budget)?;

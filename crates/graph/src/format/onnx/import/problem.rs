@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::source::Source;
 use crate::Error;
 use crate::format::onnx::proto::NodeProto;
 
@@ -25,7 +26,16 @@ impl Problem {
 
     /// The error of `node` in the file `path`.
     pub fn at(self, path: &Path, node: &NodeProto) -> Error {
-        let error = Error::format(path, self.what).at(format!("node `{}` ({})", title(node), node.op_type));
+        self.in_place(path, format!("node `{}` ({})", title(node), node.op_type))
+    }
+
+    /// The error of the decoding behind the output of `source`.
+    pub fn of(self, source: &Source) -> Error {
+        self.in_place(source.path, format!("output `{}`", source.output))
+    }
+
+    fn in_place(self, path: &Path, place: String) -> Error {
+        let error = Error::format(path, self.what).at(place);
         match self.help {
             Some(help) => error.hint(help),
             None => error,

@@ -7,7 +7,7 @@ mod quant;
 mod reduce;
 mod shape;
 
-use super::array::{Array, Data};
+use super::array::{Array, Data, MOST_AXES, extent};
 use super::attributes::axis;
 use super::problem::Problem;
 use crate::format::onnx::proto::NodeProto;
@@ -18,18 +18,16 @@ pub struct Budget {
     pub left: usize,
 }
 
-/// Most values of one tensor.
-const LARGEST: usize = 1 << 26;
-
 impl Budget {
-    /// The number of values of `shape`, taken off the budget.
+    /// The number of values of `shape`; the budget pays for its [`extent`].
     pub fn take(&mut self, shape: &[usize]) -> Result<usize, Problem> {
-        let len = shape.iter().try_fold(1_usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= LARGEST && n <= self.left);
-        let Some(len) = len else {
-            return Err(format!("computes a tensor of {shape:?}, more than a detector's decoding needs").into());
+        let Some(cost) = extent(shape).filter(|&n| n <= self.left) else {
+            let (some, more) =
+                (&shape[..shape.len().min(MOST_AXES)], if shape.len() > MOST_AXES { " and more" } else { "" });
+            return Err(format!("computes a tensor of {some:?}{more}, more than a detector's decoding needs").into());
         };
-        self.left -= len;
-        Ok(len)
+        self.left -= cost;
+        Ok(if shape.contains(&0) { 0 } else { cost })
     }
 }
 

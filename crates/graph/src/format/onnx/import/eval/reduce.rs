@@ -48,7 +48,7 @@ pub(super) fn sum(call: &mut Call) -> Result<Array, Problem> {
         shape.remove(at);
     }
     call.budget.take(&x.shape)?;
-    let mut out = vec![0.0; outer * inner];
+    let mut out = vec![0.0; call.budget.take(&shape)?];
     for o in 0..outer {
         for k in 0..n {
             let from = &values[(o * n + k) * inner..][..inner];
