@@ -40,6 +40,20 @@ pub fn tell_skipped(dataset: &Dataset) {
     }
 }
 
+/// Says how many images of `splits`, which are those that are used, are listed and not there.
+pub fn tell_missing(dataset: &Dataset, splits: &[&str]) {
+    let mut used: Vec<&str> = splits.iter().map(|name| dataset.answering(name)).collect();
+    used.dedup();
+    for (name, split) in used.iter().filter_map(|&name| Some((name, dataset.splits.get(name)?))) {
+        if let Some((missing, first)) = split.missing() {
+            let listed = split.items.len() + missing;
+            ui::warn(format_args!(
+                "{missing} of {listed} images of `{name}` are missing, such as `{first}`; `prunella data check` lists them"
+            ));
+        }
+    }
+}
+
 /// Says where another split stands in for the one called `name`.
 pub fn tell_split(dataset: &Dataset, name: &str) {
     let (data, other) = (dataset.path.display(), dataset.answering(name));

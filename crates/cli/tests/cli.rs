@@ -240,6 +240,22 @@ fn a_split_that_stands_in_for_another_is_named() {
 }
 
 #[test]
+fn missing_images_are_told_of_the_split_that_is_used() {
+    let dir = detector();
+    let at = |path: &str| dir.path().join(path);
+    fs::write(at("ds/list.txt"), "images/train/a.png\nimages/train/b.png\nimages/train/c.png\n").expect("writable");
+    fs::write(at("ds/data.yaml"), "train: images/val\nval: list.txt\nnames: [a, b]\n").expect("writable");
+    let told = "warning: 2 of 3 images of `val` are missing, such as `ds/images/train/b.png`; `prunella data check` lists them\n";
+    let ran = prunella(dir.path(), "val --model new.safetensors --data ds");
+    assert!(ran.code == 0 && ran.stderr.contains(told), "{ran:?}");
+    // What is wrong with a split that is not looked at does not matter.
+    fs::write(at("ds/images/val/x.png"), "no image").expect("writable");
+    assert_eq!(prunella(dir.path(), "val --model new.safetensors --data ds").code, 0);
+    let ran = prunella(dir.path(), "prune --model new.safetensors --data ds --macs 0.9 --dry-run");
+    assert!(ran.code == 1 && ran.stderr.contains("ds/images/val/x.png"), "{ran:?}");
+}
+
+#[test]
 fn other_devices_than_the_cpu_are_refused() {
     let dir = dataset();
     let commands = [
@@ -298,7 +314,7 @@ fn datasets_that_cannot_be_used_are_named_with_a_hint() {
         Case {
             args: "val --model {shared}/weights/yolov5n/yolov5n.pt --data ds",
             code: 1,
-            stderr: "error: split `val` of `ds` has no images\nhint: run `prunella data check` on it to see what is there\n",
+            stderr: "error: dataset `ds`: holds no images in split `val`\nhint: run `prunella data check` on it to see what is wrong\n",
         },
         Case {
             args: "val --model {shared}/weights/yolov5n/yolov5n.pt --data ds --split test",
@@ -319,14 +335,14 @@ fn datasets_that_cannot_be_used_are_named_with_a_hint() {
         Case {
             args: "val --model {shared}/weights/yolov5n/yolov5n.pt --data bad",
             code: 1,
-            stderr: "error: `bad/labels/train/a.txt`:1: the class is `a`, not a number\nhint: each line is `class cx cy \
+            stderr: "error: `bad/labels/train/a.txt`:1: the class is `a`, not a whole number from 0\nhint: each line is `class cx cy \
                      width height` (fractions of the image) or `class x1 y1 x2 y2 x3 y3 …`; `prunella data check` lists \
                      every such line\n",
         },
         Case {
             args: "val --model {shared}/weights/yolov5n/yolov5n.pt --data ds --data-format voc",
             code: 1,
-            stderr: "error: dataset `ds`: holds no images\nhint: run `prunella data check` on it to see what is wrong\n",
+            stderr: "error: dataset `ds`: holds no images in split `val`\nhint: run `prunella data check` on it to see what is wrong\n",
         },
         Case {
             args: "predict --model {shared}/weights/yolov5n/yolov5n.pt empty",

@@ -36,11 +36,6 @@ impl Default for Augment {
 }
 
 impl Augment {
-    /// Only mirrored: for the last epochs, when the network should see images as they are.
-    pub fn gentle() -> Self {
-        Self { mosaic: 0.0, scale: 0.0, translate: 0.0, hsv_h: 0.0, hsv_s: 0.0, hsv_v: 0.0, ..Self::default() }
-    }
-
     pub(crate) fn check(&self) -> Result<(), String> {
         let Self { mosaic, scale, translate, fliplr, flipud, hsv_h, hsv_s, hsv_v } = *self;
         let named = [

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::dataset::{Dataset, Item};
-use crate::picture;
+use crate::{Error, picture};
 
 /// What can be wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -18,7 +18,7 @@ pub enum Kind {
     MissingImage,
     /// An image does not decode.
     Unreadable,
-    /// An image ends before its last row; what is missing is grey.
+    /// An image ends before its last row, and is not read but here.
     CutShort,
     /// An image has another size than its labels say.
     SizeMismatch,
@@ -164,8 +164,8 @@ pub fn check(dataset: &Dataset) -> Report {
             labels(item).into_iter().for_each(|p| report.add(p));
         }
         let looked: Vec<_> = split.items.par_iter().map(pixels).collect();
-        for (item, (hash, problems)) in split.items.iter().zip(looked) {
-            problems.into_iter().for_each(|p| report.add(p));
+        for (item, (hash, problem)) in split.items.iter().zip(looked) {
+            problem.into_iter().for_each(|p| report.add(p));
             let Some(hash) = hash else { continue };
             let place = item.image.display().to_string();
             match first_seen.get(&hash) {
@@ -212,25 +212,22 @@ fn labels(item: &Item) -> Vec<Problem> {
 }
 
 /// Hash of the file's bytes and what is wrong with its pixels.
-fn pixels(item: &Item) -> (Option<u64>, Vec<Problem>) {
-    let place = item.image.display().to_string();
-    let bytes = std::fs::read(&item.image).ok();
-    let hash = bytes.as_ref().map(|bytes| {
-        let mut hasher = DefaultHasher::new();
-        bytes.hash(&mut hasher);
-        hasher.finish()
-    });
-    let problem = match picture::decode(&item.image) {
-        Err(e) => Some(Problem::new(Kind::Unreadable, place, e.to_string())),
+fn pixels(item: &Item) -> (Option<u64>, Option<Problem>) {
+    let problem = |kind, detail: String| Some(Problem::new(kind, item.image.display().to_string(), detail));
+    let file = match std::fs::read(&item.image) {
+        Ok(file) => file,
+        Err(e) => return (None, problem(Kind::Unreadable, Error::io("read", &item.image, e).to_string())),
+    };
+    let mut hasher = DefaultHasher::new();
+    file.hash(&mut hasher);
+    let found = match picture::decode_whole(&item.image, &file) {
+        Err(e) => problem(Kind::Unreadable, e.to_string()),
         Ok(image) if image.dimensions() != item.size => {
             let (w, h) = image.dimensions();
-            let detail = format!("{w} x {h}, the labels say {} x {}", item.size.0, item.size.1);
-            Some(Problem::new(Kind::SizeMismatch, place, detail))
+            problem(Kind::SizeMismatch, format!("{w} x {h}, the labels say {} x {}", item.size.0, item.size.1))
         }
-        Ok(_) if bytes.is_some_and(|b| picture::is_cut_short(&b)) => {
-            Some(Problem::new(Kind::CutShort, place, "the file has no end; copy it again"))
-        }
+        Ok(_) if picture::is_cut_short(&file) => problem(Kind::CutShort, "the file has no end; copy it again".into()),
         Ok(_) => None,
     };
-    (hash, problem.into_iter().collect())
+    (Some(hasher.finish()), found)
 }

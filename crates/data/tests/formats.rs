@@ -141,6 +141,98 @@ fn a_jpeg_without_its_end_is_a_finding() {
 }
 
 #[test]
+fn a_jpeg_without_its_end_is_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.jpg");
+    RgbImage::from_fn(64, 64, |x, y| Rgb([(x * y) as u8, x as u8, y as u8])).save(&path).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &whole[..whole.len() * 2 / 3]).unwrap();
+    let error = picture::decode(&path).unwrap_err().to_string();
+    assert!(error.contains("x.jpg`: it is cut short"), "{error}");
+    assert_eq!(picture::size(&path).unwrap(), (64, 64));
+}
+
+#[test]
+fn a_split_is_read_whatever_is_wrong_with_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let only = |split: &str| open(root, &OpenOptions { split: Some(split.into()), ..OpenOptions::default() });
+    ultralytics(root);
+    put(&root.join("labels/train/b.txt"), "cat 0.5 0.5 0.2 0.2\n");
+    put(&root.join("images/train/a.png"), "no image");
+    assert!(only("train").is_err() && open(root, &OpenOptions::default()).is_err());
+    assert_eq!(only("val").unwrap().splits.keys().collect::<Vec<_>>(), ["val"]);
+    let error = only("test").unwrap_err();
+    assert!(error.to_string().contains("no split `test`"), "{error}");
+    put(&root.join("data.yaml"), "val:\ntest: images/val\nnames: [cat, dog]\n");
+    assert_eq!(only("val").unwrap().answering("val"), "test", "the only one stands in");
+
+    // COCO's classes are numbered over all files, VOC's over all annotations where nothing lists them.
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let only = || open(root, &OpenOptions { split: Some("val".into()), ..OpenOptions::default() });
+    paint(&root.join("x.png"), (40, 20), 9);
+    for (split, classes, label) in [("val", "4", "[1, 2, 10, 5]"), ("train", "2", "[1, 2]")] {
+        let json = format!(
+            r#"{{"images": [{{"id": 5, "file_name": "x.png", "width": 40, "height": 20}}],
+            "annotations": [{{"image_id": 5, "category_id": {classes}, "bbox": {label}, "iscrowd": true}}],
+            "categories": [{{"id": {classes}, "name": "c{classes}"}}]}}"#
+        );
+        put(&root.join(format!("annotations/instances_{split}.json")), &json);
+    }
+    assert!(open(root, &OpenOptions::default()).is_err());
+    let dataset = only().unwrap();
+    let label = &dataset.split("val").unwrap().items[0].boxes[0];
+    assert_eq!((dataset.names.join(" "), label.class, label.crowd), ("c2 c4".into(), 1, true));
+    std::fs::remove_dir_all(root.join("annotations")).unwrap();
+
+    put(&root.join("ImageSets/Main/val.txt"), "x\n");
+    put(&root.join("ImageSets/Main/train.txt"), "y\n");
+    let object = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>8</xmax><ymax>9</ymax></bndbox>";
+    let xml = |class: &str| format!("<annotation><object><name>{class}</name>{object}</object></annotation>");
+    paint(&root.join("y.png"), (40, 20), 19);
+    put(&root.join("y.xml"), &xml("dog"));
+    put(&root.join("x.xml"), &xml("cat"));
+    assert_eq!((only().unwrap().names.join(" "), only().unwrap().splits.len()), ("dog cat".into(), 1));
+    put(&root.join("classes.txt"), "cat\ndog\n");
+    put(&root.join("y.xml"), "<html/>");
+    assert!(only().is_ok() && open(root, &OpenOptions::default()).is_err());
+}
+
+#[test]
+fn images_that_are_listed_and_missing_are_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    ultralytics(root);
+    put(&root.join("list.txt"), "images/train/a.png\nimages/train/gone.png\nimages/train/lost.png\n");
+    let dataset = open(root, &OpenOptions::default()).unwrap();
+    let (missing, first) = dataset.split("train").unwrap().missing().unwrap();
+    assert!(missing == 2 && first.ends_with("images/train/gone.png"), "{missing} {first}");
+    assert_eq!(dataset.split("val").unwrap().missing(), None);
+
+    std::fs::remove_file(root.join("data.yaml")).unwrap();
+    let json = r#"{"images": [{"id": 5, "file_name": "a.png", "width": 40, "height": 20}, {"id": 6, "file_name": "gone.png", "width": 4, "height": 2}],
+        "annotations": [{"id": 1, "image_id": 5, "category_id": 1, "bbox": [1, 2, 10, 5]}], "categories": [{"id": 1, "name": "cat"}]}"#;
+    put(&root.join("images/train/annotations.json"), json);
+    let dataset = open(&root.join("images/train"), &OpenOptions::default()).unwrap();
+    assert_eq!(dataset.split("val").unwrap().missing(), Some((1, "gone.png")));
+
+    let voc = tempfile::tempdir().unwrap();
+    let root = voc.path();
+    paint(&root.join("JPEGImages/x.png"), (40, 20), 9);
+    let object = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>8</xmax><ymax>9</ymax></bndbox>";
+    for id in ["x", "gone"] {
+        put(
+            &root.join(format!("Annotations/{id}.xml")),
+            &format!("<annotation><object><name>cat</name>{object}</object></annotation>"),
+        );
+    }
+    let dataset = open(root, &OpenOptions::default()).unwrap();
+    let (missing, first) = dataset.split("val").unwrap().missing().unwrap();
+    assert!(missing == 1 && first.ends_with("JPEGImages/gone"), "{missing} {first}");
+}
+
+#[test]
 fn a_label_that_is_no_label_stops_the_run_and_is_a_finding_for_the_doctor() {
     let folder = tempfile::tempdir().unwrap();
     ultralytics(folder.path());
@@ -344,6 +436,10 @@ fn made_up_smears_are_a_sound_dataset() {
     let report = doctor::check(&dataset);
     assert!(report.findings.is_empty(), "{:#?}", report.findings);
     assert!(synth::write(folder.path(), &SynthConfig::default()).is_err(), "must not write over a dataset");
+    // What was ended while rendering goes on: data.yaml comes last.
+    std::fs::remove_file(folder.path().join("data.yaml")).unwrap();
+    std::fs::remove_file(folder.path().join("images/val/00004.jpg")).unwrap();
+    smears(folder.path());
     let again = tempfile::tempdir().unwrap();
     smears(again.path());
     for file in ["images/val/00004.jpg", "labels/train/00021.txt"] {

@@ -36,7 +36,11 @@ pub fn run(args: &Demo) -> miette::Result<Exit> {
         let spinner = ui::spinner("Rendering");
         synth::write(&folder, &config)?;
         spinner.finish_and_clear();
-        ui::note(format_args!("Rendered {} blood smears into `{}`", 320 + 80 + 40, folder.display()));
+        ui::note(format_args!(
+            "Rendered {} blood smears into `{}`",
+            config.train + config.val + config.test,
+            folder.display()
+        ));
     }
     let dataset = data::open(&recipe.data, &recipe.form())?;
     let names = dataset.names.clone();

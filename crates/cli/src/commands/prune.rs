@@ -16,7 +16,7 @@ use crate::pipeline::cut::{CALIBRATION_IMAGES, Calibration, Cut, Outcome};
 use crate::pipeline::{Goal, Trials, search};
 use crate::score::{Judge, by_place};
 use crate::speed::Speed;
-use crate::training::{Counter, tell_split};
+use crate::training::{Counter, tell_missing, tell_split};
 use crate::{files, ui};
 
 /// Runs the command.
@@ -42,6 +42,11 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
         Some(path) => Some(answers::open(path, &args.form.options(), &model.meta.names)?),
         None => None,
     };
+    if let Some(dataset) = &dataset {
+        // `val` is judged by, and looked at where there is no `train`.
+        let judged = args.budget.max_drop.is_some() || dataset.split("train").is_err();
+        tell_missing(dataset, if judged { &["train", "val"] } else { &["train"] });
+    }
     if let (Some(_), Some(dataset)) = (args.budget.max_drop, &dataset) {
         by_place(&mut model, dataset)?;
     }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use data::OpenOptions;
 use eval::NmsConfig;
 use eval::coco::{self, GroundTruth, MapResult, STAT_NAMES};
 use serde::Serialize;
@@ -10,7 +11,7 @@ use crate::args::Val;
 use crate::detector::Detector;
 use crate::exit::{Error, Exit};
 use crate::score::score;
-use crate::training::{tell_skipped, tell_split};
+use crate::training::{tell_missing, tell_skipped, tell_split};
 use crate::ui::{self, Column, Table};
 
 /// Runs the command.
@@ -55,7 +56,9 @@ struct Run {
 }
 
 fn score_model(model: &Path, args: &Val) -> miette::Result<Outcome> {
-    let dataset = args.data.open()?;
+    let options = OpenOptions { split: Some(args.split.clone()), ..args.data.form.options() };
+    let dataset = data::open(&args.data.data, &options)?;
+    tell_missing(&dataset, &[&args.split]);
     tell_skipped(&dataset);
     tell_split(&dataset, &args.split);
     let mut detector = Detector::open(model, args.weights.as_deref(), args.imgsz)?;

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
-use super::{Dataset, Format, Item, LabelBox, OpenOptions, Split, accept, files_in, settle_names};
+use super::{Dataset, Format, Item, LabelBox, OpenOptions, Split, accept, asked, files_in};
 use crate::doctor::{Kind, Problem};
 use crate::{Error, Result};
 
@@ -14,6 +15,12 @@ struct File {
     images: Vec<Image>,
     #[serde(default)]
     annotations: Vec<Annotation>,
+    categories: Vec<Category>,
+}
+
+/// A file that is asked for its classes alone.
+#[derive(Deserialize)]
+struct Classes {
     categories: Vec<Category>,
 }
 
@@ -34,7 +41,21 @@ struct Annotation {
     bbox: [f64; 4],
     area: Option<f64>,
     #[serde(default)]
-    iscrowd: u8,
+    iscrowd: Flag,
+}
+
+/// Tools write `iscrowd` as 0/1 or as false/true.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(untagged)]
+enum Flag {
+    Bool(bool),
+    Number(i64),
+}
+
+impl Default for Flag {
+    fn default() -> Self {
+        Self::Bool(false)
+    }
 }
 
 #[derive(Deserialize)]
@@ -60,7 +81,14 @@ pub(super) fn jsons_in(folder: &Path) -> Vec<PathBuf> {
 
 pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Dataset> {
     let files = if path.is_dir() { jsons_in(path) } else { vec![path.to_owned()] };
-    let read = files.iter().map(|f| read(f)).collect::<Result<Vec<_>>>()?;
+    let named: Vec<&str> = files.iter().map(|f| if files.len() == 1 { "val" } else { split_name(f) }).collect();
+    let wanted = asked(path, &named, options)?;
+    let read = files.iter().zip(&named).map(|(file, name)| match wanted.contains(name) {
+        true => read(file),
+        // Classes are numbered over all the files.
+        false => read(file).map(|Classes { categories }| File { images: vec![], annotations: vec![], categories }),
+    });
+    let read = read.collect::<Result<Vec<_>>>()?;
 
     // Classes are the categories in the order of their ids, over all the files.
     let mut categories: BTreeMap<u64, String> = BTreeMap::new();
@@ -79,8 +107,7 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Dataset> {
     let class_of: HashMap<u64, usize> = categories.keys().enumerate().map(|(class, &id)| (id, class)).collect();
 
     let mut splits: BTreeMap<String, Split> = BTreeMap::new();
-    for (file, content) in files.iter().zip(read) {
-        let name = if files.len() == 1 { "val" } else { split_name(file) };
+    for ((file, name), content) in files.iter().zip(named).zip(read).filter(|((_, name), _)| wanted.contains(name)) {
         let split = build(file, content, &class_of, options)?;
         if splits.insert(name.to_owned(), split).is_some() {
             return Err(Error::dataset(path, format!("two annotation files for the split `{name}`"))
@@ -88,11 +115,11 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Dataset> {
         }
     }
     let category_ids = categories.keys().copied().collect();
-    let names = settle_names(path, categories.into_values().collect(), options)?;
+    let names = categories.into_values().collect();
     Ok(Dataset { path: path.to_owned(), format: Format::Coco, names, category_ids, splits })
 }
 
-fn read(file: &Path) -> Result<File> {
+fn read<T: DeserializeOwned>(file: &Path) -> Result<T> {
     let bytes = std::fs::read(file).map_err(|e| Error::io("read", file, e))?;
     serde_json::from_slice(&bytes).map_err(|e| {
         Error::format(file, Some(e.line()), e.to_string())
@@ -148,7 +175,8 @@ fn build(file: &Path, content: File, class_of: &HashMap<u64, usize>, options: &O
         }
         let found = folders.iter().map(|f| f.join(&image.file_name)).find(|p| p.is_file());
         let Some(found) = found else {
-            split.problems.push(Problem::new(Kind::MissingImage, file.display().to_string(), image.file_name));
+            let listed = format!("listed in {}", file.display());
+            split.problems.push(Problem::new(Kind::MissingImage, image.file_name, listed));
             missing.insert(image.id);
             continue;
         };
@@ -181,7 +209,7 @@ fn build(file: &Path, content: File, class_of: &HashMap<u64, usize>, options: &O
             class,
             xyxy: [x as f32, y as f32, (x + w) as f32, (y + h) as f32],
             area: annotation.area.unwrap_or(w * h),
-            crowd: annotation.iscrowd != 0,
+            crowd: !matches!(annotation.iscrowd, Flag::Bool(false) | Flag::Number(0)),
             difficult: false,
         };
         item.boxes.extend(accept(found, item.size, &place, &mut split.problems));

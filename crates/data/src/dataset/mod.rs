@@ -33,9 +33,9 @@ pub struct OpenOptions {
     pub format: Option<Format>,
     /// The folder of the images (COCO and VOC), where it is not in its usual place.
     pub images: Option<PathBuf>,
-    /// Class names in the order of their indices. For VOC, which has no such list, this settles the order; for
-    /// the others it renames (the count must fit).
-    pub names: Option<Vec<String>>,
+    /// The only split to read, by a name it answers to (see [`Dataset::split`]): the labels and images of others may be
+    /// broken then. All of them where `None`.
+    pub split: Option<String>,
     /// Note malformed label lines as [`Problem`]s instead of failing at the first. For the doctor: a run should not
     /// train on a dataset whose labels it could not read.
     pub lenient: bool,
@@ -67,6 +67,12 @@ impl Split {
     /// How many boxes were left out on reading.
     pub fn skipped(&self) -> usize {
         self.problems.iter().filter(|p| p.kind.skips_box()).count()
+    }
+
+    /// How many images are listed and not there, and the first of them.
+    pub fn missing(&self) -> Option<(usize, &str)> {
+        let missing = || self.problems.iter().filter(|p| p.kind == Kind::MissingImage);
+        missing().next().map(|first| (missing().count(), first.place.as_str()))
     }
 }
 
@@ -109,18 +115,39 @@ impl Dataset {
     /// # Errors
     /// If there is none, naming those that there are.
     pub fn split(&self, name: &str) -> Result<&Split> {
-        self.splits.get(self.answering(name)).ok_or_else(|| {
-            let known: Vec<_> = self.splits.keys().map(|k| format!("`{k}`")).collect();
-            Error::dataset(&self.path, format!("has no split `{name}`")).hint(format!("it has {}", known.join(", ")))
-        })
+        self.splits
+            .get(self.answering(name))
+            .ok_or_else(|| no_split(&self.path, name, self.splits.keys().map(String::as_str)))
     }
 
     /// The true name of the split that [`Self::split`] gives for `name`.
     pub fn answering<'a>(&'a self, name: &'a str) -> &'a str {
-        match self.splits.keys().next() {
-            Some(single) if name == "val" && self.splits.len() == 1 => single,
-            _ => name,
-        }
+        answering(self.splits.keys().map(String::as_str), name)
+    }
+}
+
+/// The one of `splits` that answers to `name`, if it is among them.
+fn answering<'a>(mut splits: impl Iterator<Item = &'a str>, name: &'a str) -> &'a str {
+    match (splits.next(), splits.next()) {
+        (Some(single), None) if name == "val" => single,
+        _ => name,
+    }
+}
+
+/// The error of the dataset at `path`, which has other `splits` than the one called `name`.
+fn no_split<'a>(path: &Path, name: &str, splits: impl Iterator<Item = &'a str>) -> Error {
+    let mut known: Vec<_> = splits.map(|split| format!("`{split}`")).collect();
+    known.sort();
+    Error::dataset(path, format!("has no split `{name}`")).hint(format!("it has {}", known.join(", ")))
+}
+
+/// Those of `splits` that `options` ask for.
+fn asked<'a>(path: &Path, splits: &[&'a str], options: &'a OpenOptions) -> Result<Vec<&'a str>> {
+    let Some(name) = &options.split else { return Ok(splits.to_vec()) };
+    let one = answering(splits.iter().copied(), name);
+    match splits.contains(&one) {
+        true => Ok(vec![one]),
+        false => Err(no_split(path, name, splits.iter().copied())),
     }
 }
 
@@ -149,16 +176,20 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Dataset> {
         Format::Coco => coco::open(path, options)?,
         Format::Voc => voc::open(path, options)?,
     };
+    let within =
+        options.split.as_ref().map_or(String::new(), |name| format!(" in split `{}`", dataset.answering(name)));
     let images: usize = dataset.splits.values().map(|s| s.items.len()).sum();
     if images == 0 && !options.lenient {
         let seen: usize = dataset.splits.values().map(|s| s.problems.len()).sum();
-        let what =
-            if seen == 0 { "holds no images".into() } else { format!("no usable image is left ({seen} problems)") };
+        let what = match seen {
+            0 => format!("holds no images{within}"),
+            _ => format!("no usable image is left{within} ({seen} problems)"),
+        };
         return Err(Error::dataset(path, what).hint("run `prunella data check` on it to see what is wrong"));
     }
     let boxes: usize = dataset.splits.values().flat_map(|s| &s.items).map(|i| i.boxes.len()).sum();
     if boxes == 0 && !options.lenient {
-        return Err(Error::dataset(path, "no image has a usable box")
+        return Err(Error::dataset(path, format!("no image has a usable box{within}"))
             .hint("are the labels where they are looked for? run `prunella data check` on it to see"));
     }
     Ok(dataset)
@@ -258,16 +289,4 @@ fn read_text(path: &Path) -> Result<String> {
         text.remove(0);
     }
     Ok(text)
-}
-
-/// `names` from the options where given, checked against the count the labels need.
-fn settle_names(path: &Path, own: Vec<String>, options: &OpenOptions) -> Result<Vec<String>> {
-    match &options.names {
-        None => Ok(own),
-        Some(given) if given.len() == own.len() => Ok(given.clone()),
-        Some(given) => {
-            Err(Error::dataset(path, format!("has {} classes, {} names were given", own.len(), given.len()))
-                .hint(format!("its own names are {}", own.join(", "))))
-        }
-    }
 }

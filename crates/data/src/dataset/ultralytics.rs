@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use saphyr::{LoadableYamlNode, Yaml};
 use saphyr_parser::{Event, Parser};
 
-use super::{Dataset, Format, Item, LabelBox, OpenOptions, Split, accept, files_in, is_image, read_text, settle_names};
+use super::{Dataset, Format, Item, LabelBox, OpenOptions, Split, accept, asked, files_in, is_image, read_text};
 use crate::doctor::{Kind, Problem};
 use crate::{Error, Result, picture};
 
@@ -27,12 +27,17 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Dataset> {
     let documents = Yaml::load_from_str(&text)
         .map_err(|e| Error::format(&file, Some(e.marker().line()), format!("not valid YAML: {}", e.info())))?;
     let yaml = documents.first().ok_or_else(|| Error::format(&file, None, "is empty"))?;
-    let names = settle_names(path, names(yaml, &file)?, options)?;
+    let names = names(yaml, &file)?;
     let roots = roots(yaml, &file);
 
+    let stated = |split: &str| yaml.as_mapping_get(split).filter(|v| !v.is_null());
+    let known: Vec<&str> = ["train", "val", "test"].into_iter().filter(|split| stated(split).is_some()).collect();
+    if known.is_empty() {
+        return Err(Error::format(&file, None, "names no split").hint("expected the keys `train`, `val` or `test`"));
+    }
     let mut splits = BTreeMap::new();
-    for split in ["train", "val", "test"] {
-        let Some(value) = yaml.as_mapping_get(split).filter(|v| !v.is_null()) else { continue };
+    for split in asked(path, &known, options)? {
+        let Some(value) = stated(split) else { continue };
         let places = match value {
             Yaml::Sequence(list) => list.iter().map(Yaml::as_str).collect(),
             other => other.as_str().map(|place| vec![place]),
@@ -63,9 +68,6 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Dataset> {
         let mut read = read_split(&images, names.len(), options)?;
         read.problems.extend(problems);
         splits.insert(split.to_owned(), read);
-    }
-    if splits.is_empty() {
-        return Err(Error::format(&file, None, "names no split").hint("expected the keys `train`, `val` or `test`"));
     }
     let category_ids = (0..names.len() as u64).collect();
     Ok(Dataset { path: path.to_owned(), format: Format::Ultralytics, names, category_ids, splits })
@@ -284,7 +286,7 @@ fn parse_line(line: &str) -> Result<(usize, [f32; 4]), String> {
     // Some exporters write the class as 3.0.
     let class = match class.parse::<f32>() {
         Ok(c) if c >= 0.0 && c.fract() == 0.0 => c as usize,
-        _ => return Err(format!("the class is `{class}`, not a number")),
+        _ => return Err(format!("the class is `{class}`, not a whole number from 0")),
     };
     let numbers = fields
         .map(|f| f.parse::<f32>().map_err(|_| format!("`{f}` is not a number")))

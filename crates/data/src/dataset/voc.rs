@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::{Dataset, Format, Item, LabelBox, OpenOptions, Split, accept, files_in, is_image, read_text};
+use super::{Dataset, Format, Item, LabelBox, OpenOptions, Split, accept, asked, files_in, is_image, read_text};
 use crate::doctor::{Kind, Problem};
 use crate::{Error, Result, picture};
 
@@ -41,16 +41,25 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Dataset> {
         .filter_map(|p| Some((p.file_stem()?.to_str()?.to_owned(), p)))
         .collect();
 
+    let lists = split_lists(path, &annotations)?;
+    let known: Vec<&str> = lists.iter().map(|(split, _)| split.as_str()).collect();
+    let wanted = asked(path, &known, options)?;
+    let listed = listed_names(path)?;
     let mut parsed = BTreeMap::new();
-    for (split, ids) in split_lists(path, &annotations)? {
+    // Without a list the classes are those of all annotations.
+    for (split, ids) in lists.iter().filter(|(split, _)| listed.is_none() || wanted.contains(&split.as_str())) {
         let read = ids
             .par_iter()
-            .map(|id| parse(&annotations.join(format!("{id}.xml")), by_stem.get(id), options.lenient))
+            .map(|id| match by_stem.get(id) {
+                Some(image) => parse(&annotations.join(format!("{id}.xml")), image, options.lenient),
+                None => Ok(without_image(images.join(id), &annotations.join(format!("{id}.xml")))),
+            })
             .collect::<Result<Vec<_>>>()?;
-        parsed.insert(split, read);
+        parsed.insert(split.as_str(), read);
     }
-    let names = names(path, &parsed, options)?;
-    let splits = parsed.into_iter().map(|(name, read)| (name, build(read, &names))).collect();
+    let names = listed.unwrap_or_else(|| names_seen(&parsed));
+    parsed.retain(|split, _| wanted.contains(split));
+    let splits = parsed.into_iter().map(|(name, read)| (name.to_owned(), build(read, &names))).collect();
     let category_ids = (0..names.len() as u64).collect();
     Ok(Dataset { path: path.to_owned(), format: Format::Voc, names, category_ids, splits })
 }
@@ -75,15 +84,16 @@ fn split_lists(path: &Path, annotations: &Path) -> Result<Vec<(String, Vec<Strin
     Ok(lists)
 }
 
-/// VOC keeps no list of classes. In this order: the names given, `classes.txt` or `labels.txt` beside the data, else
-/// the order in which they first appear in the train split (then in the others).
-fn names(path: &Path, parsed: &BTreeMap<String, Vec<Parsed>>, options: &OpenOptions) -> Result<Vec<String>> {
-    if let Some(given) = &options.names {
-        return Ok(given.clone());
-    }
-    if let Some(list) = ["classes.txt", "labels.txt"].iter().map(|n| path.join(n)).find(|p| p.is_file()) {
-        return Ok(read_text(&list)?.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect());
-    }
+/// The classes that `classes.txt` or `labels.txt` beside the data lists.
+fn listed_names(path: &Path) -> Result<Option<Vec<String>>> {
+    let Some(list) = ["classes.txt", "labels.txt"].iter().map(|n| path.join(n)).find(|p| p.is_file()) else {
+        return Ok(None);
+    };
+    Ok(Some(read_text(&list)?.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect()))
+}
+
+/// The classes in the order in which they first appear in the train split, then in the others.
+fn names_seen(parsed: &BTreeMap<&str, Vec<Parsed>>) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for read in ["train", "val", "test"].iter().filter_map(|s| parsed.get(*s)) {
         for (name, _) in read.iter().flat_map(|p| &p.objects) {
@@ -92,7 +102,7 @@ fn names(path: &Path, parsed: &BTreeMap<String, Vec<Parsed>>, options: &OpenOpti
             }
         }
     }
-    Ok(names)
+    names
 }
 
 fn build(read: Vec<Parsed>, names: &[String]) -> Split {
@@ -117,20 +127,27 @@ fn build(read: Vec<Parsed>, names: &[String]) -> Split {
     split
 }
 
-fn parse(xml: &Path, image: Option<&PathBuf>, lenient: bool) -> Result<Parsed> {
-    let mut parsed =
-        Parsed { image: image.cloned(), xml: xml.to_owned(), size: (0, 0), objects: Vec::new(), problems: Vec::new() };
-    let place = xml.display().to_string();
-    let Some(image) = image else {
-        parsed.problems.push(Problem::new(Kind::MissingImage, place, "no image of that name"));
-        return Ok(parsed);
+/// The annotation `xml` of an image that is not there under the name `image`, whatever its ending.
+fn without_image(image: PathBuf, xml: &Path) -> Parsed {
+    let detail = format!("{} has no image of its name", xml.display());
+    let problems = vec![Problem::new(Kind::MissingImage, image.display().to_string(), detail)];
+    Parsed { image: None, xml: xml.to_owned(), size: (0, 0), objects: Vec::new(), problems }
+}
+
+fn parse(xml: &Path, image: &Path, lenient: bool) -> Result<Parsed> {
+    let mut parsed = Parsed {
+        image: Some(image.to_owned()),
+        xml: xml.to_owned(),
+        size: (0, 0),
+        objects: Vec::new(),
+        problems: Vec::new(),
     };
     if let Err(e) = parse_into(xml, image, &mut parsed) {
         if !lenient {
             return Err(e);
         }
         let kind = if matches!(e, Error::Image { .. }) { Kind::Unreadable } else { Kind::Malformed };
-        parsed.problems.push(Problem::new(kind, place, e.to_string()));
+        parsed.problems.push(Problem::new(kind, xml.display().to_string(), e.to_string()));
         parsed.image = None;
     }
     Ok(parsed)

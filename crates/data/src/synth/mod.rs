@@ -39,7 +39,7 @@ impl Default for SynthConfig {
 /// latter. The same configuration gives the same files.
 ///
 /// # Errors
-/// If the folder already holds images, or a file cannot be written.
+/// If the folder already holds a dataset, or a file cannot be written.
 pub fn write(folder: &Path, config: &SynthConfig) -> Result<PathBuf> {
     if config.size < 32 {
         return Err(Error::Config(format!(
@@ -47,8 +47,10 @@ pub fn write(folder: &Path, config: &SynthConfig) -> Result<PathBuf> {
             config.size
         )));
     }
-    if folder.join("images").exists() {
-        return Err(Error::dataset(folder, "already holds `images`").hint("give a new or empty folder"));
+    // It is written last: where it is not, a run was ended while rendering, and the same images are made again.
+    let yaml = folder.join("data.yaml");
+    if yaml.exists() {
+        return Err(Error::dataset(folder, "already holds a `data.yaml`").hint("give a new or empty folder"));
     }
     let splits = [("train", config.train), ("val", config.val), ("test", config.test)];
     for (place, (split, count)) in splits.iter().enumerate() {
@@ -63,7 +65,6 @@ pub fn write(folder: &Path, config: &SynthConfig) -> Result<PathBuf> {
             save(&sample, &images.join(format!("{index:05}.jpg")), &labels.join(format!("{index:05}.txt")))
         })?;
     }
-    let yaml = folder.join("data.yaml");
     let text = format!("train: images/train\nval: images/val\ntest: images/test\nnames: [{}]\n", NAMES.join(", "));
     std::fs::write(&yaml, text).map_err(|e| Error::io("write", &yaml, e))?;
     Ok(yaml)
