@@ -120,6 +120,25 @@ fn weights_of_the_wrong_length_name_the_layer_and_the_count() {
 }
 
 #[test]
+fn damaged_weights_are_named_with_their_file_and_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cfg, weights) = (dir.path().join("small.cfg"), dir.path().join("else.weights"));
+    std::fs::write(&cfg, SMALL).unwrap();
+    // Biases, gammas, means and variances of four filters; then the weights.
+    for (at, value, told) in
+        [(5, f32::NAN, "holds NaN"), (12, -1.0, "a variance of -1"), (16, f32::INFINITY, "holds inf")]
+    {
+        let mut numbers = [0.5_f32; FLOATS];
+        numbers[at] = value;
+        let file: Vec<u8> = [0; 16].into_iter().chain(numbers.iter().flat_map(|v| v.to_le_bytes())).collect();
+        std::fs::write(&weights, file).unwrap();
+        let options = LoadOptions { weights: Some(weights.clone()), ..LoadOptions::default() };
+        let error = load(&cfg, &options).unwrap_err().to_string();
+        assert!(error.contains("else.weights`, layer0: ") && error.contains(told), "{error}");
+    }
+}
+
+#[test]
 fn mistakes_in_a_cfg_are_named_with_their_line() {
     for (from, to, want) in [
         ("[maxpool]", "[sam]", "line 12, [sam]"),
@@ -172,13 +191,20 @@ fn class_names_fit_or_are_refused() {
     std::fs::write(at("small.cfg"), SMALL).unwrap();
     let names = || load(&at("small.cfg"), &LoadOptions { untrained: Some(0), ..LoadOptions::default() });
     assert_eq!(names().unwrap().meta.names, ["0", "1"], "no file");
-    for (text, want) in [("cat\ndog\n\n\n", None), ("cat\n", Some("names 1 classes")), ("", Some("names 0 classes"))] {
+    for (text, want) in [("cat\ndog\n\n\n", ["cat", "dog"]), ("cat\n", ["0", "1"]), ("", ["0", "1"])] {
         std::fs::write(at("any.names"), text).unwrap();
-        match (names(), want) {
-            (Ok(graph), None) => assert_eq!(graph.meta.names, ["cat", "dog"]),
-            (Err(error), Some(want)) => assert!(error.to_string().contains(want), "{error}"),
-            (got, _) => panic!("{text:?}: {got:?}"),
-        }
+        assert_eq!(names().unwrap().meta.names, want, "a lone file that fits names them: {text:?}");
+    }
+    std::fs::write(at("any.names"), "cat\ndog\n").unwrap();
+    std::fs::write(at("any.cfg"), SMALL).unwrap();
+    assert_eq!(names().unwrap().meta.names, ["0", "1"], "a file of another .cfg does not");
+    std::fs::remove_file(at("any.cfg")).unwrap();
+    std::fs::write(at("more.names"), "cat\ndog\n").unwrap();
+    assert_eq!(names().unwrap().meta.names, ["0", "1"], "nor do two of them");
+    for (text, told) in [("cat\n", "names 1 classes"), ("", "names 0 classes")] {
+        std::fs::write(at("small.names"), text).unwrap();
+        let error = names().unwrap_err().to_string();
+        assert!(error.contains("small.names") && error.contains(told), "{error}");
     }
     std::fs::write(at("small.names"), "red\nblue").unwrap();
     assert_eq!(names().unwrap().meta.names, ["red", "blue"], "its own before any other");

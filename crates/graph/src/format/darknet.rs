@@ -196,7 +196,7 @@ impl Builder<'_> {
         let (bn, bias) = if normalised {
             let gamma = self.source.take(out, Start::One, name, cfg)?;
             let mean = self.source.take(out, Start::Zero, name, cfg)?;
-            let var = self.source.take(out, Start::One, name, cfg)?;
+            let var = self.source.take(out, Start::Variance, name, cfg)?;
             (Some(BatchNorm { gamma, beta: bias, mean, var, eps: BN_EPS, momentum: 0.1 }), None)
         } else {
             (None, Some(bias))

@@ -4,32 +4,48 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Graph, Result};
 
-/// The names of `classes` classes: from the `.names` called as the `.cfg` is, else from the only one beside it, else
-/// the classes' numbers.
+/// The names of `classes` classes: from the `.names` called as the `.cfg` is, which has to fit; else from the only one beside
+/// it, unless that names another number or belongs to another `.cfg`; else the classes' numbers.
 pub(super) fn beside(cfg: &Path, classes: usize) -> Result<Vec<String>> {
-    let Some(file) = find(cfg) else { return Ok((0..classes).map(|i| i.to_string()).collect()) };
-    let bytes = std::fs::read(&file).map_err(|e| Error::io("read", &file, e))?;
-    let text = String::from_utf8_lossy(&bytes);
-    let names: Vec<String> = text.trim_end().lines().map(|l| l.trim().to_owned()).collect();
-    if names.len() != classes {
-        let named = if text.trim_end().is_empty() { 0 } else { names.len() };
-        return Err(Error::format(&file, format!("names {named} classes, `{}` has {classes}", cfg.display())).hint(
-            "make it one name a line in the order of the classes, or remove it: classes then go by their numbers",
-        ));
-    }
-    if let Some(blank) = names.iter().position(String::is_empty) {
-        return Err(Error::format(&file, "the line is blank")
-            .at(format!("line {}", blank + 1))
-            .hint("every class needs a name; only the end of the file may be blank"));
-    }
-    Ok(names)
-}
-
-fn find(cfg: &Path) -> Option<PathBuf> {
     let own = cfg.with_extension("names");
     if own.is_file() {
-        return Some(own);
+        let names = read(&own)?;
+        if names.len() != classes {
+            let what = format!("names {} classes, `{}` has {classes}", names.len(), cfg.display());
+            return Err(Error::format(&own, what).hint(
+                "make it one name a line in the order of the classes, or remove it: classes then go by their numbers",
+            ));
+        }
+        return named(&own, names);
     }
+    if let Some(other) = lone(cfg).filter(|other| !other.with_extension("cfg").is_file()) {
+        let names = read(&other)?;
+        if names.len() == classes {
+            return named(&other, names);
+        }
+    }
+    Ok((0..classes).map(|i| i.to_string()).collect())
+}
+
+/// The lines of `file` up to the last that is not blank.
+fn read(file: &Path) -> Result<Vec<String>> {
+    let bytes = std::fs::read(file).map_err(|e| Error::io("read", file, e))?;
+    let text = String::from_utf8_lossy(&bytes);
+    Ok(text.trim_end().lines().map(|l| l.trim().to_owned()).collect())
+}
+
+/// `names`, the lines of `file`, unless one of them is blank.
+fn named(file: &Path, names: Vec<String>) -> Result<Vec<String>> {
+    match names.iter().position(String::is_empty) {
+        None => Ok(names),
+        Some(blank) => Err(Error::format(file, "the line is blank")
+            .at(format!("line {}", blank + 1))
+            .hint("every class needs a name; only the end of the file may be blank")),
+    }
+}
+
+/// The only `.names` in the folder of `cfg`.
+fn lone(cfg: &Path) -> Option<PathBuf> {
     let folder = cfg.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut files = std::fs::read_dir(folder)
         .ok()?

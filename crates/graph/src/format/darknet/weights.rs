@@ -27,6 +27,8 @@ pub(super) enum Source<'a> {
 pub(super) enum Start {
     Zero,
     One,
+    /// One; a file's must be no less than nothing.
+    Variance,
     /// Uniform with the variance `2 / inputs`, which keeps the size of maps under rectifiers (He et al., 2015).
     He {
         inputs: usize,
@@ -51,7 +53,8 @@ impl<'a> Source<'a> {
         Self::Untrained { rng: Box::new(ChaCha8Rng::seed_from_u64(seed)), left: MAX_WEIGHTS }
     }
 
-    /// The next `count` numbers; `layer` is named where the file ends first, or is too large to start untrained.
+    /// The next `count` numbers; `layer` is named where the file ends first or holds what is no weight, or where the detector is
+    /// too large to start untrained.
     pub fn take(&mut self, count: usize, start: Start, layer: &str, cfg: &Path) -> Result<Vec<f32>> {
         match self {
             Self::Untrained { rng, left } => {
@@ -62,7 +65,7 @@ impl<'a> Source<'a> {
                 })?;
                 Ok(match start {
                     Start::Zero => vec![0.0; count],
-                    Start::One => vec![1.0; count],
+                    Start::One | Start::Variance => vec![1.0; count],
                     Start::He { inputs } => {
                         let bound = (6.0 / inputs as f32).sqrt();
                         (0..count).map(|_| rng.random_range(-bound..bound)).collect()
@@ -74,7 +77,13 @@ impl<'a> Source<'a> {
                 let Some(missing) = count.checked_sub(have).filter(|n| *n > 0) else {
                     let (mine, rest) = floats.split_at(4 * count);
                     *floats = rest;
-                    return Ok(mine.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect());
+                    let numbers: Vec<f32> = mine.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+                    return match numbers.iter().find_map(|&v| odd(v, start)) {
+                        None => Ok(numbers),
+                        Some(what) => Err(Error::format(path, what)
+                            .at(layer)
+                            .hint("the file is damaged, belongs to another .cfg, or its training diverged")),
+                    };
                 };
                 Err(Error::format(path, format!("ends {missing} floats early"))
                     .at(layer)
@@ -97,6 +106,15 @@ impl<'a> Source<'a> {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// What is wrong with a number of a file.
+fn odd(value: f32, start: Start) -> Option<String> {
+    match start {
+        _ if !value.is_finite() => Some(format!("holds {value}")),
+        Start::Variance if value + BN_EPS <= 0.0 => Some(format!("holds a variance of {value}")),
+        _ => None,
     }
 }
 
