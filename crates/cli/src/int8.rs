@@ -140,7 +140,7 @@ impl Int8<'_> {
 
     /// The file runs, and what comes out is finite.
     fn runs(&self, path: &Path, bytes: Vec<u8>) -> miette::Result<()> {
-        let mut session = Session::from_bytes(path, bytes, rayon::current_num_threads())?;
+        let session = Session::from_bytes(path, bytes, rayon::current_num_threads())?;
         let [h, w] = self.options.imgsz;
         let shape = [self.options.batch, 3, h, w];
         let output = session.run(&vec![0.5; shape.iter().product()], shape)?;

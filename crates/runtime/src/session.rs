@@ -68,7 +68,7 @@ impl Session {
         Ok(Self { model, input, outputs, pool, metadata, input_shape })
     }
 
-    /// Names, size and producer as the file states them.
+    /// What the file states of itself.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
     }
@@ -82,7 +82,7 @@ impl Session {
     ///
     /// # Errors
     /// `images` are not of `shape`, or the model does not take that shape.
-    pub fn run(&mut self, images: &[f32], shape: [usize; 4]) -> Result<Output> {
+    pub fn run(&self, images: &[f32], shape: [usize; 4]) -> Result<Output> {
         Ok(self.run_all(images, shape)?.swap_remove(0))
     }
 
@@ -90,7 +90,7 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::run`]; the first output is not of three axes, or another of more than four.
-    pub fn run_all(&mut self, images: &[f32], shape: [usize; 4]) -> Result<Vec<Output>> {
+    pub fn run_all(&self, images: &[f32], shape: [usize; 4]) -> Result<Vec<Output>> {
         let refused = |what: String| Error::Input { shape, what };
         for (axis, (given, wanted)) in
             ["images", "channels", "rows", "columns"].iter().zip(shape.iter().zip(self.input_shape))
@@ -125,7 +125,7 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::run`].
-    pub fn latency(&mut self, shape: [usize; 4], warmup: usize, runs: usize) -> Result<Vec<f64>> {
+    pub fn latency(&self, shape: [usize; 4], warmup: usize, runs: usize) -> Result<Vec<f64>> {
         let images = vec![0.5; shape.iter().product()];
         for _ in 0..warmup {
             self.run(&images, shape)?;
@@ -143,7 +143,7 @@ impl Session {
     ///
     /// # Errors
     /// It exceeds `tolerance`, the lengths differ, a value is not finite, or [`Session::run`] fails.
-    pub fn verify(&mut self, images: &[f32], shape: [usize; 4], expected: &[f32], tolerance: f32) -> Result<f32> {
+    pub fn verify(&self, images: &[f32], shape: [usize; 4], expected: &[f32], tolerance: f32) -> Result<f32> {
         let outputs = self.run_all(images, shape)?;
         let shapes: Vec<&[usize]> = outputs.iter().map(|o| &o.shape[..]).collect();
         let data: Vec<f32> = outputs.iter().flat_map(|o| &o.data).copied().collect();

@@ -156,7 +156,7 @@ fn in_eight_bits_the_runtime_computes_what_the_slow_executor_does() {
     let quantized = Quantized::new(graph.clone(), maps.collect()).unwrap();
     let bytes =
         export_quantized(&quantized, &ExportOptions { imgsz: [16, 24], batch: 1, dynamic_batch: true }).unwrap();
-    let mut session = Session::from_bytes(Path::new("int8.onnx"), bytes, 2).unwrap();
+    let session = Session::from_bytes(Path::new("int8.onnx"), bytes, 2).unwrap();
     let shape = [2, 3, 16, 24];
     let images = images(7, shape);
     let rounded = expected_of(&graph, &images, shape, &|image| quantized.forward(image).unwrap());
@@ -175,7 +175,7 @@ fn small() -> Vec<u8> {
 
 #[test]
 fn times_every_run_and_refuses_other_shapes() {
-    let mut session = Session::from_bytes(Path::new("small.onnx"), small(), 1).unwrap();
+    let session = Session::from_bytes(Path::new("small.onnx"), small(), 1).unwrap();
     let times = session.latency([1, 3, 64, 64], 1, 3).unwrap();
     assert!(times.len() == 3 && times.iter().all(|&t| t > 0.0), "{times:?}");
     for shape in [[2, 3, 64, 64], [1, 1, 64, 64], [1, 3, 32, 64]] {
@@ -187,7 +187,7 @@ fn times_every_run_and_refuses_other_shapes() {
 
 #[test]
 fn verification_finds_a_difference() {
-    let mut session = Session::from_bytes(Path::new("small.onnx"), small(), 1).unwrap();
+    let session = Session::from_bytes(Path::new("small.onnx"), small(), 1).unwrap();
     let (shape, images) = ([1, 3, 64, 64], images(1, [1, 3, 64, 64]));
     let mut output = session.run(&images, shape).unwrap().data;
     assert_eq!(session.verify(&images, shape, &output, 0.0).unwrap(), 0.0);

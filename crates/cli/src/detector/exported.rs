@@ -23,7 +23,14 @@ const USUAL_SIZE: usize = 640;
 impl Exported {
     /// Loads the file and shows it a grey image, to see what comes out.
     pub(super) fn open(path: &Path, asked: Option<usize>) -> miette::Result<Self> {
-        let mut session = Session::load(path, rayon::current_num_threads())?;
+        let session = Session::load(path, rayon::current_num_threads())?;
+        if session.metadata().selected {
+            let what = format!("`{}` puts out boxes that are selected already", path.display());
+            return Err(Error::failed(
+                what,
+                "export it again without `nms` and with `end2end=False`; Prunella selects itself",
+            ));
+        }
         let imgsz = image_size(path, &session, asked)?;
         let refuse = |what: String| {
             let what = format!("`{}` is no detector Prunella can read: {what}", path.display());
@@ -37,18 +44,7 @@ impl Exported {
         };
         let stated = session.metadata().names.clone();
         let task = session.metadata().task.clone().unwrap_or_else(|| "detect".into());
-        // There are always more boxes than columns: the smallest input in use has over a thousand.
-        let (layout, classes) = match (rows > columns, task.as_str()) {
-            (true, "detect") => (Layout::Rows, columns.checked_sub(5)),
-            (false, "detect") => (Layout::Columns { extra: 0 }, rows.checked_sub(4)),
-            // What is told beside the classes follows them; how many those are only their names say.
-            (false, "segment" | "pose") if !stated.is_empty() => {
-                let extra = rows.checked_sub(4 + stated.len());
-                (Layout::Columns { extra: extra.unwrap_or(0) }, extra.map(|_| stated.len()))
-            }
-            _ => return Err(refuse(format!("it is for the task `{task}`, its output is {:?}", probe.shape))),
-        };
-        let classes = classes.filter(|&n| n > 0).ok_or_else(|| refuse(format!("its output is {:?}", probe.shape)))?;
+        let (layout, classes) = layout([rows, columns], &task, stated.len(), imgsz).map_err(refuse)?;
         if !stated.is_empty() && stated.len() != classes {
             return Err(refuse(format!("it names {} classes, its output has room for {classes}", stated.len())));
         }
@@ -108,6 +104,31 @@ impl Exported {
     }
 }
 
+/// How an output of (N, rows, columns) presents boxes, and of how many classes, of which the file names `named`.
+///
+/// # Errors
+/// Says what is wrong with it.
+fn layout([rows, columns]: [usize; 2], task: &str, named: usize, imgsz: usize) -> Result<(Layout, usize), String> {
+    let wrong = || format!("its output is {rows} by {columns}");
+    let (layout, classes) = match (rows > columns, task) {
+        // Every head has a level of stride 16 or finer, or several anchors at stride 32. Fewer rows are what an export has selected.
+        (true, "detect") if rows < (imgsz / 16).pow(2) => {
+            return Err(format!("{rows} boxes are fewer than a head has cells, and selected already"));
+        }
+        (true, "detect") => (Layout::Rows, columns.checked_sub(5)),
+        // In tiny images there may be no more boxes than columns; the names tell where that was taken for the other layout.
+        (false, "detect") => (Layout::Columns { extra: 0 }, rows.checked_sub(4)),
+        // What is told beside the classes follows them; how many those are only their names say.
+        (false, "segment" | "pose") if named > 0 => {
+            let extra = rows.checked_sub(4 + named);
+            (Layout::Columns { extra: extra.unwrap_or(0) }, extra.map(|_| named))
+        }
+        _ => return Err(format!("it is for the task `{task}`, {}", wrong())),
+    };
+    let classes = classes.filter(|&n| n > 0).ok_or_else(wrong)?;
+    Ok((layout, classes))
+}
+
 /// The side of the square images the file takes.
 fn image_size(path: &Path, session: &Session, asked: Option<usize>) -> miette::Result<usize> {
     let [_, channels, height, width] = session.input_shape();
@@ -123,5 +144,23 @@ fn image_size(path: &Path, session: &Session, asked: Option<usize>) -> miette::R
         )),
         (Some(fixed), _) => Ok(fixed),
         (None, asked) => Ok(asked.or(session.metadata().imgsz.map(|s| s[0])).unwrap_or(USUAL_SIZE)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selected_boxes_are_no_rows_of_one_class() {
+        let detect = |shape, imgsz| layout(shape, "detect", 0, imgsz);
+        assert_eq!(detect([25_200, 6], 640), Ok((Layout::Rows, 1)));
+        assert_eq!(detect([84, 8_400], 640), Ok((Layout::Columns { extra: 0 }, 80)));
+        // Two levels of one anchor each, the fewest boxes of any head.
+        assert_eq!(detect([20 * 20 + 40 * 40, 6], 640), Ok((Layout::Rows, 1)));
+        for imgsz in [320, 640] {
+            assert!(detect([300, 6], imgsz).is_err_and(|told| told.contains("selected already")));
+        }
+        assert!(detect([4, 8_400], 640).is_err() && layout([300, 6], "segment", 1, 640).is_err());
     }
 }

@@ -90,7 +90,7 @@ pub fn expected_of(
 /// Exports with an open batch and compares two images at once.
 pub fn assert_exported(graph: &Graph, imgsz: [usize; 2], tolerance: f32) {
     let bytes = export(graph, &ExportOptions { imgsz, batch: 1, dynamic_batch: true }).unwrap();
-    let mut session = Session::from_bytes(Path::new("exported.onnx"), bytes, 2).unwrap();
+    let session = Session::from_bytes(Path::new("exported.onnx"), bytes, 2).unwrap();
     assert_eq!(session.metadata().names, graph.meta.names);
     assert_eq!(session.input_shape(), [None, Some(3), Some(imgsz[0]), Some(imgsz[1])]);
     let shape = [2, 3, imgsz[0], imgsz[1]];

@@ -52,7 +52,7 @@ pub fn run(args: &BenchInfer) -> miette::Result<Exit> {
     let threads = rayon::current_num_threads();
     let path = &args.model.model;
     let is_onnx = files::ends_in(path, "onnx");
-    let (mut session, imgsz, own) = if is_onnx {
+    let (session, imgsz, own) = if is_onnx {
         let detector = Detector::open(path, None, args.imgsz)?;
         (Session::load(path, threads)?, detector.imgsz, None)
     } else {

@@ -12,12 +12,8 @@ use super::wire;
 /// The properties of an ONNX detector; whatever a foreign file does not tell is empty or `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Metadata {
-    /// The tool that wrote the file.
-    pub producer: String,
     /// Class names in order of their numbers.
     pub names: Vec<String>,
-    /// Largest stride, pixels.
-    pub stride: Option<usize>,
     /// (height, width) in pixels.
     pub imgsz: Option<[usize; 2]>,
     pub task: Option<String>,
@@ -25,6 +21,8 @@ pub struct Metadata {
     pub family: Option<Family>,
     /// The detector tells every object once (see [`Head::end_to_end`]); ours alone say it.
     pub end_to_end: bool,
+    /// What comes out are boxes already selected, as (N, boxes, 6): Ultralytics' `end2end`, or its `nms`.
+    pub selected: bool,
 }
 
 /// The property of a detector whose boxes need no non-maximum suppression. Not Ultralytics' `end2end`, which promises an
@@ -72,10 +70,6 @@ pub(super) fn of(path: &Path, model: &ModelProto) -> Result<Metadata> {
         Some(text) => parse_names(text).ok_or_else(|| parsed("names", text))?,
         None => vec![],
     };
-    let stride = match get("stride") {
-        Some(text) => Some(text.trim().parse().map_err(|_| parsed("stride", text))?),
-        None => None,
-    };
     let imgsz = match get("imgsz") {
         Some(text) => Some(parse_size(text).ok_or_else(|| parsed("imgsz", text))?),
         None => None,
@@ -84,7 +78,8 @@ pub(super) fn of(path: &Path, model: &ModelProto) -> Result<Metadata> {
     // A property of this name that is none of ours says nothing.
     let family = get("family").and_then(|text| serde_json::from_value(text.into()).ok());
     let end_to_end = get(SUPPRESSION.0) == Some(SUPPRESSION.1);
-    Ok(Metadata { producer: model.producer_name.clone(), names, stride, imgsz, task, family, end_to_end })
+    let selected = get("end2end") == Some("True") || get("args").is_some_and(|args| args.contains("'nms': True"));
+    Ok(Metadata { names, imgsz, task, family, end_to_end, selected })
 }
 
 /// The properties an export carries.

@@ -126,15 +126,32 @@ fn says_what_it_is() {
     let graph = detector();
     let read = read_metadata(Path::new("x.onnx"), &export(&graph, &OPTIONS).unwrap()).unwrap();
     let expected = Metadata {
-        producer: "prunella".into(),
         names: graph.meta.names,
-        stride: Some(32),
         imgsz: Some([96, 64]),
         task: Some("detect".into()),
         family: Some(Family::Yolov5),
         end_to_end: false,
+        selected: false,
     };
     assert_eq!(read, expected);
+}
+
+#[test]
+fn boxes_that_are_selected_already_are_told() {
+    for (key, value, selected) in [
+        ("end2end", "True", true),
+        ("end2end", "False", false),
+        ("args", "{'batch': 1, 'nms': True}", true),
+        ("args", "{'batch': 1, 'nms': False}", false),
+        // Not a number, and nobody's business.
+        ("stride", "32.0", false),
+    ] {
+        let property = StringStringEntryProto { key: key.into(), value: value.into() };
+        let graph = Some(GraphProto::default());
+        let model = ModelProto { metadata_props: vec![property], graph, ..ModelProto::default() };
+        let read = read_metadata(Path::new("x.onnx"), &model.encode_to_vec()).unwrap();
+        assert_eq!(read.selected, selected, "{key}: {value}");
+    }
 }
 
 #[test]
