@@ -1,7 +1,7 @@
 //! From head outputs to numbers: decoding, non-maximum suppression, COCO and VOC average precision.
 //!
 //! ```text
-//! raw maps -> decode -> Predictions -> nms -> [Detection] -> Letterbox::to_image -> coco | voc -> average precision
+//! raw maps -> decode -> Predictions -> nms -> [Detection] -> coco | voc -> average precision
 //!        \________ detect: the same in one pass _______/
 //! ```
 //!
@@ -10,13 +10,11 @@
 pub mod coco;
 mod decode;
 mod error;
-mod letterbox;
 mod nms;
 mod predictions;
 pub mod voc;
 
 pub use decode::{RawMap, decode, detect};
 pub use error::{Error, Result};
-pub use letterbox::Letterbox;
 pub use nms::{Detection, NmsConfig, nms};
 pub use predictions::{Layout, Predictions, candidates_from_rows};

@@ -46,7 +46,7 @@ fn one_object() -> GroundTruth {
     let category = |id, name: &str| Category { id, name: name.into() };
     let bbox = [0.0, 0.0, 10.0, 10.0];
     GroundTruth {
-        images: vec![Image { id: 1, ..Image::default() }],
+        images: vec![Image { id: 1 }],
         annotations: vec![Annotation { image_id: 1, category_id: 1, bbox, area: 100.0, crowd: false }],
         categories: vec![category(1, "cell"), category(2, "rest")],
     }

@@ -107,12 +107,7 @@ where
 fn truth(dataset: &Dataset, items: &[Item]) -> GroundTruth {
     let ids = dataset.category_ids.iter().map(|&id| id as i64);
     let categories = ids.zip(&dataset.names).map(|(id, name)| Category { id, name: name.clone() });
-    let images = items.iter().map(|item| Image {
-        id: item.id as i64,
-        file_name: item.image.display().to_string(),
-        width: item.size.0 as usize,
-        height: item.size.1 as usize,
-    });
+    let images = items.iter().map(|item| Image { id: item.id as i64 });
     let boxes = items.iter().flat_map(|item| item.boxes.iter().map(move |b| (item.id as i64, b)));
     let annotations = boxes.map(|(image_id, b)| {
         let [x1, y1, x2, y2] = b.xyxy.map(f64::from);

@@ -26,14 +26,9 @@ pub struct GroundTruth {
 }
 
 /// An image of the set.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Image {
     pub id: i64,
-    pub file_name: String,
-    /// In pixels.
-    pub width: usize,
-    pub height: usize,
 }
 
 /// A class of objects.
