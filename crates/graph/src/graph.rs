@@ -29,7 +29,8 @@ pub struct Node {
     pub inputs: Vec<NodeId>,
 }
 
-/// Which family of detectors a graph belongs to; decides loss, defaults and export layout.
+/// Which family of detectors a graph belongs to; decides how images are fitted to its input and by which module names a `.pt` is
+/// written. What a detector computes, and how it is trained, its operators and its head say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Family {
@@ -128,6 +129,15 @@ impl Graph {
     pub fn only_reader(&self, readers: &[Vec<NodeId>], id: NodeId) -> Option<(NodeId, &Op)> {
         match readers[id][..] {
             [only] => Some((only, &self.nodes[only].op)),
+            _ => None,
+        }
+    }
+
+    /// The BatchNorm that alone reads convolution `id`, and so can become part of it; `readers` are
+    /// [`consumers`](Self::consumers).
+    pub(crate) fn norm_behind(&self, readers: &[Vec<NodeId>], id: NodeId) -> Option<&BatchNorm> {
+        match (&self.nodes[id].op, self.only_reader(readers, id)) {
+            (Op::Conv(_), Some((_, Op::BatchNorm(norm)))) => Some(norm),
             _ => None,
         }
     }

@@ -8,7 +8,7 @@ use crate::Tensor;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Op {
-    /// The image, (N, channels, H, W), RGB in 0..1 unless [`crate::Meta`] says otherwise.
+    /// The image, (N, channels, H, W), RGB in 0..1.
     Input {
         channels: usize,
     },

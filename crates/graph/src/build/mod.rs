@@ -15,6 +15,7 @@ mod yolox;
 use blocks::{Builder, Window};
 use rows::{Block, Row, Table};
 
+use crate::graph::MAX_IMGSZ;
 use crate::{Error, Family, Graph, Meta, NodeId, Op, Result};
 
 pub use catalog::{Design, names};
@@ -22,8 +23,6 @@ pub use init::restarted;
 
 /// Most classes a detector is built for.
 pub const MAX_CLASSES: usize = 10_000;
-/// Largest side of an image in pixels.
-const MAX_SIZE: usize = 1 << 14;
 
 /// A family's channels and bottlenecks, as factors of its table.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -72,15 +71,15 @@ struct Order<'a> {
 impl Order<'_> {
     /// Says whether there can be such a detector.
     fn check(&self) -> Result<()> {
-        let error = |what: String, hint: &str| Err(Error::node("images", what).hint(hint));
+        let error = |what: String, hint: String| Err(Error::node("images", what).hint(hint));
         if self.names.is_empty() || self.names.len() > MAX_CLASSES {
             let what = format!("a detector of {} classes is asked for", self.names.len());
-            return error(what, "give between 1 and 10000 classes");
+            return error(what, format!("give between 1 and {MAX_CLASSES} classes"));
         }
         let largest = head::STRIDES[2];
-        if self.imgsz == 0 || !self.imgsz.is_multiple_of(largest) || self.imgsz > MAX_SIZE {
+        if self.imgsz == 0 || !self.imgsz.is_multiple_of(largest) || self.imgsz > MAX_IMGSZ {
             let what = format!("{} pixels are no size these detectors are trained at", self.imgsz);
-            return error(what, "give a multiple of 32 up to 16384");
+            return error(what, format!("give a multiple of {largest} up to {MAX_IMGSZ}"));
         }
         Ok(())
     }

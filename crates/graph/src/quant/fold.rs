@@ -10,12 +10,12 @@ pub fn folded(graph: &Graph) -> (Graph, Vec<NodeId>) {
     let mut place: Vec<NodeId> = Vec::with_capacity(graph.nodes.len());
     for (id, node) in graph.nodes.iter().enumerate() {
         let op = match &node.op {
-            Op::BatchNorm(_) if takes_in(graph, &readers, node.inputs[0]).is_some() => {
+            Op::BatchNorm(_) if graph.norm_behind(&readers, node.inputs[0]).is_some() => {
                 place.push(place[node.inputs[0]]);
                 continue;
             }
             Op::BatchNorm(norm) => Op::Conv(pointwise(norm)),
-            Op::Conv(conv) => Op::Conv(match takes_in(graph, &readers, id) {
+            Op::Conv(conv) => Op::Conv(match graph.norm_behind(&readers, id) {
                 Some(norm) => {
                     let (weight, bias) = conv.folded(norm);
                     Conv { weight: Tensor::new(conv.weight.shape.clone(), weight), bias: Some(bias), ..conv.clone() }
@@ -32,14 +32,6 @@ pub fn folded(graph: &Graph) -> (Graph, Vec<NodeId>) {
         place.push(out.nodes.len() - 1);
     }
     (out, place)
-}
-
-/// The BatchNorm that is the only reader of convolution `id`.
-fn takes_in<'a>(graph: &'a Graph, readers: &[Vec<NodeId>], id: NodeId) -> Option<&'a BatchNorm> {
-    match (&graph.nodes[id].op, graph.only_reader(readers, id)) {
-        (Op::Conv(_), Some((_, Op::BatchNorm(norm)))) => Some(norm),
-        _ => None,
-    }
 }
 
 /// A convolution that does what `norm` does.

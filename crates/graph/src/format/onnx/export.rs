@@ -132,14 +132,8 @@ fn write_body(
         let value = match &node.op {
             Op::Conv(conv) if let Some(bytes) = &bytes => quant::write_conv(writer, &node.name, conv, bytes, inputs[0]),
             Op::Act(Act::Silu) if map.is_some() => quant::write_silu(writer, &value_name(&node.name), inputs[0]),
-            Op::BatchNorm(_) if folds_into(graph, &readers, node.inputs[0]) == Some(id) => inputs[0].to_owned(),
-            Op::Conv(conv) => {
-                let norm = folds_into(graph, &readers, id).and_then(|reader| match &graph.nodes[reader].op {
-                    Op::BatchNorm(norm) => Some(norm),
-                    _ => None,
-                });
-                write_conv(writer, &node.name, conv, norm, inputs[0])
-            }
+            Op::BatchNorm(_) if graph.norm_behind(&readers, node.inputs[0]).is_some() => inputs[0].to_owned(),
+            Op::Conv(conv) => write_conv(writer, &node.name, conv, graph.norm_behind(&readers, id), inputs[0]),
             op => write_op(writer, &node.name, op, &inputs, shapes[id]),
         };
         values.push(match map {
@@ -156,14 +150,6 @@ fn write_body(
 /// Value of a node. The slash keeps it apart from the input, the output and the weights.
 pub(super) fn value_name(node: &str) -> String {
     format!("/{node}")
-}
-
-/// The batch normalisation that becomes part of convolution `conv`: its only reader.
-fn folds_into(graph: &Graph, readers: &[Vec<NodeId>], conv: NodeId) -> Option<NodeId> {
-    match (&graph.nodes[conv].op, readers[conv].as_slice()) {
-        (Op::Conv(_), &[reader]) if matches!(graph.nodes[reader].op, Op::BatchNorm(_)) => Some(reader),
-        _ => None,
-    }
 }
 
 fn write_conv(w: &mut Writer, name: &str, conv: &Conv, norm: Option<&BatchNorm>, x: &str) -> String {

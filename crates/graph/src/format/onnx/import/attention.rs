@@ -188,10 +188,7 @@ impl Body<'_> {
     ) -> Result<Option<Vec<Turned>>, Problem> {
         let at = axis(node.int("axis").unwrap_or(0), x.axes.len())?;
         let Some(size) = channels(x, at) else { return Ok(None) };
-        let stated = match node.ints("split") {
-            Some(sizes) => Some(sizes.to_vec()),
-            None => self.constant(inputs, 1)?.map(|a| a.as_ints().map(<[i64]>::to_vec)).transpose()?,
-        };
+        let stated = self.numbers_of(node, "split", inputs, 1)?;
         let mut start = 0;
         let lens = split_sizes(node, size, stated)?;
         if lens.contains(&0) {
@@ -207,15 +204,7 @@ impl Body<'_> {
     /// `Slice` of every head's channels.
     fn part(&mut self, node: &NodeProto, x: &Turned, inputs: &[Option<Value>]) -> Result<Option<Turned>, Problem> {
         let shape: Vec<usize> = x.axes.iter().map(size).collect();
-        let mut numbers = [const { None }; 4];
-        for (i, (slot, name)) in numbers.iter_mut().zip(["starts", "ends", "axes", "steps"]).enumerate() {
-            *slot = match node.ints(name) {
-                Some(values) => Some(values.to_vec()),
-                None => self.constant(inputs, i + 1)?.map(|a| a.as_ints().map(<[i64]>::to_vec)).transpose()?,
-            };
-        }
-        let [starts, ends, axes, steps] = numbers;
-        let all = ranges(&shape, starts, ends, axes, steps)?;
+        let all = ranges(&shape, |name, i| self.numbers_of(node, name, inputs, i))?;
         let cut = |i: &usize| all[*i] != Range { start: 0, step: 1, len: shape[*i] };
         let mut cuts = (0..shape.len()).filter(cut);
         Ok(match (cuts.next(), cuts.next()) {

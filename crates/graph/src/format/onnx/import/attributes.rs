@@ -1,6 +1,9 @@
 //! The attributes of a node.
 
+use std::borrow::Borrow;
+
 use super::Problem;
+use super::array::Array;
 use crate::format::onnx::proto::{AttributeProto, NodeProto};
 
 impl NodeProto {
@@ -26,6 +29,18 @@ impl NodeProto {
     /// Whole numbers.
     pub(super) fn ints(&self, name: &str) -> Option<&[i64]> {
         Some(&self.find(name)?.ints)
+    }
+
+    /// Whole numbers that older opsets keep in an attribute and newer ones in an input.
+    pub(super) fn ints_or<A: Borrow<Array>>(
+        &self,
+        name: &str,
+        input: impl FnOnce() -> Result<Option<A>, Problem>,
+    ) -> Result<Option<Vec<i64>>, Problem> {
+        match self.ints(name) {
+            Some(values) => Ok(Some(values.to_vec())),
+            None => input()?.map(|array| array.borrow().as_ints().map(<[i64]>::to_vec)).transpose(),
+        }
     }
 
     /// The attribute itself, for those that hold tensors.

@@ -160,6 +160,17 @@ impl<'a> Body<'a> {
         inputs.get(i).and_then(Option::as_ref).map(|v| self.numbers(v)).transpose()
     }
 
+    /// Whole numbers of the attribute `name` of `node`, or else of input `i`.
+    pub fn numbers_of(
+        &mut self,
+        node: &NodeProto,
+        name: &str,
+        inputs: &[Option<Value>],
+        i: usize,
+    ) -> Result<Option<Vec<i64>>, Problem> {
+        node.ints_or(name, || self.constant(inputs, i))
+    }
+
     /// Adds a node called as `node` is, plus `suffix`, after checking it against its inputs.
     pub fn push(&mut self, node: &NodeProto, suffix: &str, op: Op, inputs: Vec<NodeId>) -> Result<NodeId, Problem> {
         let shapes: Vec<Shape> = inputs.iter().map(|&i| self.shapes[i]).collect();

@@ -4,7 +4,7 @@ use super::body::Body;
 use super::head::Found;
 use super::names::COCO;
 use crate::format::onnx::Metadata;
-use crate::{BoxDecode, Error, Family, Graph, Head, NodeId, Op, Result};
+use crate::{BoxDecode, Error, Family, Graph, Head, Op, Result};
 
 /// The detector of the nodes `found` depends on. `own` says that Prunella wrote the file.
 pub fn detector(mut body: Body, mut found: Found, metadata: &Metadata, own: bool) -> Result<Graph> {
@@ -32,8 +32,9 @@ pub fn detector(mut body: Body, mut found: Found, metadata: &Metadata, own: bool
         Head::Anchor(head) if head.levels.iter().all(|l| l.decode == BoxDecode::V5) => Family::Yolov5,
         Head::Anchor(_) => Family::Darknet,
     });
-    graph.push(head_name, Op::Head(found.head.clone()), found.maps);
-    drop_unread(&mut graph);
+    let read = graph.behind(&found.maps);
+    let head = graph.push(head_name, Op::Head(found.head.clone()), found.maps);
+    let mut graph = graph.without(|id| (id != 0 && id != head && !read[id]).then_some(0));
     if matches!(found.head, Head::Yolox(_)) && !own {
         take_rgb(&mut graph).map_err(|node| {
             Error::format(path, "reads the image in a way that cannot be changed from BGR 0..255 to RGB 0..1")
@@ -41,31 +42,6 @@ pub fn detector(mut body: Body, mut found: Found, metadata: &Metadata, own: bool
         })?;
     }
     Ok(graph)
-}
-
-/// Removes the nodes the head does not depend on.
-fn drop_unread(graph: &mut Graph) {
-    let mut read = vec![false; graph.nodes.len()];
-    read[0] = true;
-    if let Some(last) = read.last_mut() {
-        *last = true;
-    }
-    for id in (0..graph.nodes.len()).rev().filter(|&id| id > 0) {
-        if read[id] {
-            graph.nodes[id].inputs.iter().for_each(|&i| read[i] = true);
-        }
-    }
-    let mut place: Vec<NodeId> = Vec::with_capacity(read.len());
-    let mut kept = 0;
-    for &r in &read {
-        place.push(kept);
-        kept += usize::from(r);
-    }
-    let mut keep = read.iter();
-    graph.nodes.retain(|_| keep.next() == Some(&true));
-    for node in &mut graph.nodes {
-        node.inputs.iter_mut().for_each(|i| *i = place[*i]);
-    }
 }
 
 /// YOLOX reads BGR in 0..255. The first convolution takes over the factor and the order, exactly also at the border: black

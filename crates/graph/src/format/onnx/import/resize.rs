@@ -3,10 +3,8 @@
 use super::body::{Body, Value};
 use super::problem::Problem;
 use crate::format::onnx::proto::NodeProto;
+use crate::graph::MAX_FACTOR;
 use crate::{NodeId, Op};
-
-/// Largest factor.
-const LARGEST: usize = 64;
 
 impl Body<'_> {
     /// The upsampled map.
@@ -50,9 +48,10 @@ impl Body<'_> {
             node.any("scales").map(|a| a.floats.iter().map(|&s| f64::from(s)).collect()).unwrap_or_default()
         };
         match scales[..] {
-            [1.0, 1.0, h, w] if h == w && h.fract() == 0.0 && (1.0..=LARGEST as f64).contains(&h) => Ok(h as usize),
-            _ => Err(Problem::new(format!("resizes by {scales:?}"))
-                .hint(format!("only a whole factor up to {LARGEST}, the same on both sides, has a counterpart here"))),
+            [1.0, 1.0, h, w] if h == w && h.fract() == 0.0 && (1.0..=MAX_FACTOR as f64).contains(&h) => Ok(h as usize),
+            _ => Err(Problem::new(format!("resizes by {scales:?}")).hint(format!(
+                "only a whole factor up to {MAX_FACTOR}, the same on both sides, has a counterpart here"
+            ))),
         }
     }
 }

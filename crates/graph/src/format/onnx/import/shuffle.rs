@@ -4,15 +4,14 @@ use super::body::{Body, Value};
 use super::layers::{floats, pads, tensor};
 use super::problem::Problem;
 use crate::format::onnx::proto::NodeProto;
+use crate::graph::MAX_FACTOR;
 use crate::{Conv, NodeId, Op};
-
-/// Largest factor.
-const LARGEST: usize = 64;
 
 impl Body<'_> {
     /// The map with `blocksize` times the rows and columns.
     pub(super) fn pixel_shuffle(&mut self, node: &NodeProto, x: NodeId) -> Result<NodeId, Problem> {
-        let factor = node.int("blocksize").and_then(|f| usize::try_from(f).ok()).filter(|f| (1..=LARGEST).contains(f));
+        let factor =
+            node.int("blocksize").and_then(|f| usize::try_from(f).ok()).filter(|f| (1..=MAX_FACTOR).contains(f));
         let factor = factor.ok_or_else(|| format!("has blocks of {:?} pixels", node.int("blocksize")))?;
         let mode = node.word("mode").unwrap_or("DCR");
         if mode != "CRD" && factor > 1 {
@@ -42,7 +41,7 @@ impl Body<'_> {
         let padded = pads(node, [map.h, map.w], [factor, width], stride)? != [0; 4]
             || node.ints("output_padding").is_some_and(|p| p.iter().any(|&p| p != 0))
             || node.ints("output_shape").is_some();
-        let alone = node.int("group").unwrap_or(1) == 1 && dilation == [1, 1] && (1..=LARGEST).contains(&factor);
+        let alone = node.int("group").unwrap_or(1) == 1 && dilation == [1, 1] && (1..=MAX_FACTOR).contains(&factor);
         if padded || !alone || stride != [factor; 2] || width != factor || weight.data.is_empty() {
             return Err(Problem::new(format!(
                 "is a transposed convolution of {factor}x{width} pixels with stride {stride:?} that pads, groups or overlaps"

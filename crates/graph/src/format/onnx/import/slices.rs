@@ -17,15 +17,8 @@ impl Body<'_> {
         };
         let map = self.shapes[of];
         let [h, w] = [(map.h, row), (map.w, column)].map(|(size, phase)| if phase.is_some() { size / 2 } else { size });
-        let mut numbers = [const { None }; 4];
-        for (i, (slot, name)) in numbers.iter_mut().zip(["starts", "ends", "axes", "steps"]).enumerate() {
-            *slot = match node.ints(name) {
-                Some(values) => Some(values.to_vec()),
-                None => self.constant(inputs, i + 1)?.map(|a| a.as_ints().map(<[i64]>::to_vec)).transpose()?,
-            };
-        }
-        let [starts, ends, axes, steps] = numbers;
-        let all = ranges(&[self.batch, map.c, h, w], starts, ends, axes, steps)?;
+        let shape = [self.batch, map.c, h, w];
+        let all = ranges(&shape, |name, i| self.numbers_of(node, name, inputs, i))?;
         let whole = |r: Range, size: usize| r == Range { start: 0, step: 1, len: size };
         if !whole(all[0], self.batch) {
             return Ok(None);
@@ -63,10 +56,7 @@ impl Body<'_> {
         if axis(node.int("axis").unwrap_or(0), 4)? != 1 {
             return Ok(None);
         }
-        let stated = match node.ints("split") {
-            Some(sizes) => Some(sizes.to_vec()),
-            None => self.constant(inputs, 1)?.map(|a| a.as_ints().map(<[i64]>::to_vec)).transpose()?,
-        };
+        let stated = self.numbers_of(node, "split", inputs, 1)?;
         let sizes = split_sizes(node, self.shapes[x].c, stated)?;
         let mut start = 0;
         let mut parts = Vec::with_capacity(sizes.len());

@@ -5,13 +5,13 @@ use std::path::Path;
 
 use super::problem::{Problem, title};
 use crate::format::onnx::proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
+use crate::graph::MAX_IMGSZ;
 use crate::{Error, Result};
 
 /// First and last opset whose operators are read as they are meant here.
 const OPSETS: std::ops::RangeInclusive<i64> = 7..=25;
 
-/// Longest side of an input, pixels, and most images at once.
-const LARGEST_SIDE: usize = 1 << 14;
+/// Most images at once.
 const LARGEST_BATCH: usize = 256;
 
 /// A graph of a file, checked so far as names go.
@@ -63,7 +63,7 @@ impl<'a> Source<'a> {
                 .at(format!("input `{}`", input.name))
                 .hint("export the model with its input as (1, 3, height, width) f32")
         })?;
-        let sides_fit = shape[2..].iter().flatten().all(|&s| s <= LARGEST_SIDE);
+        let sides_fit = shape[2..].iter().flatten().all(|&s| s <= MAX_IMGSZ);
         if !sides_fit || shape[0].is_some_and(|n| n > LARGEST_BATCH) {
             return Err(
                 Error::format(path, format!("takes {shape:?} values at once")).at(format!("input `{}`", input.name))

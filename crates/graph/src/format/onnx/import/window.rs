@@ -12,14 +12,13 @@ pub struct Range {
     pub len: usize,
 }
 
-/// What `Slice` takes of every axis of `shape`.
+/// What `Slice` takes of every axis of `shape`; `numbers` are those of an attribute, or else of an input.
 pub fn ranges(
     shape: &[usize],
-    starts: Option<Vec<i64>>,
-    ends: Option<Vec<i64>>,
-    axes: Option<Vec<i64>>,
-    steps: Option<Vec<i64>>,
+    mut numbers: impl FnMut(&str, usize) -> Result<Option<Vec<i64>>, Problem>,
 ) -> Result<Vec<Range>, Problem> {
+    let (starts, ends) = (numbers("starts", 1)?, numbers("ends", 2)?);
+    let (axes, steps) = (numbers("axes", 3)?, numbers("steps", 4)?);
     let (Some(starts), Some(ends)) = (starts, ends) else { return Err("is not told its bounds".into()) };
     if starts.len() > shape.len() || ends.len() != starts.len() {
         return Err(format!("takes {} ranges of {} axes", starts.len(), shape.len()).into());

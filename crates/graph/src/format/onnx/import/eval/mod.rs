@@ -50,13 +50,9 @@ impl<'a> Call<'a> {
         self.inputs.get(i).copied().flatten()
     }
 
-    /// Whole numbers that older opsets keep in an attribute and newer ones in an input.
+    /// Whole numbers of the attribute, or else of input number `input`.
     fn numbers(&self, attribute: &str, input: usize) -> Result<Option<Vec<i64>>, Problem> {
-        match (self.node.ints(attribute), self.optional(input)) {
-            (Some(values), _) => Ok(Some(values.to_vec())),
-            (None, Some(array)) => Ok(Some(array.as_ints()?.to_vec())),
-            (None, None) => Ok(None),
-        }
+        self.node.ints_or(attribute, || Ok(self.optional(input)))
     }
 
     /// The attribute `axis` as an axis of an array with `axes` axes.

@@ -149,10 +149,7 @@ pub(super) fn transpose(call: &mut Call) -> Result<Array, Problem> {
 
 pub(super) fn slice(call: &mut Call) -> Result<Array, Problem> {
     let x = call.input(0)?;
-    let numbers = |i: usize, name| call.numbers(name, i);
-    let (starts, ends) = (numbers(1, "starts")?, numbers(2, "ends")?);
-    let (axes, by) = (numbers(3, "axes")?, numbers(4, "steps")?);
-    let ranges = ranges(&x.shape, starts, ends, axes, by)?;
+    let ranges = ranges(&x.shape, |name, i| call.numbers(name, i))?;
     let steps = steps(&x.shape);
     let offset = ranges.iter().zip(&steps).map(|(r, s)| r.start * s).sum();
     let strides = ranges.iter().zip(&steps).map(|(r, s)| r.step * s).collect();
