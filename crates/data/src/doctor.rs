@@ -18,7 +18,7 @@ pub enum Kind {
     MissingImage,
     /// An image does not decode.
     Unreadable,
-    /// An image ends before its last row, and is not read but here.
+    /// An image ends before its last row: an error wherever it is used.
     CutShort,
     /// An image has another size than its labels say.
     SizeMismatch,
