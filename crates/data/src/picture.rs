@@ -19,7 +19,7 @@ const MAX_BYTES: u64 = 1 << 29;
 pub fn decode(path: &Path) -> Result<RgbImage> {
     let file = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
     if is_cut_short(&file) {
-        return Err(damaged(path, "it is cut short, the file ends before the picture does: copy it again or leave it out"));
+        return Err(damaged(path, "it is cut short, its end is missing: copy it again or leave it out"));
     }
     decode_whole(path, &file)
 }

@@ -9,7 +9,9 @@ use crate::quant::{Affine, Quantized, folded, sites};
 use crate::reference::{Map, forward};
 use crate::{Conv, Family, Graph, Op, Shape, Tensor};
 
-use super::proto::{AttributeProto, FLOAT, INT8, INT32, ModelProto, NodeProto, TensorProto, UINT8};
+use super::proto::{
+    AttributeProto, FLOAT, GraphProto, INT8, INT32, ModelProto, NodeProto, StringStringEntryProto, TensorProto, UINT8,
+};
 use super::{ExportOptions, Metadata, export, export_quantized, load, read_metadata};
 
 const OPTIONS: ExportOptions = ExportOptions { imgsz: [96, 64], batch: 1, dynamic_batch: false };
