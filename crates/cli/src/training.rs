@@ -32,16 +32,8 @@ pub fn tell_head(graph: &Graph, fitted: &Graph) {
     }
 }
 
-/// Says how many boxes of the dataset training will not see.
-pub fn tell_skipped(dataset: &Dataset) {
-    let skipped: usize = dataset.splits.values().map(data::Split::skipped).sum();
-    if skipped > 0 {
-        ui::warn(format_args!("{skipped} boxes of the dataset are skipped; `prunella data check` lists them"));
-    }
-}
-
-/// Says how many images of `splits`, which are those that are used, are listed and not there.
-pub fn tell_missing(dataset: &Dataset, splits: &[&str]) {
+/// Says how many images of `splits`, which are those that are used, are listed and not there, and how many boxes are left out.
+pub fn tell_left_out(dataset: &Dataset, splits: &[&str]) {
     let mut used: Vec<&str> = splits.iter().map(|name| dataset.answering(name)).collect();
     used.dedup();
     for (name, split) in used.iter().filter_map(|&name| Some((name, dataset.splits.get(name)?))) {
@@ -50,6 +42,10 @@ pub fn tell_missing(dataset: &Dataset, splits: &[&str]) {
             ui::warn(format_args!(
                 "{missing} of {listed} images of `{name}` are missing, such as `{first}`; `prunella data check` lists them"
             ));
+        }
+        let skipped = split.skipped();
+        if skipped > 0 {
+            ui::warn(format_args!("{skipped} boxes of `{name}` are skipped; `prunella data check` lists them"));
         }
     }
 }

@@ -232,7 +232,7 @@ fn a_split_that_stands_in_for_another_is_named() {
     let told: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {ran:?}"));
     assert_eq!((&told["split"], &told["skipped"]), (&"train".into(), &1.into()));
     assert!(ran.stderr.contains("warning: `ds` has no split `val`: mAP is measured on `train`"), "{ran:?}");
-    assert!(ran.stderr.contains("warning: 1 boxes of the dataset are skipped"), "{ran:?}");
+    assert!(ran.stderr.contains("warning: 1 boxes of `train` are skipped"), "{ran:?}");
     let named = prunella(dir.path(), "val --model new.safetensors --data ds --split train");
     assert!(named.code == 0 && !named.stderr.contains("no split"), "{named:?}");
     let doctor = prunella(dir.path(), "data check ds");

@@ -48,6 +48,8 @@ pub enum Kind {
     EmptyClass,
     /// A split has no images.
     EmptySplit,
+    /// No image of a split has a box: there is nothing to learn or to judge by.
+    NoBoxes,
     /// There are images to train on and no split `val` to judge by.
     NoVal,
     /// An image has no boxes: fine if it is meant as background.
@@ -80,6 +82,7 @@ impl Kind {
             Self::ClassCount => "number of classes differs from their names'",
             Self::EmptyClass => "class has no boxes",
             Self::EmptySplit => "split has no images",
+            Self::NoBoxes => "split has no boxes",
             Self::NoVal => "there is no split to judge by",
             Self::Unlabelled => "image has no boxes",
         }
@@ -156,8 +159,10 @@ pub fn check(dataset: &Dataset) -> Report {
         let count = Count { images: split.items.len(), boxes, skipped: split.skipped() };
         report.splits.insert(name.clone(), count);
         split.problems.iter().for_each(|p| report.add(p.clone()));
-        if split.items.is_empty() {
-            report.add(Problem::new(Kind::EmptySplit, name, ""));
+        match (split.items.is_empty(), boxes) {
+            (true, _) => report.add(Problem::new(Kind::EmptySplit, name, "")),
+            (false, 0) => report.add(Problem::new(Kind::NoBoxes, name, "")),
+            _ => {}
         }
         for item in &split.items {
             item.boxes.iter().for_each(|b| per_class[b.class] += 1);

@@ -156,6 +156,9 @@ pub fn scores(
                 return Err(Error::Setting { option: "criterion", what, help: "give `--data`, or another criterion" });
             }
             for (&norm, gates) in &sensitivity.gates {
+                if gates.iter().any(|gate| !gate.is_finite()) {
+                    return Err(Error::NotFinite { what: "the gradient at", node: graph.nodes[norm].name.clone() });
+                }
                 for (&class, gate) in coupling.channels(norm).iter().zip(gates) {
                     members[class].push(*gate);
                 }

@@ -10,15 +10,14 @@ use crate::exit::Exit;
 use crate::pipeline::cut::{CALIBRATION_IMAGES, Calibration};
 use crate::report::analysis::{Analysis, Group, render, table};
 use crate::score::{Judge, by_place};
-use crate::training::{tell_missing, tell_skipped, tell_split};
+use crate::training::{tell_left_out, tell_split};
 use crate::{runs, ui};
 
 /// Runs the command.
 pub fn run(args: &Analyze) -> miette::Result<Exit> {
     let mut model = args.model.load()?;
     let dataset = args.data.open()?;
-    tell_missing(&dataset, &["train", &args.split]);
-    tell_skipped(&dataset);
+    tell_left_out(&dataset, &["train", &args.split]);
     tell_split(&dataset, &args.split);
     by_place(&mut model, &dataset)?;
     let imgsz = image_size(&model, args.imgsz)?;

@@ -12,7 +12,7 @@ use crate::detector::image_size;
 use crate::exit::{Error, Exit};
 use crate::int8::{Int8, Outcome};
 use crate::onnx::export_verified;
-use crate::training::{tell_missing, tell_split};
+use crate::training::{tell_left_out, tell_split};
 use crate::{files, ui};
 
 /// Runs the command.
@@ -81,7 +81,7 @@ fn int8(args: &Export, graph: &Graph, imgsz: usize, out: &Path) -> miette::Resul
         return Err(Error::usage("`--int8` without images", "give a dataset with `--data`"));
     };
     let dataset = data::open(data, &args.form.options())?;
-    tell_missing(&dataset, &["train", "val"]);
+    tell_left_out(&dataset, &["train", "val"]);
     tell_split(&dataset, "val");
     let job = Int8 { graph, dataset: &dataset, images: args.calibration_images, options: options(args, imgsz) };
     let outcome = job.write(out)?;

@@ -16,7 +16,7 @@ use crate::pipeline::cut::{CALIBRATION_IMAGES, Calibration, Cut, Outcome};
 use crate::pipeline::{Goal, Trials, search};
 use crate::score::{Judge, by_place};
 use crate::speed::Speed;
-use crate::training::{Counter, tell_missing, tell_split};
+use crate::training::{Counter, tell_left_out, tell_split};
 use crate::{files, ui};
 
 /// Runs the command.
@@ -45,7 +45,7 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
     if let Some(dataset) = &dataset {
         // `val` is judged by, and looked at where there is no `train`.
         let judged = args.budget.max_drop.is_some() || dataset.split("train").is_err();
-        tell_missing(dataset, if judged { &["train", "val"] } else { &["train"] });
+        tell_left_out(dataset, if judged { &["train", "val"] } else { &["train"] });
     }
     if let (Some(_), Some(dataset)) = (args.budget.max_drop, &dataset) {
         by_place(&mut model, dataset)?;

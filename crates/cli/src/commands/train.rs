@@ -12,7 +12,7 @@ use crate::args::{Optimizer, Train};
 use crate::detector::image_size;
 use crate::exit::{Error, Exit};
 use crate::pipeline::cut::{CALIBRATION_IMAGES, Calibration};
-use crate::training::{Bars, fit, tell_head, tell_loss, tell_missing, tell_skipped, tell_split};
+use crate::training::{Bars, fit, tell_head, tell_left_out, tell_loss, tell_split};
 use crate::{files, runs, splits, ui};
 
 /// What a run does, from which detector, on which data: its recipe.toml.
@@ -32,8 +32,7 @@ pub fn run(args: &Train) -> miette::Result<Exit> {
         None => fresh(args),
     };
     let dataset = args.data.open()?;
-    tell_missing(&dataset, &["train", "val"]);
-    tell_skipped(&dataset);
+    tell_left_out(&dataset, &["train", "val"]);
     tell_split(&dataset, "val");
     let model = args.model.load_to_train()?;
     let config = &mut recipe.config;

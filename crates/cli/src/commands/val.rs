@@ -11,7 +11,7 @@ use crate::args::Val;
 use crate::detector::Detector;
 use crate::exit::{Error, Exit};
 use crate::score::score;
-use crate::training::{tell_missing, tell_skipped, tell_split};
+use crate::training::{tell_left_out, tell_split};
 use crate::ui::{self, Column, Table};
 
 /// Runs the command.
@@ -58,8 +58,7 @@ struct Run {
 fn score_model(model: &Path, args: &Val) -> miette::Result<Outcome> {
     let options = OpenOptions { split: Some(args.split.clone()), ..args.data.form.options() };
     let dataset = data::open(&args.data.data, &options)?;
-    tell_missing(&dataset, &[&args.split]);
-    tell_skipped(&dataset);
+    tell_left_out(&dataset, &[&args.split]);
     tell_split(&dataset, &args.split);
     let mut detector = Detector::open(model, args.weights.as_deref(), args.imgsz)?;
     let nms = NmsConfig { conf: args.conf as f32, iou: args.iou as f32, ..NmsConfig::default() };

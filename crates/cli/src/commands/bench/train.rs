@@ -21,7 +21,7 @@ use crate::commands::train::recipe;
 use crate::detector::image_size;
 use crate::exit::Exit;
 use crate::splits;
-use crate::training::{fit, tell_missing};
+use crate::training::{fit, tell_left_out};
 use crate::ui::{self, Column, Table};
 
 /// Objects in each made-up image.
@@ -91,7 +91,7 @@ pub fn run(args: &BenchTrain) -> miette::Result<Exit> {
     let timed = match &args.data {
         Some(path) => {
             let dataset = data::open(path, &args.form.options())?;
-            tell_missing(&dataset, &["train"]);
+            tell_left_out(&dataset, &["train"]);
             real_epoch(step(&fit(&graph, &dataset, imgsz, 0)?)?, &dataset, imgsz, args.batch)?
         }
         None => made_up(step(&graph)?, imgsz, args.batch, args.steps)?,

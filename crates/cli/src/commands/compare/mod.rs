@@ -17,7 +17,7 @@ use crate::detector::image_size;
 use crate::exit::{Error, Exit};
 use crate::pipeline::{LONGER, METHODS, Method, Pipeline, Recipe};
 use crate::report::compare::{Comparison, picture, render, table};
-use crate::training::{fit, tell_missing, tell_skipped, tell_split};
+use crate::training::{fit, tell_left_out, tell_split};
 use crate::{runs, splits, ui};
 
 /// What the runs of a comparison share, as compare.toml holds it: a folder is gone on with only where it is the same.
@@ -30,8 +30,7 @@ struct Settings {
 pub fn run(args: &Compare) -> miette::Result<Exit> {
     let model = args.model.load_to_train()?;
     let dataset = args.data.open()?;
-    tell_missing(&dataset, &["train", "val"]);
-    tell_skipped(&dataset);
+    tell_left_out(&dataset, &["train", "val"]);
     tell_split(&dataset, "val");
     let imgsz = image_size(&model, args.imgsz)?;
     let images = splits::labelled(&dataset, "train")?.len();

@@ -17,7 +17,7 @@ use crate::pipeline::cut::Calibration;
 use crate::pipeline::{Goal, Pipeline, Recipe, stage_table};
 use crate::score::by_place;
 use crate::speed::Speed;
-use crate::training::{fit, tell_loss, tell_missing, tell_skipped, tell_split};
+use crate::training::{fit, tell_left_out, tell_loss, tell_split};
 use crate::{runs, splits, ui};
 
 /// Runs the command.
@@ -34,8 +34,7 @@ pub fn run(args: &Compress) -> miette::Result<Exit> {
     }
     let mut model = load_to_train(&recipe.model, recipe.weights.as_deref())?;
     let mut dataset = answers::open(&recipe.data, &recipe.form(), &model.meta.names)?;
-    tell_missing(&dataset, &["train", "val"]);
-    tell_skipped(&dataset);
+    tell_left_out(&dataset, &["train", "val"]);
     let mut recipe = fitted(recipe, &model, &dataset.names)?;
     recipe.check()?;
     if recipe.dense.epochs == 0 {
