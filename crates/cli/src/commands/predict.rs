@@ -108,6 +108,10 @@ fn look(detector: &mut Detector, path: &Path, image: &RgbImage, nms: &NmsConfig)
 fn images(sources: &[PathBuf]) -> miette::Result<Vec<PathBuf>> {
     let mut images = vec![];
     for source in sources {
+        if !source.exists() {
+            let what = format!("there is no `{}`", source.display());
+            return Err(Error::failed(what, "give images, or folders of images"));
+        }
         if !source.is_dir() {
             images.push(source.clone());
             continue;

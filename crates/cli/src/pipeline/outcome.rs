@@ -9,8 +9,7 @@ use super::{Pipeline, Stage, Trials};
 use crate::int8::{CALIBRATION_IMAGES, Int8};
 use crate::onnx::export_verified;
 use crate::report::{
-    GammaHistogram, KindTime, LayerChannels, PrCurve, PrPanel, ReportData, StageRow, Summary, TargetRow, mean_curve,
-    render,
+    KindTime, LayerChannels, PrCurve, PrPanel, ReportData, StageRow, Summary, TargetRow, mean_curve, render,
 };
 use crate::speed::Speed;
 use crate::ui::{Column, Table};
@@ -63,7 +62,7 @@ impl Pipeline<'_> {
         let report = ReportData {
             summary: summary.clone(),
             channels: channels(dense, slim),
-            gammas: self.gammas()?.iter().map(histogram).collect(),
+            gammas: self.gammas()?,
             curves: panels(&stages),
             images: super::pictures::pairs(self, dense, slim)?,
             times: targets.speed.as_ref().map_or(Ok(vec![]), |speed| times(speed, dense, slim))?,
@@ -113,15 +112,6 @@ fn channels(dense: &Graph, slim: &Graph) -> Vec<LayerChannels> {
         Some(LayerChannels { name: n.name.clone(), before: width(dense, &n.name)?, after: width(slim, &n.name)? })
     };
     dense.nodes.iter().filter_map(layer).collect()
-}
-
-fn histogram(h: &train::sparse::GammaHistogram) -> GammaHistogram {
-    GammaHistogram {
-        epoch: h.epoch,
-        max: f64::from(h.top),
-        counts: h.counts.iter().map(|&c| u64::from(c)).collect(),
-        near_zero: f64::from(h.share),
-    }
 }
 
 /// One panel for all classes together, one for each class.

@@ -16,11 +16,12 @@ use crate::int8;
 use crate::pipeline::Trials;
 
 pub use html::render;
+use train::sparse::GammaHistogram;
 
 /// The state of the detector after one stage: a row of the stage table, and of summary.json.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StageRow {
-    /// `dense`, `sparse`, `masked`, `folded`, `replaced`, `trimmed`, `reconstructed`, `recalibrated`, `healed`; and `kept`
+    /// `dense`, `sparse`, `masked`, `folded`, `replaced`, `trimmed`, `reconstructed`, `restarted`, `recalibrated`, `healed`; and `kept`
     /// where the last of those did harm and the detector before it is the outcome. With `-1` and so on in rounds before the last.
     pub stage: String,
     pub params: u64,
@@ -98,7 +99,7 @@ impl TargetRow {
 }
 
 /// Predicted milliseconds of one kind of operator in the dense and the slim detector.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct KindTime {
     pub kind: String,
     pub before: f64,
@@ -106,33 +107,22 @@ pub struct KindTime {
 }
 
 /// Output channels of one convolution before and after.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LayerChannels {
     pub name: String,
     pub before: usize,
     pub after: usize,
 }
 
-/// How many of the prunable |gamma| fall into each of equally wide bins over 0..`max`, after one epoch.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct GammaHistogram {
-    pub epoch: usize,
-    /// Upper end of the last bin; what lies beyond counts there.
-    pub max: f64,
-    pub counts: Vec<u64>,
-    /// Share of near-zero gammas, 0..1.
-    pub near_zero: f64,
-}
-
 /// Precision over recall at IoU 0.5 for one class, or for all together.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PrPanel {
     pub title: String,
     pub curves: Vec<PrCurve>,
 }
 
 /// One stage's curve.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PrCurve {
     pub stage: String,
     /// (recall, precision), recall rising.
@@ -166,11 +156,11 @@ pub struct ReportData {
     pub images: Vec<Pair>,
     /// Where times were planned by: the dearest kinds of operators.
     pub times: Vec<KindTime>,
-    /// Remarks of the planner and the trainer.
+    /// Remarks of the planners.
     pub notes: Vec<String>,
     /// recipe.toml, as it was run.
     pub recipe: String,
-    /// Version, command line, processor, threads, date, ...: (what, value).
+    /// Version, threads, kernels, system: (what, value).
     pub environment: Vec<(String, String)>,
 }
 

@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use super::{GammaHistogram, PrPanel, StageRow};
+use train::sparse::GammaHistogram;
+
+use super::{PrPanel, StageRow};
 
 /// The style-sheet colour of stage number `index` of `count`: the first is grey, the last the accent.
 pub fn stage_colour(index: usize, count: usize) -> String {
@@ -96,27 +98,28 @@ pub fn gammas(histograms: &[GammaHistogram]) -> String {
         histograms.iter().rev().step_by(keep).collect::<Vec<_>>().into_iter().rev().collect();
     let (width, step, ridge) = (1000.0, 19.0, 58.0);
     let height = ridge + step * shown.len() as f64 + 34.0;
-    let max = shown.iter().map(|h| h.max).fold(f64::MIN_POSITIVE, f64::max);
-    let tallest = shown.iter().flat_map(|h| &h.counts).copied().max().unwrap_or(1).max(1) as f64;
+    let max = shown.iter().map(|h| f64::from(h.top)).fold(f64::MIN_POSITIVE, f64::max);
+    let tallest = shown.iter().flat_map(|h| &h.counts).copied().max().map_or(1.0, f64::from).max(1.0);
     let mut svg = open(width, height, "Histogram of |gamma| after each epoch");
     let _ = write!(svg, r#"<text x="62" y="12" text-anchor="end">epoch</text>"#);
     let _ = write!(svg, r#"<text x="{:.1}" y="12" text-anchor="end">near zero</text>"#, width);
     for (i, histogram) in shown.iter().enumerate() {
         let base = ridge + step * i as f64;
         let frame = Frame { left: 76.0, top: base - ridge, width: 840.0, height: ridge, x: [0.0, max], y: [0.0, 1.0] };
-        let bin = histogram.max / histogram.counts.len().max(1) as f64;
-        let level = |n: &u64| (*n as f64 / tallest).sqrt();
+        let top = f64::from(histogram.top);
+        let bin = top / histogram.counts.len().max(1) as f64;
+        let level = |n: &u32| (f64::from(*n) / tallest).sqrt();
         let outline = histogram.counts.iter().enumerate().map(|(k, n)| [(k as f64 + 0.5) * bin, level(n)]);
         let start = [0.0, histogram.counts.first().map_or(0.0, level)];
-        let line = frame.points(std::iter::once(start).chain(outline).chain([[histogram.max, 0.0]]));
-        let (x0, x1, y) = (frame.px(0.0), frame.px(histogram.max), frame.py(0.0));
+        let line = frame.points(std::iter::once(start).chain(outline).chain([[top, 0.0]]));
+        let (x0, x1, y) = (frame.px(0.0), frame.px(top), frame.py(0.0));
         let colour = format!("color-mix(in srgb, var(--accent) {:.0}%, var(--c0))", 100.0 * share(i, shown.len()));
         // The paper-coloured body hides the ridges behind.
         let _ = write!(svg, r#"<path d="{line}V{y:.1}H{x0:.1}Z" style="fill:var(--card)"/>"#);
         let _ = write!(svg, r#"<path d="{line}V{y:.1}H{x0:.1}Z" style="fill:{colour};opacity:.22"/>"#);
         let _ = write!(svg, r#"<path class="curve" d="{line}H{x1:.1}" style="stroke:{colour}"/>"#);
         let _ = write!(svg, r#"<text x="62" y="{:.1}" text-anchor="end">{}</text>"#, y + 1.0, histogram.epoch);
-        let zero = 100.0 * histogram.near_zero;
+        let zero = 100.0 * histogram.share;
         let _ = write!(svg, r#"<text x="{width}" y="{:.1}" text-anchor="end">{zero:.0} %</text>"#, y + 1.0);
     }
     let frame = Frame { left: 76.0, top: 0.0, width: 840.0, height, x: [0.0, max], y: [0.0, 1.0] };

@@ -30,13 +30,17 @@ fn sample() -> ReportData {
         let count = |k: usize| {
             let x = (k as f64 + 0.5) / 40.0 * 2.0;
             let bump = (-(x - 1.0 + 0.4 * shift).powi(2) / 0.08).exp() * 260.0 * (1.0 - 0.6 * shift);
-            (bump + if k == 0 { 2400.0 * shift } else { 0.0 }) as u64
+            (bump + if k == 0 { 2400.0 * shift } else { 0.0 }) as u32
         };
         GammaHistogram {
             epoch: usize::from(epoch) + 1,
+            lambda: 0.1,
+            near_zero: 0.01,
+            share: 0.6 * shift as f32,
+            median: 0.5,
             max: 2.0,
+            top: 2.0,
             counts: (0..40).map(count).collect(),
-            near_zero: 0.6 * shift,
         }
     });
     let curve = |stage: &str, good: f64| PrCurve {

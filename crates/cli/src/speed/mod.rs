@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use graph::format::onnx::{ExportOptions, export, export_maps};
-use graph::{Graph, NodeId, Op};
+use graph::{Graph, Op};
 use prune::Multiple;
 use prune::latency::{Latency, Measured, Table, kind};
 use runtime::{Stopwatch, Timed};
@@ -189,7 +189,7 @@ fn exported(graph: &Graph, imgsz: [usize; 2]) -> graph::Result<Vec<u8>> {
     export(graph, &ExportOptions { imgsz, batch: 1, dynamic_batch: false })
 }
 
-/// Whether a node's channels can go: what is left of the others is timed as it is.
+/// Whether a node's channels stay as they are, whatever its map has: it is timed as it is.
 fn is_fixed(op: &Op) -> bool {
     match op {
         Op::Attention(_) => true,
@@ -197,6 +197,3 @@ fn is_fixed(op: &Op) -> bool {
         _ => false,
     }
 }
-
-/// The node after the input.
-const FIRST: NodeId = 0;

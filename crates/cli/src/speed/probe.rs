@@ -1,9 +1,12 @@
 //! Single operators as models: the same operator several times on one input, so that starting a run weighs little.
 
 use graph::format::onnx::export_maps;
-use graph::{BatchNorm, Conv, Family, Graph, Meta, Op, Shape, Tensor};
+use graph::{BatchNorm, Conv, Family, Graph, Meta, NodeId, Op, Shape, Tensor};
 
-use super::{FIRST, is_fixed};
+use super::is_fixed;
+
+/// The input of a graph.
+const INPUT: NodeId = 0;
 
 /// Bytes that the copies of an operator write in one run at most. More would be given back to the system after every run
 /// and taken anew, which a detector, whose maps pass buffers on, does not pay.
@@ -55,7 +58,7 @@ impl Probe {
         let meta = Meta { family: Family::Other, names: vec![], imgsz: [self.map.h, self.map.w] };
         let mut graph = Graph::new(meta, channels);
         for copy in 0..copies {
-            graph.push(format!("copy{copy}"), op.clone(), vec![FIRST; self.arity]);
+            graph.push(format!("copy{copy}"), op.clone(), vec![INPUT; self.arity]);
         }
         export_maps(&graph, graph.meta.imgsz)
     }

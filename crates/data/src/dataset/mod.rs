@@ -171,6 +171,10 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Dataset> {
             )
         })?,
     };
+    if let (Format::Ultralytics, Some(images)) = (format, &options.images) {
+        let what = format!("names its images itself, `{}` is not looked into", images.display());
+        return Err(Error::dataset(path, what).hint("leave out the folder of images: it is for COCO and VOC"));
+    }
     let dataset = match format {
         Format::Ultralytics => ultralytics::open(path, options)?,
         Format::Coco => coco::open(path, options)?,
