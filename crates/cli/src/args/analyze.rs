@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::value::{positive, share_within};
+use super::value::{positive, share_within, whole};
 use super::{DataArgs, ModelArgs};
 
 /// Arguments of `analyze`.
@@ -24,7 +24,7 @@ pub struct Analyze {
     #[arg(long, value_name = "PIXELS", value_parser = positive)]
     pub imgsz: Option<usize>,
     /// Seed of all randomness
-    #[arg(long, default_value = "0", value_name = "N")]
+    #[arg(long, default_value = "0", value_name = "N", value_parser = whole)]
     pub seed: u64,
     /// Folder of the report [default: a new one, runs/analyze, runs/analyze2, ...]
     #[arg(long, short, value_name = "FOLDER")]

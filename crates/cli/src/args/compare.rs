@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::value::{batch, positive, share_to_keep};
+use super::value::{batch, positive, share_to_keep, whole};
 use super::{DataArgs, ModelArgs};
 use crate::pipeline::{METHODS, Method};
 
@@ -22,7 +22,7 @@ pub struct Compare {
     #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = method)]
     pub methods: Vec<String>,
     /// Seeds; every method runs once with each
-    #[arg(long, value_delimiter = ',', default_value = "0", value_name = "N")]
+    #[arg(long, value_delimiter = ',', default_value = "0", value_name = "N", value_parser = whole)]
     pub seeds: Vec<u64>,
     /// Height and width in pixels [default: the detector's own]
     #[arg(long, value_name = "PIXELS", value_parser = positive)]

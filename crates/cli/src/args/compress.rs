@@ -6,7 +6,9 @@ use clap::{Args, ValueEnum};
 
 use prune::{Amount, Multiple};
 
-use super::value::{batch, bytes, latency, multiple, positive, rate, share, share_to_keep, share_to_remove};
+use super::value::{
+    batch, bytes, epochs, latency, multiple, positive, rate, share, share_to_keep, share_to_remove, whole,
+};
 use super::{DataForm, ModelArgs, Optimizer};
 
 /// How small it has to become. Where several are given, all must be met.
@@ -22,10 +24,10 @@ pub struct BudgetArgs {
     #[arg(long, value_name = "SHARE", value_parser = share_to_keep)]
     pub macs: Option<f64>,
     /// Size of the native file: a share to keep, or bytes such as 2MB (f32 weights and statistics, header included)
-    #[arg(long, value_name = "SHARE|SIZE", value_parser = bytes)]
+    #[arg(long, value_name = "SHARE|SIZE", allow_hyphen_values = true, value_parser = bytes)]
     pub bytes: Option<Amount>,
     /// Time of one image in the embedded ONNX runtime, measured on this machine: a share to keep, or such as 12ms
-    #[arg(long, value_name = "SHARE|TIME", value_parser = latency)]
+    #[arg(long, value_name = "SHARE|TIME", allow_hyphen_values = true, value_parser = latency)]
     pub latency: Option<Amount>,
     /// Instead of a size: the largest cut that costs no more than this of mAP50-95 on `val` before healing, such as 0.02
     #[arg(long, value_name = "DROP", value_parser = share, conflicts_with_all = ["rate", "params", "macs", "bytes", "latency"])]
@@ -115,7 +117,7 @@ pub struct Prune {
     #[arg(long, value_name = "PIXELS", value_parser = positive)]
     pub imgsz: Option<usize>,
     /// Seed of all randomness
-    #[arg(long, default_value = "0", value_name = "N")]
+    #[arg(long, default_value = "0", value_name = "N", value_parser = whole)]
     pub seed: u64,
     /// Print what would be removed, write nothing
     #[arg(long)]
@@ -158,13 +160,13 @@ pub struct Compress {
     pub imgsz: Option<usize>,
     /// Epochs of dense fine-tuning (where the detector does not know the dataset's classes) and of healing; 0 trains
     /// nothing [default: 25]
-    #[arg(long, short, value_name = "N")]
+    #[arg(long, short, value_name = "N", value_parser = epochs)]
     pub epochs: Option<usize>,
     /// Cut a part and heal it, so many times, with as many epochs in all [default: 1, which does as well]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub rounds: Option<usize>,
     /// Epochs of sparse training before the first cut [default: 0, none]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = epochs)]
     pub sparse_epochs: Option<usize>,
     /// Images a batch, at most: where that leaves few steps, batches are smaller [default: 16]
     #[arg(long, short, value_name = "N", value_parser = batch)]
@@ -182,7 +184,7 @@ pub struct Compress {
     #[arg(long)]
     pub int8: bool,
     /// Seed of all randomness [default: 0]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole)]
     pub seed: Option<u64>,
     /// TOML file with everything above and more; a run writes its own as recipe.toml
     #[arg(long, value_name = "FILE.toml")]
@@ -208,6 +210,6 @@ pub struct Demo {
     #[arg(long, short, default_value = "runs/demo", value_name = "FOLDER")]
     pub out: PathBuf,
     /// Seed of all randomness
-    #[arg(long, default_value = "0", value_name = "N")]
+    #[arg(long, default_value = "0", value_name = "N", value_parser = whole)]
     pub seed: u64,
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::DataForm;
-use super::value::positive;
+use super::value::{positive, whole};
 
 /// Arguments of `new`.
 #[derive(Debug, Args)]
@@ -28,7 +28,7 @@ pub struct New {
     #[arg(long, value_name = "PIXELS", value_parser = positive)]
     pub imgsz: Option<usize>,
     /// Seed of the weights
-    #[arg(long, default_value = "0", value_name = "N")]
+    #[arg(long, default_value = "0", value_name = "N", value_parser = whole)]
     pub seed: u64,
     /// File to write, .safetensors
     #[arg(long, short, value_name = "FILE")]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::value::{batch, positive, rate, share_within};
+use super::value::{batch, positive, rate, share_within, whole};
 use super::{DataArgs, ModelArgs};
 
 /// Arguments of `train`.
@@ -36,7 +36,7 @@ pub struct Train {
     #[arg(long, value_name = "SHARE", value_parser = share_within)]
     pub sparse: Option<f64>,
     /// Seed of all randomness [default: 0]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole)]
     pub seed: Option<u64>,
     /// Folder of the run [default: a new one, runs/train, runs/train2, ...]
     #[arg(long, short, value_name = "FOLDER")]

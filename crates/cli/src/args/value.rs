@@ -13,6 +13,16 @@ pub fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A whole number.
+pub fn whole(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "not a whole number of at least 0".into())
+}
+
+/// A whole number of epochs, maybe none.
+pub fn epochs(text: &str) -> Result<usize, String> {
+    whole(text).map(|n| n as usize)
+}
+
 /// A number of images at a time. Far more than memory holds are a slip of the hand.
 pub fn batch(text: &str) -> Result<usize, String> {
     positive(text).ok().filter(|n| *n <= 4096).ok_or_else(|| "not a whole number from 1 to 4096".into())

@@ -80,6 +80,10 @@ fn fresh(args: &Train) -> Recipe {
 /// # Errors
 /// The command line asks for something else.
 fn resumed(file: &Path, args: &Train) -> miette::Result<Recipe> {
+    if files::folder_of(file).join("stages").is_dir() {
+        let what = format!("`{}` holds a run of another command", files::folder_of(file).display());
+        return Err(Error::failed(what, "check the path; `compress` goes on with its own runs"));
+    }
     let mut stored: Recipe = runs::read_toml(file)?;
     let asked = over(stored.clone(), args);
     for (stored, asked) in [(&mut stored.model, &asked.model), (&mut stored.data, &asked.data)] {

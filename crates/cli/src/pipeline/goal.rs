@@ -6,7 +6,7 @@ use std::sync::Arc;
 use graph::Graph;
 use graph::format::to_bytes;
 use prune::budget::Limit;
-use prune::{Amount, Budget, Coupling, Criterion, Importance, Latency, Plan, Size, Target, surgery};
+use prune::{Amount, Budget, Coupling, Criterion, Importance, Latency, Plan, Size, Target, similarity, surgery};
 
 use super::cut::{Cut, apply, by_importance};
 use crate::exit::Error;
@@ -21,6 +21,9 @@ const CLOSE: f64 = 0.1;
 const EXACT: f64 = 0.02;
 const AGAIN: usize = 3;
 
+/// Files and counts of channels come down in steps, whole branches at a time: plans for them are tried so often at most.
+const TRIED: usize = 8;
+
 /// A budget as the planners take it, and what people want to know beside it.
 pub struct Goal {
     pub target: Target,
@@ -28,8 +31,10 @@ pub struct Goal {
     budget: Budget,
     /// What is cut.
     dense: Graph,
-    /// Bytes of the native file that are no values: its header.
+    /// Bytes of a native file that are no values, its header: of what is left when every branch that may go has gone ...
     header: u64,
+    /// ... and how many more those of the dense detector are.
+    longer: u64,
 }
 
 impl Goal {
@@ -39,13 +44,15 @@ impl Goal {
     /// The budget names no limit or one out of its range, or a file no detector fits.
     pub fn new(budget: &Budget, reference: &Graph, latency: Option<Arc<Latency>>) -> miette::Result<Self> {
         let size = Size::timed(reference, &Coupling::of(reference)?, latency.as_deref())?;
-        let file = file(reference)?;
-        let header = file.saturating_sub(size.bytes);
+        let headed = |graph: &Graph| Ok::<_, miette::Report>(file(graph)?.saturating_sub(values(graph)?));
+        let header = headed(&bare(reference)?)?;
+        let longer = headed(reference)?.saturating_sub(header);
+        let whole = file(reference)?;
         let asked_for = *budget;
         let mut budget = asked_for;
         if let Some(amount) = budget.bytes {
             let asked = match amount {
-                Amount::Share(share) if share > 0.0 && share <= 1.0 => share * file as f64,
+                Amount::Share(share) if share > 0.0 && share <= 1.0 => share * whole as f64,
                 // The planner has the words for it.
                 Amount::Share(_) => f64::NAN,
                 Amount::Absolute(bytes) => bytes,
@@ -63,10 +70,10 @@ impl Goal {
             }
         }
         let target = budget.timed_target(size, latency)?;
-        Ok(Self { target, budget: asked_for, dense: reference.clone(), header })
+        Ok(Self { target, budget: asked_for, dense: reference.clone(), header, longer })
     }
 
-    /// `graph` in the units of the goal. A header shorter than the dense detector's is so many bytes less.
+    /// `graph` in the units of the goal. A header longer than the shortest is so many bytes more.
     pub fn size(&self, graph: &Graph) -> miette::Result<Size> {
         let size = Size::timed(graph, &Coupling::of(graph)?, self.target.latency.as_deref())?;
         match self.target.bytes {
@@ -83,14 +90,21 @@ impl Goal {
     pub fn within_reach(&self, cut: Cut) -> miette::Result<()> {
         let by_similarity = cut.similarity_share > 0.0;
         let limits = if by_similarity { cut.similarity.limits } else { cut.importance.limits };
-        let branches = match by_similarity && cut.similarity.shortcuts {
-            true => self.dense.residual_branches(),
-            false => vec![],
+        let whole = match by_similarity && cut.similarity.shortcuts {
+            true => bare(&self.dense)?,
+            false => self.dense.clone(),
         };
-        let bare = self.dense.without_branches(&branches);
         let all = Importance { criterion: Criterion::L1Filter, limits, ..Importance::default() };
-        let plan = by_importance(&bare, &all, None)?(&self.target)?;
-        self.must_meet(&apply(&bare, &plan)?)
+        let least = apply(&whole, &by_importance(&whole, &all, None)?(&self.target)?)?;
+        let mut size = self.size(&least)?;
+        if let (Some(limit), Some(latency)) = (self.target.nanos, &self.target.latency)
+            && size.nanos > limit
+        {
+            // Operators in a network take other times than alone, and by how much depends on what is cut.
+            let [dense_ms, least_ms] = self.times(&least)?;
+            size.nanos = (latency.total(&self.dense)? as f64 * least_ms / dense_ms) as u64;
+        }
+        self.must_be(size)
     }
 
     /// True where `graph` is small and fast enough.
@@ -99,10 +113,11 @@ impl Goal {
     }
 
     /// What plans are made for: the target, and where it limits the time, so far below it that a plan which comes out exactly enough
-    /// is within it.
+    /// is within it; where it limits the file, so that it is within it if no branch goes.
     pub fn aimed(&self) -> Target {
         let nanos = self.target.nanos.map(|limit| (limit as f64 * (1.0 - EXACT)) as u64);
-        Target { nanos, ..self.target.clone() }
+        let bytes = self.target.bytes.map(|limit| limit.saturating_sub(self.longer).max(1));
+        Target { nanos, bytes, ..self.target.clone() }
     }
 
     /// What `plan` makes of the target: where a time is asked for, planned again with corrected times until what is left of
@@ -120,27 +135,37 @@ impl Goal {
             made = plan(&aimed)?;
         }
         self.target.latency.clone_from(&aimed.latency);
+        // Where a branch goes, channels that were counted may be no longer there to be counted.
+        for _ in 0..TRIED {
+            let (Some(aim), Some(limit)) = (aimed.channels, self.target.channels) else { break };
+            let over = self.size(&surgery::apply(graph, &made)?)?.channels.saturating_sub(limit);
+            if over == 0 {
+                break;
+            }
+            aimed.channels = Some(aim.saturating_sub(over));
+            made = plan(&aimed)?;
+        }
         self.filled(aimed, graph, made, plan)
     }
 
     /// `made` or, where branches that went leave less for a file to describe, what `plan` makes of the bytes that frees.
     fn filled(
         &self,
-        mut aimed: Target,
+        aimed: Target,
         graph: &Graph,
         mut made: Plan,
         plan: impl Fn(&Target) -> miette::Result<Plan>,
     ) -> miette::Result<Plan> {
-        let Some(limit) = self.target.bytes else { return Ok(made) };
+        let (Some(limit), Some(mut aim)) = (self.target.bytes, aimed.bytes) else { return Ok(made) };
         let whole = limit + self.header;
         let mut left = surgery::apply(graph, &made)?;
         // With more room a branch may stay, and is described again.
         let mut too_much = None;
-        for _ in 0..AGAIN {
-            let values = Size::of(&left, &Coupling::of(&left)?)?.bytes;
+        for _ in 0..TRIED {
+            let values = values(&left)?;
             let free = whole.saturating_sub(file(&left)?);
             let next = too_much.map_or(values + free, |much: u64| values + much.saturating_sub(values) / 2);
-            if next <= aimed.bytes.unwrap_or(limit) || (free as f64) < EXACT * whole as f64 {
+            if next <= aim || (free as f64) < EXACT * whole as f64 {
                 break;
             }
             let tried = plan(&Target { bytes: Some(next), ..aimed.clone() })?;
@@ -149,8 +174,7 @@ impl Goal {
                 too_much = Some(next);
                 continue;
             }
-            aimed.bytes = Some(next);
-            (made, left) = (tried, slim);
+            (aim, made, left) = (next, tried, slim);
         }
         Ok(made)
     }
@@ -179,7 +203,10 @@ impl Goal {
 
     /// An error where `graph`, from which nothing more can go, is not small enough: it says what could be reached.
     pub fn must_meet(&self, graph: &Graph) -> miette::Result<()> {
-        let size = self.size(graph)?;
+        self.must_be(self.size(graph)?)
+    }
+
+    fn must_be(&self, size: Size) -> miette::Result<()> {
         let missed: Vec<String> = self
             .target
             .limits(size)
@@ -254,6 +281,16 @@ impl Goal {
         rows.iter().for_each(tell);
         Ok(rows)
     }
+}
+
+/// `graph` without the branches that may go whole.
+fn bare(graph: &Graph) -> miette::Result<Graph> {
+    Ok(graph.without_branches(&similarity::removable(graph, &Coupling::of(graph)?)))
+}
+
+/// Bytes of the values of `graph`.
+fn values(graph: &Graph) -> miette::Result<u64> {
+    Ok(Size::of(graph, &Coupling::of(graph)?)?.bytes)
 }
 
 /// Bytes of the native file of `graph`.

@@ -41,7 +41,7 @@ struct Annotation {
     bbox: [f64; 4],
     area: Option<f64>,
     #[serde(default)]
-    iscrowd: Flag,
+    iscrowd: Option<Flag>,
 }
 
 /// Tools write `iscrowd` as 0/1 or as false/true.
@@ -49,12 +49,15 @@ struct Annotation {
 #[serde(untagged)]
 enum Flag {
     Bool(bool),
-    Number(i64),
+    Number(f64),
 }
 
-impl Default for Flag {
-    fn default() -> Self {
-        Self::Bool(false)
+impl Flag {
+    fn is_set(self) -> bool {
+        match self {
+            Self::Bool(set) => set,
+            Self::Number(value) => value != 0.0,
+        }
     }
 }
 
@@ -209,7 +212,7 @@ fn build(file: &Path, content: File, class_of: &HashMap<u64, usize>, options: &O
             class,
             xyxy: [x as f32, y as f32, (x + w) as f32, (y + h) as f32],
             area: annotation.area.unwrap_or(w * h),
-            crowd: !matches!(annotation.iscrowd, Flag::Bool(false) | Flag::Number(0)),
+            crowd: annotation.iscrowd.is_some_and(Flag::is_set),
             difficult: false,
         };
         item.boxes.extend(accept(found, item.size, &place, &mut split.problems));

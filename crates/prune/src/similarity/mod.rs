@@ -29,6 +29,7 @@ use crate::{
     ClassId, Compensation, Coupling, Error, Latency, Limits, Multiple, Plan, Result, Row, Shortcut, Size, Stop, Target,
 };
 use shortcut::Candidate;
+pub use shortcut::removable;
 
 /// Names that a note lists.
 const TOLD: usize = 3;

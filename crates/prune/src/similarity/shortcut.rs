@@ -50,20 +50,32 @@ pub(super) fn candidates(
     let is_layer = |id: NodeId| matches!(graph.nodes[id].op, Op::Conv(_) | Op::Add);
     let layers = (0..graph.nodes.len()).filter(|&id| is_layer(id)).count();
     let candidate = |branch: Branch| {
-        let &last = branch.nodes.iter().rev().find(|&&id| !passes_zero(&graph.nodes[id].op))?;
-        let read = is_dense(&graph.nodes[last].op).then(|| graph.nodes[last].inputs[0])?;
-        let hears = |l: &Listener| l.readers.contains(&last);
-        let port = listeners.iter().position(hears).filter(|_| branch.covers(read))?;
+        let (last, read) = end(graph, &branch)?;
+        let port = listeners.iter().position(|l: &Listener| l.readers.contains(&last))?;
         let all: Vec<usize> = (0..coupling.channels(read).len() * listeners[port].taps).collect();
         let loss = ports[port].price(&all).loss;
         let share = (branch.nodes.iter().filter(|&&id| is_layer(id)).count() + 1) as f64 / layers as f64;
         Some(Candidate { branch, port, loss, share })
     };
+    removable(graph, coupling).into_iter().filter_map(candidate).collect()
+}
+
+/// The branches of `graph` that may go whole: they end in a dense convolution, some of whose inputs may go.
+pub fn removable(graph: &Graph, coupling: &Coupling) -> Vec<Branch> {
     let branches = graph.residual_branches();
     // What follows attention belongs to it: no family's checkpoint has a block with the one and without the other.
     let attends = |branch: &Branch| branch.nodes.iter().any(|&id| matches!(graph.nodes[id].op, Op::Attention(_)));
     let attended: Vec<NodeId> = branches.iter().filter(|branch| attends(branch)).map(|branch| branch.add).collect();
-    branches.into_iter().filter(|branch| !attended.contains(&branch.stream)).filter_map(candidate).collect()
+    let free = |node: NodeId| coupling.channels(node).iter().any(|&class| coupling.classes[class].pinned.is_none());
+    let ends = |branch: &Branch| end(graph, branch).is_some_and(|(_, read)| free(read));
+    branches.into_iter().filter(|branch| !attended.contains(&branch.stream) && ends(branch)).collect()
+}
+
+/// The dense convolution that `branch` ends in, and the node within the branch that it reads.
+fn end(graph: &Graph, branch: &Branch) -> Option<(NodeId, NodeId)> {
+    let &last = branch.nodes.iter().rev().find(|&&id| !passes_zero(&graph.nodes[id].op))?;
+    let read = is_dense(&graph.nodes[last].op).then(|| graph.nodes[last].inputs[0])?;
+    branch.covers(read).then_some((last, read))
 }
 
 /// Whether nothing comes out where nothing comes in, once a BatchNorm has been given no shift.

@@ -42,7 +42,10 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
     let first = fit(&model.for_inference(), &dataset, imgsz, settings.recipe.seed)?;
     for method in methods.iter().filter(|method| method.name != LONGER) {
         for &macs in &budgets {
-            method.keeping(&settings.recipe, macs).reachable(&first, images)?;
+            method.keeping(&settings.recipe, macs).reachable(&first, images).map_err(|error| {
+                let what = format!("`{}`: {error}", method.name);
+                Error::failed(what, "keep more, or leave the method out with `--methods`")
+            })?;
         }
     }
     let out = runs::folder(Some(&args.out), "compare", true)?;
