@@ -95,7 +95,11 @@ impl Goal {
             false => self.dense.clone(),
         };
         let all = Importance { criterion: Criterion::L1Filter, limits, ..Importance::default() };
-        let least = apply(&whole, &by_importance(&whole, &all, None)?(&self.target)?)?;
+        let nothing = |limit: Option<u64>| limit.map(|_| 0);
+        let Target { params, macs, channels, bytes, nanos, .. } = self.target;
+        let [params, macs, channels, bytes, nanos] = [params, macs, channels, bytes, nanos].map(nothing);
+        let target = Target { params, macs, channels, bytes, nanos, ..self.target.clone() };
+        let least = apply(&whole, &by_importance(&whole, &all, None)?(&target)?)?;
         let mut size = self.size(&least)?;
         if let (Some(limit), Some(latency)) = (self.target.nanos, &self.target.latency)
             && size.nanos > limit
