@@ -34,7 +34,7 @@ use crate::runs;
 use crate::score::Judge;
 use crate::speed::{Speed, side_by_side};
 use crate::training::{Bars, Counter, fit, tell_head};
-use crate::ui;
+use crate::{splits, ui};
 
 pub use drop::{Trials, search};
 pub use goal::Goal;
@@ -86,7 +86,8 @@ impl<'a> Pipeline<'a> {
     pub fn new(recipe: &'a Recipe, dataset: &'a Dataset, out: &'a Path, family: Family) -> miette::Result<Self> {
         let judge = |split| Judge::new(dataset, split, recipe.heal.imgsz, family);
         let mut judges = vec![judge("val")?];
-        if dataset.splits.contains_key("test") {
+        // Many datasets keep the labels of theirs back.
+        if splits::labelled(dataset, "test").is_ok() {
             judges.push(judge("test")?);
         }
         let calibration = Calibration::new(dataset, recipe.heal.imgsz, recipe.calibration_images, recipe.seed);
