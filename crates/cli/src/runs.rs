@@ -73,9 +73,7 @@ pub fn same_settings<T: Serialize>(out: &Path, stored: &T, asked: &T) -> miette:
     if differing.is_empty() {
         return Ok(());
     }
-    let (told, more) = differing.split_at(differing.len().min(TOLD));
-    let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
-    let what = format!("`{}` holds a run with other settings: {}{more}", out.display(), told.join(", "));
+    let what = format!("`{}` holds a run with other settings: {}", out.display(), ui::listed(&differing, TOLD));
     Err(Error::failed(what, "leave them out to go on with that run as it was begun, or give another `--out`"))
 }
 

@@ -26,9 +26,7 @@ pub fn fit(graph: &Graph, dataset: &Dataset, imgsz: usize, seed: u64) -> miette:
 pub fn tell_head(graph: &Graph, fitted: &Graph) {
     let names = &fitted.meta.names;
     if graph.meta.names != *names {
-        let more = names.len().saturating_sub(NAMED);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        ui::note(format_args!("The head now finds {}{more}", names[..names.len().min(NAMED)].join(", ")));
+        ui::note(format_args!("The head now finds {}", ui::listed(names, NAMED)));
     }
 }
 

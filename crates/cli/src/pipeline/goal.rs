@@ -31,7 +31,7 @@ pub struct Goal {
     budget: Budget,
     /// What is cut.
     dense: Graph,
-    /// Bytes of a native file that are no values, its header: of what is left when every branch that may go has gone ...
+    /// Where a file is to be of some size: bytes of it that are no values, its header, when every branch that may go has gone ...
     header: u64,
     /// ... and how many more those of the dense detector are.
     longer: u64,
@@ -44,13 +44,13 @@ impl Goal {
     /// The budget names no limit or one out of its range, or a file no detector fits.
     pub fn new(budget: &Budget, reference: &Graph, latency: Option<Arc<Latency>>) -> miette::Result<Self> {
         let size = Size::timed(reference, &Coupling::of(reference)?, latency.as_deref())?;
-        let headed = |graph: &Graph| Ok::<_, miette::Report>(file(graph)?.saturating_sub(values(graph)?));
-        let header = headed(&bare(reference)?)?;
-        let longer = headed(reference)?.saturating_sub(header);
-        let whole = file(reference)?;
+        let (mut header, mut longer) = (0, 0);
         let asked_for = *budget;
         let mut budget = asked_for;
         if let Some(amount) = budget.bytes {
+            let (whole, bare) = (file(reference)?, bare(reference)?);
+            header = file(&bare)?.saturating_sub(values(&bare)?);
+            longer = whole.saturating_sub(size.bytes + header);
             let asked = match amount {
                 Amount::Share(share) if share > 0.0 && share <= 1.0 => share * whole as f64,
                 // The planner has the words for it.

@@ -14,7 +14,7 @@ use miette::Diagnostic;
 
 use crate::exit::{Error, Exit};
 
-pub use number::{bytes, count, fixed};
+pub use number::{bytes, count, fixed, listed};
 pub use progress::{bar, spinner};
 pub use table::{Column, Table};
 

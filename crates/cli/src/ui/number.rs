@@ -1,4 +1,4 @@
-//! Numbers as people read them.
+//! Numbers and lists as people read them.
 
 /// Three significant digits with a unit: `1.77M`, `4.16G`, `512`.
 pub fn count(value: u64) -> String {
@@ -8,6 +8,13 @@ pub fn count(value: u64) -> String {
 /// A file size: `3.87 MB` (decimal, as YOLO users quote them).
 pub fn bytes(value: u64) -> String {
     scaled(value as f64, 1000.0, &[" B", " kB", " MB", " GB", " TB"])
+}
+
+/// The first `most` of `names`, and how many more there are.
+pub fn listed<S: AsRef<str>>(names: &[S], most: usize) -> String {
+    let (told, more) = names.split_at(names.len().min(most));
+    let told = told.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
+    if more.is_empty() { told } else { format!("{told} and {} more", more.len()) }
 }
 
 /// `value` with `digits` decimals, or a dash where there is none.
