@@ -125,7 +125,7 @@ fn a_run_keeps_its_table_of_times_and_reports_them() {
     assert!(bytes("int8") == written && written < bytes("f32"), "{summary}");
     assert!(summary["int8"]["int8"]["map50_95"].is_f64(), "{summary}");
     // Planned anew after a kill, the same plans come out: the table is kept, the clock is not asked again.
-    let (table, plan) = (read("latency.json"), read("plans/similarity.json"));
+    let (table, plan) = (read("latency-64.json"), read("plans/similarity.json"));
     for gone in ["plans/similarity.json", "summary.json"] {
         fs::remove_file(dir.path().join("run").join(gone)).expect(gone);
     }
@@ -136,7 +136,7 @@ fn a_run_keeps_its_table_of_times_and_reports_them() {
     );
     let (code, _, err) = prunella(dir.path(), &format!("{run} --resume"));
     assert!(code == 0 && !err.contains("kinds of operators"), "{err}");
-    assert_eq!(read("latency.json"), table);
+    assert_eq!(read("latency-64.json"), table);
     assert_eq!(read("plans/similarity.json"), plan);
 }
 
@@ -167,4 +167,55 @@ fn the_largest_cut_within_a_drop_is_found_and_remembered() {
     let again = fs::read_to_string(dir.path().join("run/drop.json")).expect("kept");
     let again: Value = serde_json::from_str(&again).expect("JSON");
     assert_eq!(again["trials"].as_array().map(Vec::len), Some(trials.len()), "no cut is tried twice");
+}
+
+#[test]
+fn the_size_of_images_is_chosen_by_what_is_left_at_each() {
+    if testkit::shared().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a folder");
+    squares(dir.path(), [6, 6], &["square"]);
+    // Half of what 96 pixels cost is more than 64 do: there, nothing has to go.
+    let run = format!(
+        "compress --model {{shared}}/{MODEL} --data ds --imgsz 96,64 --epochs 1 --batch 6 --macs 0.5 --out run"
+    );
+    let (code, _, err) = prunella(dir.path(), &run);
+    assert_eq!(code, 0, "{err}");
+    let json = |name: &str| -> Value {
+        let text = fs::read_to_string(dir.path().join("run").join(name)).expect(name);
+        serde_json::from_str(&text).expect("JSON")
+    };
+    let summary = json("summary.json");
+    let (sizes, stages) = (summary["sizes"].as_array().expect("sizes"), summary["stages"].as_array().expect("stages"));
+    let number = |of: &Value, what: &str| of[what].as_f64().expect("a number");
+    let [at_96, at_64] = [0, 1].map(|i| &sizes[i]["left"]);
+    let (dense, slim) = (&stages[0], stages.last().expect("a stage"));
+    assert_eq!([number(&sizes[0], "imgsz"), number(&sizes[1], "imgsz"), number(dense, "imgsz")], [96.0, 64.0, 96.0]);
+    assert_eq!(number(at_64, "params"), number(dense, "params"), "nothing has to go");
+    assert!(number(at_96, "params") < number(dense, "params"));
+    for left in [at_96, at_64] {
+        assert!(number(left, "macs") <= 0.5 * number(dense, "macs"), "{left}");
+    }
+    let first_is_best = number(at_96, "map50_95") >= number(at_64, "map50_95");
+    let (size, best) = if first_is_best { (96.0, at_96) } else { (64.0, at_64) };
+    assert_eq!([number(&summary, "imgsz"), number(slim, "imgsz")], [size; 2]);
+    assert_eq!(number(slim, "macs"), number(best, "macs"));
+    // Whoever opens what was written finds the size in it.
+    let (code, out, err) = prunella(dir.path(), "info run/slim.safetensors --json");
+    let info: Value = serde_json::from_str(&out).expect("JSON");
+    assert!(code == 0 && info["macs"] == best["macs"], "{err} {}", info["macs"]);
+
+    let (code, _, err) = prunella(dir.path(), &format!("{run} --resume"));
+    assert!(code == 0, "{err}");
+    assert_eq!(json("sizes.json").as_array().map(Vec::len), Some(2), "no size is tried twice");
+    let (code, _, err) = prunella(dir.path(), "compress --out run --resume --imgsz 96");
+    assert!(code == 1 && err.contains("`sizes` is"), "{err}");
+
+    let prune = format!("prune --model run/stages/dense.safetensors --data ds --imgsz 96,64 --macs 0.5");
+    let (code, _, err) = prunella(dir.path(), &format!("{prune} --out slim.safetensors"));
+    assert!(code == 0 && err.contains("96 px: ") && err.contains("64 px: "), "{err}");
+    let (code, _, err) =
+        prunella(dir.path(), &format!("prune --model {{shared}}/{MODEL} --imgsz 96,64 --macs 0.5 --out s.safetensors"));
+    assert!(code == 2 && err.contains("of several `--imgsz`"), "{err}");
 }

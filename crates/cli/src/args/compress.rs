@@ -113,9 +113,10 @@ pub struct Prune {
     pub data: Option<PathBuf>,
     #[command(flatten)]
     pub form: DataForm,
-    /// Height and width in pixels of those images [default: the detector's own]
-    #[arg(long, value_name = "PIXELS", value_parser = positive)]
-    pub imgsz: Option<usize>,
+    /// Height and width in pixels of those images [default: the detector's own]. Several, such as 320,256,192: shares are of the
+    /// detector at the first of them, and what is written is cut for the one at which it is most accurate on `val`
+    #[arg(long, value_name = "PIXELS", value_delimiter = ',', value_parser = positive)]
+    pub imgsz: Vec<usize>,
     /// Seed of all randomness
     #[arg(long, default_value = "0", value_name = "N", value_parser = whole)]
     pub seed: u64,
@@ -155,9 +156,10 @@ pub struct Compress {
     /// Who stands in for a removed channel in the similarity stage [default: span]
     #[arg(long, value_enum)]
     pub similarity: Option<SimilarityMode>,
-    /// Height and width in pixels [default: the detector's own]
-    #[arg(long, value_name = "PIXELS", value_parser = positive)]
-    pub imgsz: Option<usize>,
+    /// Height and width in pixels [default: the detector's own]. Several, such as 320,256,192: the first is the dense detector's, which
+    /// shares of a budget are of; the slim one has the one at which it is most accurate before healing
+    #[arg(long, value_name = "PIXELS", value_delimiter = ',', value_parser = positive)]
+    pub imgsz: Vec<usize>,
     /// Epochs of dense fine-tuning (where the detector does not know the dataset's classes) and of healing; 0 trains
     /// nothing [default: 25]
     #[arg(long, short, value_name = "N", value_parser = epochs)]

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use data::Dataset;
-use graph::Graph;
 use graph::format::save;
-use prune::{Budget, Importance, Limits, Plan, Similarity, Stop};
+use graph::{Graph, cost};
+use prune::{Budget, Importance, Limits, Plan, Similarity, Size, Stop};
 use train::unfold;
 
 use crate::answers;
@@ -13,7 +13,7 @@ use crate::args::Prune;
 use crate::detector::image_size;
 use crate::exit::{Error, Exit};
 use crate::pipeline::cut::{CALIBRATION_IMAGES, Calibration, Cut, Outcome};
-use crate::pipeline::{Goal, Trials, search};
+use crate::pipeline::{Goal, Left, Trials, best_size, search, whole, with_images_of};
 use crate::score::{Judge, by_place};
 use crate::speed::Speed;
 use crate::training::{Counter, tell_left_out, tell_split};
@@ -33,7 +33,8 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
         files::has_folder(out)?;
     }
     let mut model = args.model.load()?;
-    model.meta.imgsz = [image_size(&model, args.imgsz)?; 2];
+    let sizes = sizes(args, &model)?;
+    model.meta.imgsz = [sizes[0]; 2];
     let share = args.similarity_share.unwrap_or(if args.data.is_some() { 1.0 } else { 0.0 });
     if share > 0.0 && args.data.is_none() {
         return Err(Error::usage("the similarity stage needs images", "give `--data`, or `--similarity-share 0`"));
@@ -42,56 +43,53 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
         Some(path) => Some(answers::open(path, &args.form.options(), &model.meta.names)?),
         None => None,
     };
+    let is_judged = args.budget.max_drop.is_some() || sizes.len() > 1;
     if let Some(dataset) = &dataset {
         // `val` is judged by, and looked at where there is no `train`.
-        let judged = args.budget.max_drop.is_some() || dataset.split("train").is_err();
+        let judged = is_judged || dataset.split("train").is_err();
         tell_left_out(dataset, if judged { &["train", "val"] } else { &["train"] });
+        if is_judged {
+            by_place(&mut model, dataset)?;
+        }
     }
-    if let (Some(_), Some(dataset)) = (args.budget.max_drop, &dataset) {
-        by_place(&mut model, dataset)?;
-    }
-    let imgsz = model.meta.imgsz[0];
-    let calibration = dataset.as_ref().map(|dataset| Calibration::new(dataset, imgsz, CALIBRATION_IMAGES, args.seed));
-    match &calibration {
+    match dataset.as_ref().map(|dataset| calibration(args, dataset, sizes[0])) {
         Some(calibration) => model = calibration.unfold(&model)?,
         None if !unfold::bare_convolutions(&model).is_empty() => ui::warn(
             "this detector has convolutions without BatchNorm, which are ranked badly without images; give `--data`",
         ),
         None => {}
     }
-    let speed = args.budget.latency.map(|_| Speed::measure(&model)).transpose()?;
-    let limits = |limits: Limits| {
-        let limits = args.limits.over(limits);
-        let measured = speed.as_ref().filter(|_| args.limits.auto(true)).and_then(Speed::faster);
-        Limits { multiple: measured.unwrap_or(limits.multiple), ..limits }
+    // What is judged is seen by labels.
+    let labelled = match (&dataset, &args.data) {
+        (Some(dataset), Some(path)) if is_judged && answers::is_bare(path, args.form.options().format) => {
+            Some(answers::label(dataset, &model, sizes[0])?)
+        }
+        _ => None,
     };
-    let (importance, similarity) = (Importance::default(), Similarity::default());
-    let job = Job {
-        model: &model,
-        importance: Importance {
-            criterion: prune::Criterion::OutputError,
-            limits: limits(importance.limits),
-            ..importance
-        },
-        similarity: Similarity { mode: args.similarity.into(), limits: limits(similarity.limits), ..similarity },
-        share,
-        calibration: calibration.as_ref(),
-    };
+    let jobs = sizes.iter().map(|&imgsz| Job::new(args, &model, imgsz, dataset.as_ref(), share));
+    let jobs = jobs.collect::<miette::Result<Vec<_>>>()?;
+    let judged_by = labelled.as_ref().or(dataset.as_ref());
     let mut budget = args.budget.budget();
-    if let (Some(max_drop), Some(dataset), Some(path)) = (args.budget.max_drop, &dataset, &args.data) {
-        // A drop is seen by labels.
-        let judged_by = match answers::is_bare(path, args.form.options().format) {
-            true => &answers::label(dataset, &model, imgsz)?,
-            false => dataset,
-        };
-        budget.macs = Some(job.largest_cut(judged_by, max_drop)?);
+    if let (Some(max_drop), Some(dataset)) = (args.budget.max_drop, judged_by) {
+        budget.macs = Some(jobs[0].largest_cut(dataset, max_drop)?);
     }
-    let mut goal = Goal::new(&budget, &model, speed.map(|s| Arc::new(s.latency)))?;
-    goal.within_reach(job.cut())?;
-    let outcome = job.cut().at_once(&model, &mut goal, calibration.as_ref())?;
+    let reference = whole(&jobs[0].model, jobs[0].speed.as_ref().map(|speed| &speed.latency))?;
+    // What cannot be reached with the smallest images can be with none.
+    if let Some(smallest) = jobs.iter().min_by_key(|job| job.model.meta.imgsz) {
+        smallest.goal(&budget, reference)?.within_reach(smallest.cut())?;
+    }
+    let is_written = !args.dry_run && args.out.is_some();
+    let Made { outcome, slim, goal } = match (&jobs[..], judged_by) {
+        ([_, _, ..], Some(dataset)) => best(&jobs, &budget, reference, dataset)?,
+        _ => {
+            let mut goal = jobs[0].goal(&budget, reference)?;
+            let outcome = jobs[0].cut().at_once(&jobs[0].model, &mut goal, jobs[0].calibration.as_ref())?;
+            let slim = if is_written { jobs[0].reconstructed(&outcome)? } else { outcome.slim.clone() };
+            Made { outcome, slim, goal }
+        }
+    };
     show(&outcome, args.json);
-    if let Some(out) = args.out.as_ref().filter(|_| !args.dry_run) {
-        let slim = job.reconstructed(outcome)?;
+    if let Some(out) = args.out.as_ref().filter(|_| is_written) {
         save(&slim, out)?;
         ui::note(format_args!("Wrote `{}`", out.display()));
         goal.outcome(&slim)?;
@@ -99,47 +97,141 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// How a model is cut, whatever the budget.
+/// The sizes of images to choose from.
+fn sizes(args: &Prune, model: &Graph) -> miette::Result<Vec<usize>> {
+    let sizes = match &args.imgsz[..] {
+        [] => vec![image_size(model, None)?],
+        asked => asked.iter().map(|&size| image_size(model, Some(size))).collect::<miette::Result<_>>()?,
+    };
+    if sizes.len() > 1 && args.data.is_none() {
+        return Err(Error::usage("of several `--imgsz` the most accurate is measured on images", "give `--data`"));
+    }
+    if sizes.len() > 1 && args.budget.max_drop.is_some() {
+        let help = "give one `--imgsz`, or a budget such as `--macs 0.25`";
+        return Err(Error::usage("`--max-drop` looks for a cut on images of one size", help));
+    }
+    Ok(sizes)
+}
+
+fn calibration<'a>(args: &Prune, dataset: &'a Dataset, imgsz: usize) -> Calibration<'a> {
+    Calibration::new(dataset, imgsz, CALIBRATION_IMAGES, args.seed)
+}
+
+/// How a model is cut on images of one size, whatever the budget.
 struct Job<'a> {
-    model: &'a Graph,
+    /// Meant for images of that size.
+    model: Graph,
     importance: Importance,
     similarity: Similarity,
     /// Share of the removal that stage 2 does.
     share: f64,
-    calibration: Option<&'a Calibration<'a>>,
+    calibration: Option<Calibration<'a>>,
+    /// Its times, where the budget is of time.
+    speed: Option<Speed>,
 }
 
-impl Job<'_> {
+/// A cut.
+struct Made {
+    outcome: Outcome,
+    /// What it leaves, refitted.
+    slim: Graph,
+    goal: Goal,
+}
+
+impl<'a> Job<'a> {
+    fn new(
+        args: &Prune,
+        model: &Graph,
+        imgsz: usize,
+        dataset: Option<&'a Dataset>,
+        share: f64,
+    ) -> miette::Result<Self> {
+        let model = with_images_of(model, imgsz);
+        let speed = args.budget.latency.map(|_| Speed::measure(&model)).transpose()?;
+        let limits = |limits: Limits| {
+            let limits = args.limits.over(limits);
+            let measured = speed.as_ref().filter(|_| args.limits.auto(true)).and_then(Speed::faster);
+            Limits { multiple: measured.unwrap_or(limits.multiple), ..limits }
+        };
+        let (importance, similarity) = (Importance::default(), Similarity::default());
+        Ok(Self {
+            importance: Importance {
+                criterion: prune::Criterion::OutputError,
+                limits: limits(importance.limits),
+                ..importance
+            },
+            similarity: Similarity { mode: args.similarity.into(), limits: limits(similarity.limits), ..similarity },
+            share,
+            calibration: dataset.map(|dataset| calibration(args, dataset, imgsz)),
+            model,
+            speed,
+        })
+    }
+
     fn cut(&self) -> Cut<'_> {
         Cut { importance: &self.importance, similarity: &self.similarity, similarity_share: self.share }
     }
 
+    /// What `budget`, of which shares are of `reference`, asks of this cut.
+    fn goal(&self, budget: &Budget, reference: Size) -> miette::Result<Goal> {
+        let latency = self.speed.as_ref().map(|speed| Arc::new(speed.latency.clone()));
+        Goal::of(budget, reference, &self.model, latency)
+    }
+
     /// What was cut, refitted where there are images to refit it on.
-    fn reconstructed(&self, outcome: Outcome) -> miette::Result<Graph> {
-        match self.calibration {
-            Some(calibration) => calibration.reconstruct(self.model, &outcome.plans, &outcome.slim),
-            None => Ok(outcome.slim),
+    fn reconstructed(&self, outcome: &Outcome) -> miette::Result<Graph> {
+        match &self.calibration {
+            Some(calibration) => calibration.reconstruct(&self.model, &outcome.plans, &outcome.slim),
+            None => Ok(outcome.slim.clone()),
         }
+    }
+
+    /// The cut towards `goal`; nothing where that is out of reach.
+    fn made(&self, mut goal: Goal) -> miette::Result<Option<Made>> {
+        let outcome = self.cut().towards(&self.model, &mut goal, self.calibration.as_ref())?;
+        if !goal.met(&outcome.slim)? {
+            return Ok(None);
+        }
+        let slim = self.reconstructed(&outcome)?;
+        Ok(Some(Made { outcome, slim, goal }))
+    }
+
+    /// Says what mAP50-95 on `val` is, on images of the job's size.
+    fn judge<'d>(&self, dataset: &'d Dataset) -> miette::Result<impl Fn(&Graph) -> miette::Result<f64> + use<'d>> {
+        let judge = Judge::new(dataset, "val", self.model.meta.imgsz[0], self.model.meta.family)?;
+        Ok(move |graph: &Graph| judge.score(graph, &mut Counter::default()).map(|map| map.map50_95))
     }
 
     /// The share of the multiply-accumulates to keep so that mAP50-95 on `val` falls by no more than `max_drop`.
     fn largest_cut(&self, dataset: &Dataset, max_drop: f64) -> miette::Result<f64> {
         tell_split(dataset, "val");
-        let judge = Judge::new(dataset, "val", self.model.meta.imgsz[0], self.model.meta.family)?;
-        let score = |graph: &Graph| judge.score(graph, &mut Counter::default()).map(|map| map.map50_95);
-        let known = Trials { dense: score(self.model)?, trials: vec![] };
-        let _held = self.cut().hold(self.model, self.calibration)?;
+        let score = self.judge(dataset)?;
+        let known = Trials { dense: score(&self.model)?, trials: vec![] };
+        let _held = self.cut().hold(&self.model, self.calibration.as_ref())?;
         let cut = |macs: f64| {
             let budget = Budget { macs: Some(macs), ..Budget::default() };
-            let mut goal = Goal::new(&budget, self.model, None)?;
-            let outcome = self.cut().towards(self.model, &mut goal, self.calibration)?;
-            match goal.met(&outcome.slim)? {
-                true => Ok(Some(score(&self.reconstructed(outcome)?)?)),
-                false => Ok(None),
-            }
+            self.made(Goal::new(&budget, &self.model, None)?)?.map(|made| score(&made.slim)).transpose()
         };
         Ok(search(max_drop, known, cut, |_| Ok(()))?.0)
     }
+}
+
+/// The cut of that one of `jobs` which leaves most accuracy.
+fn best(jobs: &[Job], budget: &Budget, reference: Size, dataset: &Dataset) -> miette::Result<Made> {
+    tell_split(dataset, "val");
+    let mut cuts = vec![];
+    let sizes: Vec<usize> = jobs.iter().map(|job| job.model.meta.imgsz[0]).collect();
+    let cut = |imgsz: usize| {
+        let Some(job) = jobs.iter().find(|job| job.model.meta.imgsz[0] == imgsz) else { return Ok(None) };
+        let Some(made) = job.made(job.goal(budget, reference)?)? else { return Ok(None) };
+        let cost = cost::total(&made.slim, made.slim.meta.imgsz)?;
+        let left = Left { params: cost.params, macs: cost.macs, map50_95: job.judge(dataset)?(&made.slim)? };
+        cuts.push((imgsz, made));
+        Ok(Some(left))
+    };
+    let (best, _) = best_size(&sizes, vec![], cut, |_| Ok(()))?;
+    let at = cuts.iter().position(|(imgsz, _)| *imgsz == best).expect("a size that was cut for");
+    Ok(cuts.swap_remove(at).1)
 }
 
 /// Prints the plans of a budget that is met, as a table each and one of all together, or as one JSON list.

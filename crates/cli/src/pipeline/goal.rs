@@ -37,20 +37,36 @@ pub struct Goal {
     longer: u64,
 }
 
+/// What shares of a budget are of: `graph` on images of its own size, by the times of `latency`.
+///
+/// # Errors
+/// The shapes of the graph do not fit.
+pub fn whole(graph: &Graph, latency: Option<&Latency>) -> miette::Result<Size> {
+    Ok(Size::timed(graph, &Coupling::of(graph)?, latency)?)
+}
+
 impl Goal {
-    /// What `budget` asks of detectors cut from `reference`; `latency` is what times are read from.
+    /// What `budget`, of which shares are of `dense`, asks of detectors cut from it; `latency` is what times are read from.
+    ///
+    /// # Errors
+    /// As for [`Goal::of`].
+    pub fn new(budget: &Budget, dense: &Graph, latency: Option<Arc<Latency>>) -> miette::Result<Self> {
+        Self::of(budget, whole(dense, latency.as_deref())?, dense, latency)
+    }
+
+    /// What `budget`, of which shares are of `reference`, asks of detectors cut from `dense`, which may be meant for images of
+    /// another size; `latency` is what its times are read from.
     ///
     /// # Errors
     /// The budget names no limit or one out of its range, or a file no detector fits.
-    pub fn new(budget: &Budget, reference: &Graph, latency: Option<Arc<Latency>>) -> miette::Result<Self> {
-        let size = Size::timed(reference, &Coupling::of(reference)?, latency.as_deref())?;
+    pub fn of(budget: &Budget, reference: Size, dense: &Graph, latency: Option<Arc<Latency>>) -> miette::Result<Self> {
         let (mut header, mut longer) = (0, 0);
         let asked_for = *budget;
         let mut budget = asked_for;
         if let Some(amount) = budget.bytes {
-            let (whole, bare) = (file(reference)?, bare(reference)?);
+            let (whole, bare) = (file(dense)?, bare(dense)?);
             header = file(&bare)?.saturating_sub(values(&bare)?);
-            longer = whole.saturating_sub(size.bytes + header);
+            longer = whole.saturating_sub(reference.bytes + header);
             let asked = match amount {
                 Amount::Share(share) if share > 0.0 && share <= 1.0 => share * whole as f64,
                 // The planner has the words for it.
@@ -69,8 +85,8 @@ impl Goal {
                 budget.bytes = Some(Amount::Absolute((asked - header as f64).floor()));
             }
         }
-        let target = budget.timed_target(size, latency)?;
-        Ok(Self { target, budget: asked_for, dense: reference.clone(), header, longer })
+        let target = budget.timed_target(reference, latency)?;
+        Ok(Self { target, budget: asked_for, dense: dense.clone(), header, longer })
     }
 
     /// `graph` in the units of the goal. A header longer than the shortest is so many bytes more.
@@ -201,7 +217,7 @@ impl Goal {
 
     /// Milliseconds of the dense detector and of `slim`, in turns.
     fn times(&self, slim: &Graph) -> miette::Result<[f64; 2]> {
-        let ms = side_by_side(&[&self.dense, slim], self.dense.meta.imgsz, WHOLE_TURNS)?;
+        let ms = side_by_side(&[&self.dense, slim], WHOLE_TURNS)?;
         Ok([ms[0], ms[1]])
     }
 
@@ -277,7 +293,8 @@ impl Goal {
                     let ms = self.times(slim)?;
                     let of = |nanos: u64| nanos as f64 / 1e6;
                     let figures = [of(limit.limit), of(limit.now), ms[1]];
-                    rows.push(row("latency", "ms", figures, [ms[0], of(limit.reference)]));
+                    let planned = self.target.latency.as_ref().map_or(Ok(limit.reference), |l| l.total(&self.dense))?;
+                    rows.push(row("latency", "ms", figures, [ms[0], of(planned)]));
                 }
                 _ => {}
             }

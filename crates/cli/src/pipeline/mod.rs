@@ -12,6 +12,7 @@ mod pictures;
 mod ready;
 mod recipe;
 mod round;
+mod sizes;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use train::sparse::GammaHistogram;
 use train::{Task, Teacher, TrainConfig, Trained};
 
-use self::cut::Calibration;
+use self::cut::{Calibration, Outcome};
 use self::outcome::Targets;
 use self::round::{Cutter, Round};
 use crate::exit::Error;
@@ -37,10 +38,11 @@ use crate::training::{Bars, Counter, fit, tell_head};
 use crate::{splits, ui};
 
 pub use drop::{Trials, search};
-pub use goal::Goal;
+pub use goal::{Goal, whole};
 pub use methods::{LONGER, METHODS, Method};
 pub use outcome::stage_table;
 pub use recipe::Recipe;
+pub use sizes::{Left, SizeTrial, best_size, with_images_of};
 
 /// Turns that the detectors of all stages take on the stopwatch, and runs a turn.
 const TURNS: [usize; 2] = [9, 3];
@@ -55,6 +57,9 @@ pub struct Pipeline<'a> {
     pub recipe: &'a Recipe,
     pub dataset: &'a Dataset,
     pub out: &'a Path,
+    family: Family,
+    /// Height and width in pixels of the images that detectors are trained, cut and measured on.
+    imgsz: usize,
     /// The images cuts look at.
     calibration: Calibration<'a>,
     /// The splits stages are measured on.
@@ -84,14 +89,29 @@ impl<'a> Pipeline<'a> {
     /// # Errors
     /// The dataset has no validation split.
     pub fn new(recipe: &'a Recipe, dataset: &'a Dataset, out: &'a Path, family: Family) -> miette::Result<Self> {
-        let judge = |split| Judge::new(dataset, split, recipe.heal.imgsz, family);
+        Self::of_size(recipe, dataset, out, family, recipe.dense.imgsz)
+    }
+
+    fn of_size(
+        recipe: &'a Recipe,
+        dataset: &'a Dataset,
+        out: &'a Path,
+        family: Family,
+        imgsz: usize,
+    ) -> miette::Result<Self> {
+        let judge = |split| Judge::new(dataset, split, imgsz, family);
         let mut judges = vec![judge("val")?];
         // Many datasets keep the labels of theirs back.
         if splits::labelled(dataset, "test").is_ok() {
             judges.push(judge("test")?);
         }
-        let calibration = Calibration::new(dataset, recipe.heal.imgsz, recipe.calibration_images, recipe.seed);
-        Ok(Self { recipe, dataset, out, calibration, judges })
+        let calibration = Calibration::new(dataset, imgsz, recipe.calibration_images, recipe.seed);
+        Ok(Self { recipe, dataset, out, family, imgsz, calibration, judges })
+    }
+
+    /// The same run on images of `imgsz`.
+    fn at(&self, imgsz: usize) -> miette::Result<Self> {
+        Self::of_size(self.recipe, self.dataset, self.out, self.family, imgsz)
     }
 
     /// The detector everything starts from: `model` fitted to the dataset and fine-tuned, or read where that is done.
@@ -115,27 +135,36 @@ impl<'a> Pipeline<'a> {
 
     /// Runs what has not been run yet and writes the outcome: slim detector, ONNX, summary.json, report.html.
     pub fn run(&self, model: &Graph) -> miette::Result<Summary> {
-        let recipe = self.recipe;
         for folder in ["stages", "plans"] {
             let folder = self.out.join(folder);
             std::fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, &e))?;
         }
         let mut rows = vec![];
         let dense = self.first(&mut rows, model)?;
-        let trials = recipe.max_drop.map(|drop| self.largest_cut(&dense, drop, &rows)).transpose()?;
-        let mut recipe = recipe.clone();
+        let (imgsz, sizes) = self.size_of_slim(&dense)?;
+        match imgsz == self.imgsz {
+            true => self.compress(&dense, rows, sizes),
+            false => self.at(imgsz)?.compress(&dense, rows, sizes),
+        }
+    }
+
+    /// Everything that comes after dense training, on images of one size: `rows` holds the stages there are, `sizes` what other
+    /// sizes came to.
+    fn compress(&self, dense: &Graph, mut rows: Vec<Stage>, sizes: Vec<SizeTrial>) -> miette::Result<Summary> {
+        let whole = &with_images_of(dense, self.imgsz);
+        let mut recipe = self.recipe.clone();
+        let trials = recipe.max_drop.map(|drop| self.largest_cut(whole, drop, &rows)).transpose()?;
         recipe.budget.macs = trials.as_ref().map(|(macs, _)| *macs).or(recipe.budget.macs);
-        let speed = recipe.budget.latency.map(|_| Speed::kept(&dense, self.out)).transpose()?;
+        let (goal, speed) = self.goal(&recipe.budget, dense, whole)?;
         recipe.round_by(speed.as_ref());
         let recipe = &recipe;
-        let goal = Goal::new(&recipe.budget, &dense, speed.as_ref().map(|s| Arc::new(s.latency.clone())))?;
         let sparse = match recipe.sparse.epochs {
-            0 => dense.clone(),
+            0 => whole.clone(),
             _ => self.stage(&mut rows, "sparse", || {
-                self.sparse(&dense, &goal.target.before_similarity(goal.size(&dense)?, recipe.similarity_share))
+                self.sparse(whole, &goal.target.before_similarity(goal.size(whole)?, recipe.similarity_share))
             })?,
         };
-        let mut cutter = Cutter { pipeline: self, recipe, dense: &dense, goal, speed, rows };
+        let mut cutter = Cutter { pipeline: self, recipe, dense: whole, goal, speed, rows };
         let mut slim = sparse;
         for round in Round::all(recipe.rounds) {
             slim = cutter.run(round, &slim)?;
@@ -143,7 +172,52 @@ impl<'a> Pipeline<'a> {
         let Cutter { goal, speed, mut rows, .. } = cutter;
         self.time(&mut rows)?;
         let targets = goal.outcome(&slim)?;
-        self.finish(&dense, &slim, rows, Targets { rows: targets, speed, trials: trials.map(|(_, trials)| trials) })
+        let targets = Targets { rows: targets, speed, trials: trials.map(|(_, trials)| trials), sizes };
+        self.finish(dense, &slim, rows, targets)
+    }
+
+    /// What `budget`, of which shares are of `dense`, asks of what is cut from `whole`, which is meant for images of the run's
+    /// size; and the times of that, where the budget is of time.
+    fn goal(&self, budget: &Budget, dense: &Graph, whole: &Graph) -> miette::Result<(Goal, Option<Speed>)> {
+        let times = |graph| budget.latency.map(|_| Speed::kept(graph, self.out)).transpose();
+        let (of_dense, speed) = (times(dense)?, times(whole)?);
+        let reference = goal::whole(dense, of_dense.as_ref().map(|speed| &speed.latency))?;
+        let latency = speed.as_ref().map(|speed| Arc::new(speed.latency.clone()));
+        Ok((Goal::of(budget, reference, whole, latency)?, speed))
+    }
+
+    /// The size of images that the slim detector is to have, and what all sizes came to where there are several.
+    fn size_of_slim(&self, dense: &Graph) -> miette::Result<(usize, Vec<SizeTrial>)> {
+        let sizes = self.recipe.sizes();
+        if let [only] = sizes[..] {
+            return Ok((only, vec![]));
+        }
+        let file = self.out.join("sizes.json");
+        let known = if file.is_file() { runs::read_json(&file)? } else { vec![] };
+        let cut = |imgsz| self.at(imgsz)?.left(dense);
+        best_size(&sizes, known, cut, |trials| runs::write_json(&file, &trials))
+    }
+
+    /// What the budget leaves of `dense` on images of the run's size, before healing; nothing where it cannot be met.
+    fn left(&self, dense: &Graph) -> miette::Result<Option<Left>> {
+        let whole = with_images_of(dense, self.imgsz);
+        let (mut goal, speed) = self.goal(&self.recipe.budget, dense, &whole)?;
+        let mut recipe = self.recipe.clone();
+        recipe.round_by(speed.as_ref());
+        let Some(slim) = self.unhealed(&recipe, &whole, &mut goal)? else { return Ok(None) };
+        let cost = cost::total(&slim, slim.meta.imgsz)?;
+        let map = self.judges[0].score(&slim, &mut Counter::default())?;
+        Ok(Some(Left { params: cost.params, macs: cost.macs, map50_95: map.map50_95 }))
+    }
+
+    /// `dense` cut by `recipe` towards `goal` and reconstructed; nothing where that is out of reach.
+    fn unhealed(&self, recipe: &Recipe, dense: &Graph, goal: &mut Goal) -> miette::Result<Option<Graph>> {
+        let outcome = recipe.cut().towards(dense, goal, Some(&self.calibration))?;
+        if !goal.met(&outcome.slim)? {
+            return Ok(None);
+        }
+        let mended = |cut: Outcome| self.calibration.reconstruct(dense, &cut.plans, &cut.slim);
+        Ok(Some(if recipe.reconstruct { mended(outcome)? } else { outcome.slim }))
     }
 
     /// The share of the multiply-accumulates to keep so that `dense` loses no more than `max_drop` before healing.
@@ -155,20 +229,11 @@ impl<'a> Pipeline<'a> {
         } else {
             Trials { dense: standing(rows.first()), trials: vec![] }
         };
-        let cut = recipe.cut();
-        let _held = cut.hold(dense, Some(&self.calibration))?;
+        let _held = recipe.cut().hold(dense, Some(&self.calibration))?;
         let trial = |macs: f64| {
             let budget = Budget { macs: Some(macs), ..Budget::default() };
-            let mut goal = Goal::new(&budget, dense, None)?;
-            let outcome = cut.towards(dense, &mut goal, Some(&self.calibration))?;
-            if !goal.met(&outcome.slim)? {
-                return Ok(None);
-            }
-            let slim = match recipe.reconstruct {
-                true => self.calibration.reconstruct(dense, &outcome.plans, &outcome.slim)?,
-                false => outcome.slim,
-            };
-            Ok(Some(self.judges[0].score(&slim, &mut Counter::default())?.map50_95))
+            let slim = self.unhealed(recipe, dense, &mut Goal::new(&budget, dense, None)?)?;
+            slim.map(|slim| Ok(self.judges[0].score(&slim, &mut Counter::default())?.map50_95)).transpose()
         };
         search(max_drop, known, trial, |trials| runs::write_json(&file, trials))
     }
@@ -196,7 +261,8 @@ impl<'a> Pipeline<'a> {
         let teacher = healing.map(|h| Teacher { graph: h.dense, labels: self.recipe.has_no_labels() });
         let standing = healing.and_then(|h| h.standing);
         let task = Task { start, dataset: self.dataset, teacher, standing, out: &out, resume: true };
-        Ok(train::train(&task, config, &mut Bars::new(stage))?)
+        let config = TrainConfig { imgsz: self.imgsz, ..config.clone() };
+        Ok(train::train(&task, &config, &mut Bars::new(stage))?)
     }
 
     /// The detector of a stage: made and measured, or read if that has been done before.
@@ -244,8 +310,7 @@ impl<'a> Pipeline<'a> {
     }
 
     fn measure(&self, name: &str, graph: &Graph, file: &Path) -> miette::Result<Stage> {
-        let imgsz = self.recipe.heal.imgsz;
-        let cost = cost::total(graph, [imgsz; 2])?;
+        let cost = cost::total(graph, [self.imgsz; 2])?;
         let maps = self
             .judges
             .iter()
@@ -255,6 +320,7 @@ impl<'a> Pipeline<'a> {
         let accuracy = |m: &MapResult| Accuracy { map50: m.map50, map50_95: m.map50_95 };
         let row = StageRow {
             stage: name.into(),
+            imgsz: self.imgsz,
             params: cost.params,
             macs: cost.macs,
             bytes: std::fs::metadata(file).map_err(|e| Error::io("read", file, &e))?.len(),
@@ -279,7 +345,7 @@ impl<'a> Pipeline<'a> {
                 graphs.push(load(&self.stage_file(&stage.row.stage), &LoadOptions::default())?);
             }
         }
-        let times = side_by_side(&graphs.iter().collect::<Vec<_>>(), [self.recipe.heal.imgsz; 2], TURNS)?;
+        let times = side_by_side(&graphs.iter().collect::<Vec<_>>(), TURNS)?;
         for stage in rows {
             stage.row.ms_per_image = sizes.iter().position(|s| *s == size(stage)).map(|i| times[i]);
         }

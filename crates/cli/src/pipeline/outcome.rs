@@ -5,7 +5,7 @@ use graph::format::{save, write_whole};
 use graph::{Graph, Op};
 
 use super::round::Round;
-use super::{Pipeline, Stage, Trials};
+use super::{Pipeline, SizeTrial, Stage, Trials, with_images_of};
 use crate::int8::{CALIBRATION_IMAGES, Int8};
 use crate::onnx::export_verified;
 use crate::report::{
@@ -20,11 +20,12 @@ const DRAWN: [&str; 3] = ["dense", "recalibrated", "healed"];
 /// Kinds of operators whose times the report lists.
 const DEAREST: usize = 12;
 
-/// What came of the targets: asked, predicted and measured; by which times; by which trials.
+/// What came of the targets: asked, predicted and measured; by which times; by which trials of cuts and of sizes.
 pub(super) struct Targets {
     pub rows: Vec<TargetRow>,
     pub speed: Option<Speed>,
     pub trials: Option<Trials>,
+    pub sizes: Vec<SizeTrial>,
 }
 
 impl Pipeline<'_> {
@@ -37,7 +38,7 @@ impl Pipeline<'_> {
     ) -> miette::Result<Summary> {
         let recipe = self.recipe;
         save(slim, &self.out.join("slim.safetensors"))?;
-        let options = ExportOptions { imgsz: [recipe.heal.imgsz; 2], batch: 1, dynamic_batch: false };
+        let options = ExportOptions { imgsz: [self.imgsz; 2], batch: 1, dynamic_batch: false };
         export_verified(slim, &self.out.join("slim.onnx"), &options)?;
         let int8 = match recipe.int8 {
             true => {
@@ -52,11 +53,12 @@ impl Pipeline<'_> {
             data: recipe.data.display().to_string(),
             agreement: recipe.has_no_labels(),
             split: self.dataset.answering("val").into(),
-            imgsz: recipe.heal.imgsz,
+            imgsz: self.imgsz,
             seed: recipe.seed,
             stages: stages.iter().map(|s| s.row.clone()).collect(),
             targets: targets.rows,
             trials: targets.trials,
+            sizes: targets.sizes,
             int8,
         };
         let report = ReportData {
@@ -65,7 +67,10 @@ impl Pipeline<'_> {
             gammas: self.gammas()?,
             curves: panels(&stages),
             images: super::pictures::pairs(self, dense, slim)?,
-            times: targets.speed.as_ref().map_or(Ok(vec![]), |speed| times(speed, dense, slim))?,
+            times: match &targets.speed {
+                Some(speed) => times(speed, &with_images_of(dense, self.imgsz), slim)?,
+                None => vec![],
+            },
             notes: self.notes()?,
             recipe: toml::to_string(recipe).unwrap_or_default(),
             environment: environment(),
@@ -161,6 +166,10 @@ pub fn stage_table(stages: &[StageRow]) -> String {
         columns.extend([Column::number("test 50"), Column::number("test 50-95")]);
     }
     columns.push(Column::number("ms"));
+    let resized = stages.iter().any(|s| s.imgsz != stages[0].imgsz);
+    if resized {
+        columns.insert(1, Column::number("imgsz"));
+    }
     let mut table = Table::new(columns);
     for s in stages {
         let mut cells = vec![
@@ -175,6 +184,9 @@ pub fn stage_table(stages: &[StageRow]) -> String {
             cells.extend([ui::fixed(s.test.map(|t| t.map50), 4), ui::fixed(s.test.map(|t| t.map50_95), 4)]);
         }
         cells.push(ui::fixed(s.ms_per_image, 1));
+        if resized {
+            cells.insert(1, s.imgsz.to_string());
+        }
         table.row(cells);
     }
     table.to_string()
@@ -189,6 +201,7 @@ mod tests {
         let stage = |name: &str| Stage {
             row: StageRow {
                 stage: name.into(),
+                imgsz: 1,
                 params: 1,
                 macs: 1,
                 bytes: 1,

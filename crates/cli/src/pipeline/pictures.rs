@@ -26,17 +26,18 @@ const SIDE: u32 = 480;
 
 /// Images of the test split, or of the validation split where there is none, evenly spread.
 pub(super) fn pairs(run: &Pipeline, dense: &Graph, slim: &Graph) -> miette::Result<Vec<Pair>> {
-    let imgsz = run.recipe.heal.imgsz;
     let split = run.dataset.split("test").or_else(|_| run.dataset.split("val"))?;
     let fit = fit(dense.meta.family);
-    let mut detectors = [Detector::new(dense, imgsz)?, Detector::new(slim, imgsz)?];
+    let graphs = [dense, slim];
+    let mut detectors = [Detector::new(dense, dense.meta.imgsz[0])?, Detector::new(slim, slim.meta.imgsz[0])?];
     let mut pairs = vec![];
     for item in splits::spread(&split.items, SHOWN) {
         let image = picture::decode(&item.image)?;
-        let canvas = data::letterbox(&image, imgsz as u32, fit);
-        let [dense, slim] = &mut detectors;
-        let dense = shown(&image, &canvas, dense, &run.dataset.names)?;
-        let slim = shown(&image, &canvas, slim, &run.dataset.names)?;
+        let mut by = |which: usize| {
+            let canvas = data::letterbox(&image, graphs[which].meta.imgsz[0] as u32, fit);
+            shown(&image, &canvas, &mut detectors[which], &run.dataset.names)
+        };
+        let (dense, slim) = (by(0)?, by(1)?);
         let caption = item.image.file_name().unwrap_or_default().to_string_lossy().into_owned();
         pairs.push(Pair { caption, dense, slim });
     }

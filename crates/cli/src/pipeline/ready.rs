@@ -7,7 +7,8 @@ use prune::{Coupling, Target};
 use train::TrainConfig;
 use train::sparse::SparseConfig;
 
-use super::{Goal, Recipe, cut};
+use super::goal::whole;
+use super::{Goal, Recipe, cut, sizes};
 use crate::exit::Error;
 use crate::speed::Speed;
 
@@ -27,6 +28,9 @@ impl Recipe {
         }
         if !(0.0..=1.0).contains(&self.similarity_share) {
             return refused(format!("`similarity_share` is {}, not between 0 and 1", self.similarity_share));
+        }
+        if self.sizes.len() > 1 && self.max_drop.is_some() {
+            return refused("`max_drop` looks for a cut, and `sizes` for one of several".into());
         }
         self.importance.limits.check()?;
         self.similarity.check()?;
@@ -58,20 +62,30 @@ impl Recipe {
     ///
     /// # Errors
     /// As said; the error says what could be reached.
-    pub fn reachable(&self, start: &Graph, images: usize) -> miette::Result<Option<Speed>> {
+    pub fn reachable(&self, start: &Graph, images: usize) -> miette::Result<Vec<Speed>> {
         if self.max_drop.is_some() {
-            return Ok(None);
+            return Ok(vec![]);
         }
-        let speed = self.budget.latency.map(|_| Speed::measure(start)).transpose()?;
+        // What cannot be reached with the smallest images can be with none.
+        let smallest = sizes::with_images_of(start, self.sizes().into_iter().min().unwrap_or(start.meta.imgsz[0]));
+        let mut speeds = vec![];
+        if self.budget.latency.is_some() {
+            speeds.push(Speed::measure(start)?);
+            if smallest.meta != start.meta {
+                speeds.push(Speed::measure(&smallest)?);
+            }
+        }
         let mut recipe = self.clone();
-        recipe.round_by(speed.as_ref());
-        let goal = Goal::new(&recipe.budget, start, speed.as_ref().map(|speed| Arc::new(speed.latency.clone())))?;
+        recipe.round_by(speeds.last());
+        let reference = whole(start, speeds.first().map(|speed| &speed.latency))?;
+        let latency = speeds.last().map(|speed| Arc::new(speed.latency.clone()));
+        let goal = Goal::of(&recipe.budget, reference, &smallest, latency)?;
         goal.within_reach(recipe.cut())?;
         if recipe.sparse.epochs > 0 {
-            let target = goal.target.before_similarity(goal.size(start)?, recipe.similarity_share);
-            recipe.sparse_towards(start, &target)?.check_for(start, images)?;
+            let target = goal.target.before_similarity(goal.size(&smallest)?, recipe.similarity_share);
+            recipe.sparse_towards(&smallest, &target)?.check_for(&smallest, images)?;
         }
-        Ok(speed)
+        Ok(speeds)
     }
 }
 

@@ -38,6 +38,9 @@ pub struct Recipe {
     pub similarity_share: f64,
     /// Training images that stage 2 learns channel statistics from.
     pub calibration_images: usize,
+    /// Sizes that images may have for the slim detector, in pixels: of several the one at which what the budget leaves is most
+    /// accurate before healing; none is that of the dense one. Shares of a budget are of the dense detector at its own size.
+    pub sizes: Vec<usize>,
     /// Refit what is left to the uncut detector's maps, convolution by convolution, before anything is trained.
     pub reconstruct: bool,
     /// Rounds of cutting and healing that share the epochs between them.
@@ -75,6 +78,7 @@ impl Default for Recipe {
             seed: 0,
             similarity_share: 1.0,
             calibration_images: CALIBRATION_IMAGES,
+            sizes: vec![],
             reconstruct: true,
             rounds: 1,
             restart: false,
@@ -106,6 +110,11 @@ impl Recipe {
     /// How to read the dataset.
     pub fn form(&self) -> OpenOptions {
         OpenOptions { format: self.data_format, images: self.images.clone(), ..OpenOptions::default() }
+    }
+
+    /// The sizes to choose from.
+    pub fn sizes(&self) -> Vec<usize> {
+        if self.sizes.is_empty() { vec![self.dense.imgsz] } else { self.sizes.clone() }
     }
 
     /// Both cuts.

@@ -15,12 +15,16 @@ pub fn render(data: &ReportData) -> String {
     let title = escape(&summary.model);
     let labels =
         if summary.agreement { " · no labels: mAP is agreement with the detector the run started from" } else { "" };
+    let px = |side: usize| format!("{side}×{side} px");
+    let size = match summary.stages.first().map(|dense| dense.imgsz) {
+        Some(dense) if dense != summary.imgsz => format!("{}, dense {}", px(summary.imgsz), px(dense)),
+        _ => px(summary.imgsz),
+    };
     let lead = format!(
-        "{} · split <code>{}</code> · {px}×{px} px · seed {}{labels}",
+        "{} · split <code>{}</code> · {size} · seed {}{labels}",
         escape(&summary.data),
         escape(&summary.split),
         summary.seed,
-        px = summary.imgsz,
     );
     let mut body = String::new();
     content(&mut body, data);

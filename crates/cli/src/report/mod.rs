@@ -13,7 +13,7 @@ mod tests;
 use serde::{Deserialize, Serialize};
 
 use crate::int8;
-use crate::pipeline::Trials;
+use crate::pipeline::{SizeTrial, Trials};
 
 pub use html::render;
 use train::sparse::GammaHistogram;
@@ -24,6 +24,9 @@ pub struct StageRow {
     /// `dense`, `sparse`, `masked`, `folded`, `replaced`, `trimmed`, `reconstructed`, `restarted`, `recalibrated`, `healed`; and `kept`
     /// where the last of those did harm and the detector before it is the outcome. With `-1` and so on in rounds before the last.
     pub stage: String,
+    /// Height and width of its images in pixels.
+    #[serde(default)]
+    pub imgsz: usize,
     pub params: u64,
     /// Multiply-accumulates for one image.
     pub macs: u64,
@@ -57,6 +60,7 @@ pub struct Summary {
     pub agreement: bool,
     /// The split the stages were measured on.
     pub split: String,
+    /// Height and width in pixels of the slim detector's images.
     pub imgsz: usize,
     pub seed: u64,
     pub stages: Vec<StageRow>,
@@ -66,6 +70,9 @@ pub struct Summary {
     /// The cuts that were tried for `--max-drop`, judged before healing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trials: Option<Trials>,
+    /// The sizes of images that were tried, judged before healing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sizes: Vec<SizeTrial>,
     /// The slim detector in eight bits beside itself, where that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub int8: Option<int8::Outcome>,

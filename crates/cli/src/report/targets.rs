@@ -4,12 +4,13 @@ use std::fmt::Write;
 
 use super::ReportData;
 use super::html::{escape, section};
+use crate::pipeline::Left;
 use crate::ui;
 
 /// Writes the section, where there is anything to say.
 pub fn targets(page: &mut String, data: &ReportData) {
     let summary = &data.summary;
-    if summary.targets.is_empty() && summary.trials.is_none() {
+    if summary.targets.is_empty() && summary.trials.is_none() && summary.sizes.is_empty() {
         return;
     }
     section(
@@ -45,6 +46,19 @@ pub fn targets(page: &mut String, data: &ReportData) {
         for trial in &trials.trials {
             let drop = trial.map50_95.map(|map| trials.dense - map);
             line(page, &[&format!("{:.3}", trial.macs), &ui::fixed(trial.map50_95, 4), &ui::fixed(drop, 4)]);
+        }
+        page.push_str("</tbody></table></div>");
+    }
+    if !summary.sizes.is_empty() {
+        page.push_str(
+            "<p class=\"hint\">Sizes of images tried, each judged after the cut and before healing; the most accurate was taken.</p>",
+        );
+        head(page, &["images", "parameters", "MACs", "mAP50-95"]);
+        for trial in &summary.sizes {
+            let size = format!("{px}×{px} px", px = trial.imgsz);
+            let [params, macs] = [|left: &Left| left.params, |left: &Left| left.macs]
+                .map(|what| trial.left.as_ref().map_or("–".into(), |left| ui::count(what(left))));
+            line(page, &[&size, &params, &macs, &ui::fixed(trial.left.map(|left| left.map50_95), 4)]);
         }
         page.push_str("</tbody></table></div>");
     }

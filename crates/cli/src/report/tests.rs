@@ -9,6 +9,7 @@ fn sample() -> ReportData {
     let map = [0.561, 0.549, 0.102, 0.418, 0.447, 0.462, 0.553];
     let stages = names.iter().zip(map).enumerate().map(|(i, (name, map))| StageRow {
         stage: (*name).into(),
+        imgsz: 320,
         params: if i < 2 { 1_765_270 } else { 712_034 },
         macs: if i < 2 { 560_000_000 } else { 279_800_000 },
         bytes: if i < 2 { 7_174_000 } else { 2_921_000 },
@@ -75,6 +76,7 @@ fn sample() -> ReportData {
                 dense: 21.6,
                 reference: 24.0,
             }],
+            sizes: vec![],
             trials: Some(Trials { dense: 0.561, trials: vec![Trial { macs: 0.525, map50_95: Some(0.55) }] }),
             int8: Some(Outcome {
                 calibration_images: 128,

@@ -27,14 +27,13 @@ const TURNS: [usize; 2] = [9, 3];
 /// The same for whole detectors, of which there are few and on which everything is scaled.
 pub const WHOLE_TURNS: [usize; 2] = [41, 3];
 
-/// The file in a run's folder that keeps the table.
-const FILE: &str = "latency.json";
-
 /// Times of a detector on this machine, and what channel counts they speak for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Speed {
     /// Threads that ran.
     pub threads: usize,
+    /// Height and width of the images in pixels.
+    pub imgsz: usize,
     pub latency: Latency,
     /// Whether a detector cut by these times has been timed, and they were corrected where it took another.
     #[serde(default)]
@@ -52,12 +51,13 @@ impl Speed {
     /// # Errors
     /// The detector cannot be run, or the file is damaged.
     pub fn kept(graph: &Graph, folder: &Path) -> miette::Result<Self> {
-        let file = folder.join(FILE);
+        let name = file_of(graph.meta.imgsz[0]);
+        let file = folder.join(&name);
         if file.is_file() {
             let speed: Self = runs::read_json(&file)?;
             let threads = rayon::current_num_threads();
             if speed.threads != threads {
-                ui::warn(format_args!("`{FILE}` was measured on {} threads, this run has {threads}", speed.threads));
+                ui::warn(format_args!("`{name}` was measured on {} threads, this run has {threads}", speed.threads));
             }
             return Ok(speed);
         }
@@ -71,7 +71,7 @@ impl Speed {
     /// # Errors
     /// The file cannot be written.
     pub fn keep(&self, folder: &Path) -> miette::Result<()> {
-        runs::write_json(&folder.join(FILE), self)
+        runs::write_json(&folder.join(file_of(self.imgsz)), self)
     }
 
     /// Measures `graph` on images of its own size.
@@ -94,7 +94,8 @@ impl Speed {
         let [body, whole] = whole(&mut stopwatch, graph)?;
         let latency = Latency::fit(tables, graph, body.min(whole), (whole - body).max(0.0))?;
         let gains = multiple::gains(&mut stopwatch, &kinds, &latency.parts(graph)?, start)?;
-        let speed = Self { threads, latency, confirmed: false, multiple: multiple::best(&gains), gains };
+        let imgsz = graph.meta.imgsz[0];
+        let speed = Self { threads, imgsz, latency, confirmed: false, multiple: multiple::best(&gains), gains };
         ui::note(format_args!(
             "One image takes {:.2} ms on {threads} threads; {} kinds of operators were timed over their channel counts, {}",
             whole / 1e6,
@@ -120,6 +121,11 @@ impl Speed {
             multiple => format!("and multiples of {multiple} are faster than the counts beside them"),
         }
     }
+}
+
+/// The file in a run's folder that keeps the times for images of `imgsz`.
+fn file_of(imgsz: usize) -> String {
+    format!("latency-{imgsz}.json")
 }
 
 /// One node of every kind in `graph`, with the most channels any has.
@@ -164,15 +170,15 @@ fn timed(
 /// Nanoseconds of an image up to the head, and of all of it.
 fn whole(stopwatch: &mut Stopwatch, graph: &Graph) -> miette::Result<[f64; 2]> {
     let body = stopwatch.model("(maps)", export_maps(graph, graph.meta.imgsz)?)?;
-    let whole = stopwatch.model("(export)", exported(graph, graph.meta.imgsz)?)?;
+    let whole = stopwatch.model("(export)", exported(graph)?)?;
     let times = in_turns(stopwatch, &[body, whole], WHOLE_TURNS)?;
     Ok([times[0], times[1]])
 }
 
-/// Milliseconds of one image of `imgsz` (height, width) in each of `detectors`, which take `turns`, with as many runs each.
-pub fn side_by_side(detectors: &[&Graph], imgsz: [usize; 2], turns: [usize; 2]) -> miette::Result<Vec<f64>> {
+/// Milliseconds of one image of its size in each of `detectors`, which take `turns`, with as many runs each.
+pub fn side_by_side(detectors: &[&Graph], turns: [usize; 2]) -> miette::Result<Vec<f64>> {
     let mut stopwatch = Stopwatch::new(rayon::current_num_threads());
-    let models = detectors.iter().map(|graph| Ok(stopwatch.model("(export)", exported(graph, imgsz)?)?));
+    let models = detectors.iter().map(|graph| Ok(stopwatch.model("(export)", exported(graph)?)?));
     let models = models.collect::<miette::Result<Vec<_>>>()?;
     Ok(in_turns(&stopwatch, &models, turns)?.iter().map(|nanos| nanos / 1e6).collect())
 }
@@ -185,8 +191,8 @@ pub fn in_turns(stopwatch: &Stopwatch, models: &[Timed], turns: [usize; 2]) -> m
     Ok(nanos)
 }
 
-fn exported(graph: &Graph, imgsz: [usize; 2]) -> graph::Result<Vec<u8>> {
-    export(graph, &ExportOptions { imgsz, batch: 1, dynamic_batch: false })
+fn exported(graph: &Graph) -> graph::Result<Vec<u8>> {
+    export(graph, &ExportOptions { imgsz: graph.meta.imgsz, batch: 1, dynamic_batch: false })
 }
 
 /// Whether a node's channels stay as they are, whatever its map has: it is timed as it is.

@@ -28,6 +28,10 @@ pub fn run(args: &Compress) -> miette::Result<Exit> {
         None => recipe::fresh(args)?,
     };
     budgeted(&recipe)?;
+    if args.dry_run && recipe.sizes.len() > 1 {
+        let help = "leave out `--dry-run`, or give one `--imgsz`";
+        return Err(Error::usage("a choice of sizes has to cut and look, which a dry run does not", help));
+    }
     if args.dry_run && recipe.max_drop.is_some() {
         let help = "leave out `--dry-run`, or dry-run a budget such as `--macs 0.5`";
         return Err(Error::usage("`--max-drop` has to cut and look, which a dry run does not", help));
@@ -60,14 +64,12 @@ pub fn run(args: &Compress) -> miette::Result<Exit> {
     }
     trainable(&recipe, &model)?;
     // What has been begun was found to be within reach.
-    let speed = match stored {
+    let speeds = match stored {
         None => recipe.reachable(&start, images)?,
-        Some(_) => None,
+        Some(_) => vec![],
     };
     let out = runs::folder(args.out.as_deref(), "compress", args.resume)?;
-    if let Some(speed) = speed {
-        speed.keep(&out)?;
-    }
+    speeds.iter().try_for_each(|speed| speed.keep(&out))?;
     runs::write_toml(&out.join("recipe.toml"), &recipe)?;
     compress(&recipe, &model, &dataset, &out, args.json)
 }
@@ -114,6 +116,9 @@ fn fitted(mut recipe: Recipe, model: &Graph, names: &[String]) -> miette::Result
     let asked = Some(recipe.heal.imgsz).filter(|&size| size > 0);
     let imgsz = image_size(model, asked)?;
     recipe.each_training(|t| t.imgsz = if t.imgsz == 0 { imgsz } else { t.imgsz });
+    for &size in &recipe.sizes {
+        image_size(model, Some(size))?;
+    }
     recipe.skip_dense(model, names);
     if model.is_untrained() {
         match recipe.dense.epochs {

@@ -73,8 +73,13 @@ fn over(mut recipe: Recipe, args: &Compress) -> Recipe {
     recipe.each_training(|t| {
         t.seed = args.seed.unwrap_or(t.seed);
         t.batch = args.batch.unwrap_or(t.batch);
-        t.imgsz = args.imgsz.unwrap_or(t.imgsz);
+        t.imgsz = args.imgsz.first().copied().unwrap_or(t.imgsz);
     });
+    match args.imgsz.len() {
+        0 => {}
+        1 => recipe.sizes.clear(),
+        _ => recipe.sizes.clone_from(&args.imgsz),
+    }
     // Sparse training keeps its own rates: its proximal steps are set up for them.
     for t in [&mut recipe.dense, &mut recipe.heal] {
         follow(t, args.optimizer, args.lr0, args.lrf);

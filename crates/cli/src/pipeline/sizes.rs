@@ -1,0 +1,134 @@
+//! `--imgsz` with several sizes: the one at which what the budget leaves is most accurate, found by cutting at each and looking.
+//!
+//! Smaller images cost fewer multiply-accumulates, so that at the same budget more channels are left; which is worth more
+//! depends on the detector, on the objects and on how hard is cut. What is judged is the detector as it is before any healing.
+
+use graph::Graph;
+use serde::{Deserialize, Serialize};
+
+use crate::exit::Error;
+use crate::ui;
+
+/// What the cut on images of one size came to.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SizeTrial {
+    /// Height and width in pixels.
+    pub imgsz: usize,
+    /// What is left; nothing where the budget cannot be met with images of this size.
+    pub left: Option<Left>,
+}
+
+/// What a cut leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Left {
+    pub params: u64,
+    /// Multiply-accumulates for one image.
+    pub macs: u64,
+    /// mAP50-95 on `val` after the cut, before healing.
+    pub map50_95: f64,
+}
+
+/// `graph`, meant for images of `imgsz`.
+pub fn with_images_of(graph: &Graph, imgsz: usize) -> Graph {
+    let mut other = graph.clone();
+    other.meta.imgsz = [imgsz; 2];
+    other
+}
+
+/// Tries every size in `sizes` that is not among the trials `known`, and gives the one that leaves most accuracy; of equal ones
+/// the first.
+///
+/// `cut` gives what the cut on images of a size leaves, or nothing where the budget cannot be met; `keep` is shown all trials
+/// after each.
+///
+/// # Errors
+/// A cut fails, or the budget can be met with none of the sizes.
+pub fn best_size(
+    sizes: &[usize],
+    mut known: Vec<SizeTrial>,
+    mut cut: impl FnMut(usize) -> miette::Result<Option<Left>>,
+    mut keep: impl FnMut(&[SizeTrial]) -> miette::Result<()>,
+) -> miette::Result<(usize, Vec<SizeTrial>)> {
+    for &imgsz in sizes {
+        let trial = match known.iter().find(|trial| trial.imgsz == imgsz) {
+            Some(&trial) => trial,
+            None => {
+                let trial = SizeTrial { imgsz, left: cut(imgsz)? };
+                known.push(trial);
+                keep(&known)?;
+                trial
+            }
+        };
+        match trial.left {
+            Some(left) => ui::note(format_args!(
+                "{imgsz} px: {} parameters and {} MACs are left, mAP50-95 {:.4} before healing",
+                ui::count(left.params),
+                ui::count(left.macs),
+                left.map50_95
+            )),
+            None => ui::note(format_args!("{imgsz} px: the budget cannot be met")),
+        }
+    }
+    let mut best: Option<(usize, f64)> = None;
+    for trial in sizes.iter().filter_map(|size| known.iter().find(|trial| trial.imgsz == *size)) {
+        if let Some(left) = trial.left
+            && best.is_none_or(|(_, most)| left.map50_95 > most)
+        {
+            best = Some((trial.imgsz, left.map50_95));
+        }
+    }
+    match best {
+        Some((imgsz, _)) => Ok((imgsz, known)),
+        None => {
+            let listed = ui::listed(&sizes.iter().map(usize::to_string).collect::<Vec<_>>(), sizes.len());
+            let what = format!("the budget cannot be met with images of any of these sizes: {listed}");
+            Err(Error::failed(what, "keep more, or allow smaller images"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Best at 256 pixels, out of reach above 300.
+    fn left(imgsz: usize) -> Option<Left> {
+        let map50_95 = 0.5 - (imgsz as f64 - 256.0).abs() / 1000.0;
+        (imgsz <= 300).then_some(Left { params: 1, macs: 1, map50_95 })
+    }
+
+    #[test]
+    fn the_most_accurate_size_is_taken_and_no_trial_made_twice() {
+        let mut kept = vec![];
+        let (size, trials) = best_size(
+            &[320, 256, 192],
+            vec![],
+            |size| Ok(left(size)),
+            |all| {
+                kept.push(all.to_vec());
+                Ok(())
+            },
+        )
+        .unwrap();
+        assert_eq!((size, trials.len(), kept.len()), (256, 3, 3));
+        assert_eq!(trials[0], SizeTrial { imgsz: 320, left: None });
+        // Resumed after the second.
+        let mut again = vec![];
+        let resumed = best_size(
+            &[320, 256, 192],
+            kept[1].clone(),
+            |size| {
+                again.push(size);
+                Ok(left(size))
+            },
+            |_| Ok(()),
+        );
+        assert_eq!((resumed.unwrap(), again), ((256, trials), vec![192]));
+    }
+
+    #[test]
+    fn out_of_reach_at_every_size_is_an_error() {
+        let error = best_size(&[640, 320], vec![], |size| Ok(left(size)), |_| Ok(())).unwrap_err().to_string();
+        assert!(error.contains("any of these sizes: 640, 320"), "{error}");
+    }
+}
