@@ -277,7 +277,7 @@ mod tests {
             (0..graph.nodes.len()).filter_map(|id| kind(graph, &graph.consumers(), &shapes, id)).collect::<Vec<_>>()
         };
         let depthwise = "depthwise conv 1x1 stride 1x1 pad 0x0 on 4x4".to_owned();
-        assert_eq!(kinds(&graph), [depthwise.clone()]);
+        assert_eq!(kinds(&graph), std::slice::from_ref(&depthwise));
         graph.push("other", Op::Add, vec![conv, norm]);
         assert_eq!(kinds(&graph), [depthwise.clone(), "norm on 4x4".into(), "sum of 2 on 4x4".into()]);
 
