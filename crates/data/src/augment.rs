@@ -126,3 +126,107 @@ pub(crate) fn compose(
 fn uniform(rng: &mut impl Rng, low: f32, high: f32) -> f32 {
     low + (high - low) * rng.random::<f32>()
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    const SIDE: usize = 64;
+
+    const STILL: Augment = Augment {
+        mosaic: 1.0,
+        scale: 0.0,
+        translate: 0.0,
+        fliplr: 0.0,
+        flipud: 0.0,
+        hsv_h: 0.0,
+        hsv_s: 0.0,
+        hsv_v: 0.0,
+    };
+
+    /// Pictures of one grey each, every one with a box around half of it; told in pixels of twice its size.
+    fn composed(count: usize, config: &Augment, seed: u64) -> (Vec<u8>, Vec<Target>) {
+        let (width, height) = (60, 48);
+        let pixels: Vec<Vec<u8>> = (0..count).map(|i| picture(50 * i as u8, width, height)).collect();
+        let label = |class: usize, difficult: bool| {
+            [LabelBox { class, xyxy: [0.0, 0.0, 60.0, 96.0], area: 5760.0, crowd: false, difficult }]
+        };
+        let boxes: Vec<_> = (0..count).map(|i| [label(i, false), label(9, true)].concat()).collect();
+        let sources: Vec<Source> = pixels
+            .iter()
+            .zip(&boxes)
+            .map(|(pixels, boxes)| Source { pixels, width, height, scale: 0.5, boxes })
+            .collect();
+        let mut out = vec![0; SIDE * SIDE * 3];
+        let targets = compose(&sources, config, &mut ChaCha8Rng::seed_from_u64(seed), 7, &mut out, SIDE);
+        (out, targets)
+    }
+
+    /// The left half of one grey, the right half white.
+    fn picture(grey: u8, width: usize, height: usize) -> Vec<u8> {
+        (0..width * height).flat_map(|i| [if i % width < width / 2 { grey } else { 255 }; 3]).collect()
+    }
+
+    /// Rows and columns of the pixels of one grey, from where to where.
+    fn bounds(out: &[u8], grey: u8) -> [f32; 4] {
+        let marked = (0..SIDE * SIDE).filter(|i| out[3 * i] == grey);
+        marked.fold([f32::MAX, f32::MAX, 0.0, 0.0], |[x1, y1, x2, y2], i| {
+            let (x, y) = ((i % SIDE) as f32, (i / SIDE) as f32);
+            [x1.min(x), y1.min(y), x2.max(x + 1.0), y2.max(y + 1.0)]
+        })
+    }
+
+    #[test]
+    fn boxes_of_a_mosaic_are_where_its_pixels_are() {
+        let mut told = 0;
+        let mut heights = std::collections::BTreeSet::new();
+        for seed in 0..40 {
+            let (out, targets) = composed(4, &STILL, seed);
+            for Target { image, class, bbox: [x, y, w, h] } in targets {
+                assert!(image == 7 && class < 4, "a difficult box is not for training");
+                let seen = bounds(&out, 50 * class as u8);
+                let said = [x - w / 2.0, y - h / 2.0, x + w / 2.0, y + h / 2.0].map(|v| v * SIDE as f32);
+                assert!(seen.iter().zip(said).all(|(a, b)| (a - b).abs() < 1e-3), "{seed}, {class}: {seen:?} {said:?}");
+                told += 1;
+                heights.insert((h * SIDE as f32) as usize);
+            }
+        }
+        assert!(told > 80 && heights.len() > 8, "{told} boxes of {heights:?}: the corner moves about");
+    }
+
+    #[test]
+    fn each_chance_is_taken_by_itself() {
+        let grey = |config: Augment| bounds(&composed(1, &config, 1).0, 0);
+        // 60 x 48 pixels in the middle of 64 x 64.
+        assert_eq!(grey(STILL), [2.0, 8.0, 32.0, 56.0]);
+        assert_eq!(grey(Augment { fliplr: 1.0, ..STILL }), [32.0, 8.0, 62.0, 56.0]);
+        assert_eq!(grey(Augment { flipud: 1.0, translate: 0.0, ..STILL }), [2.0, 8.0, 32.0, 56.0]);
+        let widths = |scale: f32| {
+            let of = |seed: u64| composed(1, &Augment { scale, ..STILL }, seed).1[0].bbox[3] * SIDE as f32 / 48.0;
+            (0..60).map(of).fold([f32::MAX, 0.0], |[low, high], v| [low.min(v), high.max(v)])
+        };
+        let [low, high] = widths(0.3);
+        assert!((0.7..0.75).contains(&low) && (1.25..1.34).contains(&high), "{low} to {high}");
+        let places = |seed: u64| composed(1, &Augment { translate: 0.1, ..STILL }, seed).1[0].bbox[1];
+        let [low, high] = (0..60).map(places).fold([1.0f32, 0.0f32], |[low, high], v| [low.min(v), high.max(v)]);
+        assert!(low < 0.43 && high > 0.57, "{low} to {high}");
+    }
+
+    #[test]
+    fn a_picture_may_stand_on_its_head() {
+        let mut out = vec![0; 64 * 64 * 3];
+        let pixels: Vec<u8> = (0..64 * 64).flat_map(|i| [if i < 64 * 16 { 255 } else { 0 }; 3]).collect();
+        let top = LabelBox { class: 0, xyxy: [0.0, 0.0, 64.0, 16.0], area: 1024.0, crowd: false, difficult: false };
+        let source = Source { pixels: &pixels, width: 64, height: 64, scale: 1.0, boxes: &[top] };
+        for (fliplr, flipud, y) in [(0.0, 1.0, 56.0), (1.0, 0.0, 8.0)] {
+            let config = Augment { fliplr, flipud, ..STILL };
+            let mut rng = ChaCha8Rng::seed_from_u64(2);
+            let found = compose(std::slice::from_ref(&source), &config, &mut rng, 0, &mut out, 64);
+            assert_eq!(found[0].bbox, [0.5, y / 64.0, 1.0, 0.25]);
+            assert_eq!(out[(y as usize * 64 + 9) * 3], 255);
+        }
+    }
+}

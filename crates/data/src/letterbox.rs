@@ -142,6 +142,18 @@ mod tests {
     }
 
     #[test]
+    fn sides_are_rounded_and_what_is_left_over_is_shared_out() {
+        // 337 * 320 / 500 is 215.68; of the 104 pixels beside it half are before, of 105 the larger half is behind.
+        let tall = Letterbox::new((337, 500), 320);
+        assert_eq!((tall.resized, tall.pad), ((216, 320), (52, 0)));
+        let wide = Letterbox::new((500, 336), 320);
+        assert_eq!((wide.resized, wide.pad), ((320, 215), (0, 52)));
+        // Nothing is left of a line but one pixel; what lies beside the image is its border.
+        assert_eq!(Letterbox::new((1, 1000), 320).resized, (1, 320));
+        assert_eq!(tall.to_image([0.0, -9.0, 320.0, 999.0]), [0.0, 0.0, 337.0, 500.0]);
+    }
+
+    #[test]
     fn a_stretched_image_fills_the_canvas() {
         let (canvas, placed) = letterbox(&RgbImage::from_pixel(64, 32, image::Rgb([255; 3])), 32, Fit::Stretch);
         assert!(canvas.iter().all(|&v| v == 255));

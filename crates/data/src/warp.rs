@@ -167,5 +167,14 @@ mod tests {
         assert!(warp.map_box([4.0, 4.0, 5.9, 20.0]).is_none(), "two pixels wide or less");
         assert!(warp.map_box([-100.0, 4.0, 6.0, 20.0]).is_none(), "less than a tenth is visible");
         assert!(warp.map_box([4.0, 4.0, 10.0, 20.0]).is_some());
+        assert!(warp.map_box([4.0, 4.0, 20.0, 5.9]).is_none(), "two pixels high or less");
+        // Of 64 x 16 pixels 10 x 16 are visible: more than a tenth, also at half the size.
+        assert!(warp.map_box([-54.0, 4.0, 10.0, 20.0]).is_some());
+        let half = Warp { zoom: 0.5, ..self::warp(1.0, [16.0; 2], [false; 2]) };
+        assert!(half.map_box([-70.0, 4.0, -6.0, 20.0]).is_some());
+        let wide = Warp { side: 640, centre: 320.0, ..self::warp(1.0, [320.0; 2], [false; 2]) };
+        assert!(wide.map_box([4.0, 4.0, 304.0, 6.9]).is_none(), "a hundred times as wide as high");
+        assert!(wide.map_box([4.0, 4.0, 6.9, 304.0]).is_none(), "a hundred times as high as wide");
+        assert!(wide.map_box([4.0, 4.0, 304.0, 8.0]).is_some());
     }
 }

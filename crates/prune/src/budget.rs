@@ -201,7 +201,7 @@ impl Target {
         self.before(now, |now, limit| {
             let now = now.max(limit) as f64;
             let share = limit as f64 / now.max(1.0);
-            ((now * share.powf(part)).round() as u64).max(limit)
+            (now * share.powf(part)).round() as u64
         })
     }
 
@@ -491,6 +491,16 @@ mod tests {
         assert_eq!((target.params, target.macs, target.channels), (Some(500), None, Some(30)));
         assert!(target.met(Size { params: 500, macs: 500, channels: 30, ..Size::default() }));
         assert!(!target.met(Size { params: 500, macs: 0, channels: 31, ..Size::default() }));
+    }
+
+    #[test]
+    fn progress_is_a_share_of_what_there_was_and_ends_at_the_limit() {
+        let reference = Size { params: 1000, macs: 500, ..Size::default() };
+        let target = Budget { params: Some(0.5), macs: Some(0.8), ..Budget::default() }.target(reference).unwrap();
+        let (now, saved) = (Size { params: 600, macs: 450, ..reference }, Size { params: 300, macs: 25, ..reference });
+        assert!((target.progress(saved, now) - (0.1 + 0.05)).abs() < 1e-12, "100 of 1000 and 25 of 500");
+        let met = Size { params: 400, ..now };
+        assert!((target.progress(saved, met) - 0.05).abs() < 1e-12);
     }
 
     #[test]

@@ -249,6 +249,103 @@ mod tests {
         assert!((variance - (2.0 - expected * expected)).abs() < 1e-2, "{variance}");
     }
 
+    /// A convolution whose weights and bias are told by a rule, on so many inputs a group.
+    fn conv(shape: [usize; 4], groups: usize, stride: [usize; 2], pad: [usize; 2]) -> Op {
+        let number = |i: usize| ((i * 37 % 23) as f32 - 9.0) / 8.0;
+        let weight = graph::Tensor::new(shape, (0..shape.iter().product()).map(number).collect());
+        let bias = Some((0..shape[0]).map(|o| number(o + 5)).collect());
+        Op::Conv(Conv { weight, bias, stride, pad, groups })
+    }
+
+    /// A BatchNorm of four channels none of whose values is 0 or 1.
+    fn norm(gamma: f32) -> Op {
+        let mut bn = BatchNorm::identity(4, 0.5, 0.03);
+        for c in 0..4 {
+            let c32 = c as f32;
+            (bn.gamma[c], bn.beta[c], bn.mean[c], bn.var[c]) = (gamma, 0.3 * c32 - 0.5, 0.2 + c32, 0.1 + 0.7 * c32);
+        }
+        Op::BatchNorm(bn)
+    }
+
+    fn graph_of(ops: Vec<Op>) -> Graph {
+        let meta = graph::Meta { family: graph::Family::Other, names: vec![], imgsz: [12, 8] };
+        let mut graph = Graph::new(meta, 3);
+        ops.into_iter().enumerate().for_each(|(id, op)| {
+            graph.push(format!("node{}", id + 1), op, vec![id]);
+        });
+        graph
+    }
+
+    fn all_values(graph: &Graph) -> Vec<Vec<Option<Value>>> {
+        let shapes = graph.shapes(graph.meta.imgsz).expect("fits");
+        values(graph, &Coupling::of(graph).expect("fits"), &shapes, |_| true)
+    }
+
+    /// Behind a silent BatchNorm every map is known at every place, whatever comes next.
+    #[test]
+    fn what_is_carried_forward_is_what_the_network_computes() {
+        let graph = graph_of(vec![
+            conv([4, 3, 1, 1], 1, [1, 1], [0, 0]),
+            norm(0.0),
+            Op::Act(Act::Silu),
+            conv([4, 1, 5, 3], 4, [2, 1], [2, 1]),
+            norm(1.5),
+            Op::MaxPool(MaxPool { kernel: 3, stride: 1, pad: [1, 1] }),
+            Op::Upsample { factor: 2 },
+            conv([4, 1, 1, 3], 4, [1, 2], [0, 1]),
+            Op::PixelShuffle { factor: 2 },
+        ]);
+        let shape = Shape { c: 3, h: 12, w: 8 };
+        let image = graph::reference::Map { shape, data: (0..288).map(|i| f64::from(i % 7)).collect() };
+        let maps = graph::reference::forward(&graph, &image).expect("runs");
+        for (id, (row, map)) in all_values(&graph).iter().zip(&maps).enumerate().skip(2) {
+            for (c, value) in row.iter().enumerate() {
+                let value = value.as_ref().expect("known");
+                assert!(value.is_constant(), "node {id}");
+                for (place, expected) in map.channel(c).iter().enumerate() {
+                    let found = match &value.plane {
+                        Plane::Flat(flat) => *flat,
+                        Plane::Map(map) => map[place],
+                    };
+                    assert!((found - expected).abs() < 1e-5, "node {id}, channel {c}, {place}: {found} for {expected}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn variances_add_up_as_those_of_independent_values() {
+        let mut graph = graph_of(vec![
+            conv([4, 3, 1, 1], 1, [1, 1], [0, 0]),
+            norm(-0.3),
+            conv([4, 1, 1, 2], 4, [1, 1], [0, 0]),
+            Op::PixelShuffle { factor: 2 },
+        ]);
+        graph.push("sum", Op::Add, vec![3, 3]);
+        let found = all_values(&graph);
+        let variance = |node: usize, c: usize| found[node][c].as_ref().and_then(Value::variance).expect("known");
+        let Op::Conv(depthwise) = &graph.nodes[3].op else { panic!("a convolution") };
+        let heard = |c: usize| depthwise.weight.outer(c).iter().map(|&w| f64::from(w).powi(2)).sum::<f64>();
+        let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-6, "{a} for {b}");
+        for c in 0..4 {
+            close(variance(2, c), 0.09);
+            close(variance(3, c), 0.09 * heard(c));
+            close(variance(5, c), 2.0 * 0.09 * heard(c));
+        }
+        close(variance(4, 0), 0.09 * (0..4).map(heard).sum::<f64>() / 4.0);
+    }
+
+    /// Without BatchNorm and without its input a convolution says its bias.
+    #[test]
+    fn a_convolution_without_its_input_says_its_bias() {
+        let graph = graph_of(vec![conv([4, 3, 3, 3], 1, [1, 1], [1, 1]), Op::Act(Act::Silu)]);
+        let Op::Conv(first) = &graph.nodes[1].op else { panic!("a convolution") };
+        for (value, &bias) in all_values(&graph)[2].iter().zip(first.bias.as_ref().expect("has one")) {
+            let value = value.as_ref().expect("known");
+            assert_eq!((value.mean(), value.variance()), (f64::from(Act::Silu.apply(bias)), None));
+        }
+    }
+
     #[test]
     fn padding_lets_a_share_of_each_tap_through() {
         let conv =

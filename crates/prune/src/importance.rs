@@ -365,3 +365,13 @@ fn convs_without_norm(graph: &Graph, coupling: &Coupling) -> Vec<String> {
     nodes.dedup();
     nodes.into_iter().map(|id| graph.nodes[id].name.clone()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_channels_of_a_layer_are_dear() {
+        assert_eq!([(8, 8), (8, 4), (9, 3), (4, 0)].map(|(size, kept)| strain(size, kept)), [1.0, 64.0, 729.0, 4096.0]);
+    }
+}

@@ -266,6 +266,34 @@ mod tests {
     }
 
     #[test]
+    fn a_norm_takes_time_where_it_cannot_be_folded() {
+        let mut graph = Graph::new(graph::Meta { family: graph::Family::Other, names: vec![], imgsz: [4, 4] }, 3);
+        let weight = graph::Tensor::zeros([3, 1, 1, 1]);
+        let conv = graph::Conv { weight, bias: None, stride: [1, 1], pad: [0, 0], groups: 3 };
+        let conv = graph.push("conv", Op::Conv(conv), vec![0]);
+        let norm = graph.push("norm", Op::BatchNorm(graph::BatchNorm::identity(3, 1e-3, 0.03)), vec![conv]);
+        let kinds = |graph: &Graph| {
+            let shapes = graph.shapes([4, 4]).unwrap();
+            (0..graph.nodes.len()).filter_map(|id| kind(graph, &graph.consumers(), &shapes, id)).collect::<Vec<_>>()
+        };
+        let depthwise = "depthwise conv 1x1 stride 1x1 pad 0x0 on 4x4".to_owned();
+        assert_eq!(kinds(&graph), std::slice::from_ref(&depthwise));
+        graph.push("other", Op::Add, vec![conv, norm]);
+        assert_eq!(kinds(&graph), [depthwise.clone(), "norm on 4x4".into(), "sum of 2 on 4x4".into()]);
+
+        // Down to one channel it looks like a dense one; its times are those of the depthwise.
+        graph.nodes.truncate(2);
+        let tables = BTreeMap::from([(depthwise, table(&[1], &[1], &[5.0]).unwrap())]);
+        assert!(Latency::fit(tables.clone(), &graph, 10.0, -1.0).is_err(), "less than no time");
+        let latency = Latency::fit(tables, &graph, 10.0, 1.0).unwrap();
+        graph.nodes[0].op = Op::Input { channels: 1 };
+        if let Op::Conv(conv) = &mut graph.nodes[1].op {
+            (conv.groups, conv.weight) = (1, graph::Tensor::zeros([1, 1, 1, 1]));
+        }
+        assert_eq!(latency.total(&graph).unwrap(), 11);
+    }
+
+    #[test]
     fn noise_is_levelled() {
         let t = table(&[1], &[1, 2, 3, 4], &[10.0, 14.0, 12.0, 20.0]).unwrap();
         assert_eq!([1, 2, 3, 4].map(|c| t.at(1, c)), [10.0, 13.0, 13.0, 20.0]);

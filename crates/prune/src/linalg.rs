@@ -125,5 +125,6 @@ mod tests {
     #[test]
     fn an_indefinite_matrix_is_refused() {
         assert!(Cholesky::new(2, vec![1.0, 2.0, 2.0, 1.0]).is_none());
+        assert!(Cholesky::new(2, vec![1.0, 1.0, 1.0, 1.0]).is_none(), "nor one that cannot be inverted");
     }
 }

@@ -143,6 +143,29 @@ mod tests {
     }
 
     #[test]
+    fn outputs_count_as_their_weights_say() {
+        // Of the first output nine tenths can be made up for, of the second nothing.
+        let normal = Normal { gram: vec![1.0], cross: vec![0.9_f64.sqrt(), 0.0], missing: vec![1.0, 1.0] };
+        let left = |weights: [f64; 2]| refit(&normal, &normal, &weights).expect("helps").left;
+        assert!((left([1.0, 1.0]) - 1.1 / 2.0).abs() < 1e-4);
+        assert!((left([3.0, 1.0]) - 1.3 / 4.0).abs() < 1e-4);
+    }
+
+    #[test]
+    fn a_feature_that_is_never_there_does_no_harm() {
+        let normal = Normal { gram: vec![1.0, 0.0, 0.0, 0.0], cross: vec![0.5, 0.0], missing: vec![1.0] };
+        let change = refit(&normal, &normal, &[1.0]).expect("the other helps").change;
+        assert!((change[0] - 0.5).abs() < 1e-3 && change[1] == 0.0, "{change:?}");
+    }
+
+    #[test]
+    fn a_gain_too_small_to_tell_is_not_made() {
+        let of = |gain: f64| Normal { gram: vec![1.0], cross: vec![gain.sqrt()], missing: vec![1.0] };
+        let worth = |gain: f64| refit(&of(gain), &of(gain), &[1.0]).is_some();
+        assert!(worth(1.5 * LEAST_GAIN) && !worth(0.5 * LEAST_GAIN));
+    }
+
+    #[test]
     fn noise_is_left_alone() {
         let nothing = vec![0.0; 2 * 30];
         assert_eq!(refit(&samples(3, 40, 30, &nothing, 1.0), &samples(4, 400, 30, &nothing, 1.0), &[1.0; 2]), None);

@@ -98,3 +98,18 @@ pub fn observed(graph: &Graph, coupling: &Coupling) -> Vec<NodeId> {
     let read = |node: NodeId| dense_readers(graph, coupling, node).next().is_some();
     (0..graph.nodes.len()).filter(|&node| read(node) && free(node)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_constant_has_no_variance_below_nought() {
+        for value in (1..200).map(|i| 0.1 * f64::from(i)) {
+            let sum: f64 = (0..7).map(|_| value).sum();
+            let squares: f64 = (0..7).map(|_| value * value).sum();
+            let stats = ChannelStats::from_sums(7, &[sum], &[squares]);
+            assert!((0.0..1e-12).contains(&stats.cov[0]), "{value}: {}", stats.cov[0]);
+        }
+    }
+}

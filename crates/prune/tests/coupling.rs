@@ -51,6 +51,15 @@ fn an_addition_ties_both_sides() {
 }
 
 #[test]
+fn an_addition_of_three_ties_them_all() {
+    let mut b = Builder::new(1);
+    let parts = [0; 3].map(|image| b.conv(image, 4, 3, 1, 1, false));
+    let sum = b.push("add", Op::Add, parts.to_vec());
+    b.conv(sum, 2, 1, 1, 1, false);
+    assert_eq!(ties(&of(&b), sum, 3).0, parts);
+}
+
+#[test]
 fn a_concat_keeps_channels_apart_and_moves_them() {
     let mut b = Builder::new(1);
     let first = b.conv(0, 4, 3, 1, 1, false);
@@ -159,6 +168,24 @@ fn what_enters_the_head_is_pinned() {
     assert_eq!(class(&coupling, head - 1, 0).pinned, Some(Pin::Head(head)));
     let reason = class(&coupling, head - 1, 0).pinned.map(|pin| pin.reason(&b.graph)).unwrap();
     assert!(reason.contains("enters the head"), "{reason}");
+}
+
+#[test]
+fn a_head_pins_every_map_it_reads_and_their_gammas_are_not_pressed() {
+    let mut b = Builder::new(1);
+    let first = b.block(0, 4, 3);
+    let [boxes, classes] = [(4, "box"), (1, "class")].map(|(channels, name)| {
+        let conv = b.conv(first, channels, 1, 1, 1, false);
+        (conv, b.push(name, Op::Act(Act::Identity), vec![conv]))
+    });
+    let norm = b.norm(classes.1);
+    let head = Op::Head(graph::Head::Dfl(graph::DflHead::new(1, 1, vec![1])));
+    let head = b.push("head", head, vec![boxes.1, norm]);
+    let coupling = of(&b);
+    for conv in [boxes.0, classes.0] {
+        assert_eq!(class(&coupling, conv, 0).pinned, Some(Pin::Head(head)));
+    }
+    assert_eq!(prunable_gammas(&coupling).iter().map(|site| site.node).collect::<Vec<_>>(), [first - 1; 4]);
 }
 
 #[test]

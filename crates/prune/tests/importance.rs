@@ -152,6 +152,102 @@ fn fpgm_removes_the_filter_nearest_the_others() {
     assert_eq!(weakest(Criterion::L1Filter), Some(0));
 }
 
+/// Filters of L1 norm 7, 0 and 2, at distances 5, 2 and the root of 29.
+#[test]
+fn filters_score_by_their_share_of_the_layers_mean() {
+    let mut b = Builder::new(2);
+    let first = b.conv(0, 3, 1, 1, 1, true);
+    b.finish(true);
+    if let Op::Conv(conv) = &mut b.graph.nodes[first].op {
+        conv.weight.data = vec![3.0, 0.0, -4.0, 0.0, 0.0, 0.0, 0.0, -2.0, 0.0];
+    }
+    let coupling = Coupling::of(&b.graph).unwrap();
+    let far = 29.0_f64.sqrt();
+    let mean = (14.0 + 2.0 * far) / 3.0;
+    for (criterion, expected) in [
+        (Criterion::L1Filter, [7.0 / 3.0, 0.0, 2.0 / 3.0]),
+        (Criterion::Fpgm, [5.0 + far, 7.0, 2.0 + far].map(|sum| sum / mean)),
+    ] {
+        let settings = Importance { criterion, ..Importance::default() };
+        let scores = importance::scores(&b.graph, &coupling, &settings, &Sensitivity::default()).unwrap();
+        for (&class, expected) in coupling.channels(first).iter().zip(expected) {
+            assert!((scores[class] - expected).abs() < 1e-6, "{criterion:?}: {} for {expected}", scores[class]);
+        }
+    }
+}
+
+/// A step of several classes goes when its most important one would.
+#[test]
+fn a_step_is_as_important_as_its_most_important_class() {
+    let (graph, _, third) = residual([&[0.1, 0.9, 2.0, 2.0], &[0.1, 0.9, 2.0, 2.0], &[0.5, 2.0, 2.0]]);
+    let coupling = Coupling::of(&graph).unwrap();
+    let limits = Limits { multiple: Multiple::Of(2), ..LOOSE };
+    let settings = Importance { limits, ..Importance::default() };
+    let plan = importance::plan(&graph, &coupling, &settings, &target(&graph, &coupling, 0.05)).unwrap();
+    let gone: Vec<_> = plan.removals.iter().map(|r| r.members[0].clone()).collect();
+    assert_eq!(gone, [(graph.nodes[third].name.clone(), 0)]);
+}
+
+/// The definition, reader by reader, on a network with channels whose variance is known (gamma squared) and others (1).
+#[test]
+fn the_output_error_is_its_definition() {
+    let mut b = Builder::new(4);
+    let bare = b.conv(0, 2, 3, 1, 1, true);
+    let conv = b.conv(0, 3, 3, 1, 1, false);
+    let norm = b.norm(conv);
+    let both = b.push("concat", Op::Concat, vec![norm, bare]);
+    let readers = [b.conv(both, 4, 3, 1, 1, false), b.conv(both, 3, 1, 1, 1, true)];
+    let behind = b.norm(readers[0]);
+    b.finish(true);
+    let coupling = Coupling::of(&b.graph).unwrap();
+    let settings = Importance { criterion: Criterion::OutputError, ..Importance::default() };
+    let (Op::BatchNorm(own), Op::BatchNorm(after)) = (&b.graph.nodes[norm].op, &b.graph.nodes[behind].op) else {
+        panic!("two BatchNorms")
+    };
+    let minds = vec![0.5, 2.0, 3.0, 0.1];
+    for minded in [false, true] {
+        let outputs = minded.then(|| (readers[0], minds.clone())).into_iter().collect();
+        let measured = Sensitivity { outputs, ..Sensitivity::default() };
+        let mut expected = [0.0; 5];
+        for reader in readers {
+            let Op::Conv(conv) = &b.graph.nodes[reader].op else { panic!("a convolution") };
+            let taps = conv.kernel()[0].pow(2);
+            let counts = |o: usize| match reader == readers[0] {
+                true if minded => minds[o],
+                true => f64::from(after.gamma[o]).powi(2) / f64::from(after.var[o] + after.eps),
+                false => 1.0,
+            };
+            let heard = |i: usize| {
+                let of = |o: usize| {
+                    let filter = &conv.weight.outer(o)[i * taps..][..taps];
+                    counts(o) * filter.iter().map(|w| f64::from(w * w)).sum::<f64>()
+                };
+                let variance = if i < 3 { f64::from(own.gamma[i]).powi(2) } else { 1.0 };
+                variance * (0..conv.out_channels()).map(of).sum::<f64>()
+            };
+            let all: f64 = if minded && reader == readers[0] { 1.0 } else { (0..5).map(heard).sum() };
+            expected.iter_mut().enumerate().for_each(|(i, sum)| *sum += heard(i) / all);
+        }
+        let scores = importance::scores(&b.graph, &coupling, &settings, &measured).unwrap();
+        for (&class, expected) in coupling.channels(both).iter().zip(expected) {
+            assert!((scores[class] - expected).abs() < 1e-5 * expected, "{minded}: {} for {expected}", scores[class]);
+        }
+    }
+}
+
+#[test]
+fn nothing_takes_the_place_of_what_shall_not_be_filled() {
+    let (graph, ..) = residual(GAMMAS);
+    let coupling = Coupling::of(&graph).unwrap();
+    let constants = |fill: Fill| {
+        let settings = Importance { fill, limits: LOOSE, ..Importance::default() };
+        let plan = importance::plan(&graph, &coupling, &settings, &target(&graph, &coupling, 0.3)).unwrap();
+        plan.compensations.iter().flat_map(|c| &c.rows).map(|row| row.constant).collect::<Vec<_>>()
+    };
+    assert!(constants(Fill::Constant).iter().all(|&c| c != 0.0));
+    assert!(constants(Fill::Nothing).iter().all(|&c| c == 0.0) && !constants(Fill::Nothing).is_empty());
+}
+
 #[test]
 fn a_seed_decides_a_random_order() {
     let (graph, ..) = residual(GAMMAS);
@@ -176,6 +272,16 @@ fn a_plan_for_another_graph_is_refused() {
     let mut torn = plan.clone();
     torn.removals.iter_mut().for_each(|r| r.members.truncate(1));
     assert!(refused(&torn, &graph).contains("coupled"));
+    let mut beyond = plan.clone();
+    beyond.removals[0].members[0].1 = 4;
+    assert!(refused(&beyond, &graph).contains("no channel 4"));
+    let mut pinned = plan.clone();
+    let last = graph.nodes.len() - 2;
+    pinned.removals[0].members = vec![(graph.nodes[last].name.clone(), 0)];
+    assert!(refused(&pinned, &graph).contains("has to stay"));
+    let mut stood_in = plan.clone();
+    stood_in.compensations[0].rows[0].stand_ins.push((4, 1.0));
+    assert!(refused(&stood_in, &graph).contains("4 channels"));
     let mut unknown = plan.clone();
     unknown.removals[0].members[0].0 = "nowhere".into();
     assert!(refused(&unknown, &graph).contains("nowhere"));
@@ -245,7 +351,7 @@ fn taylor_asks_for_a_measurement_and_follows_it() {
     assert!(error.contains("criterion"), "{error}");
     let norms = (0..graph.nodes.len()).filter(|&id| matches!(graph.nodes[id].op, Op::BatchNorm(_)));
     let gates = norms.map(|id| (id, (0..coupling.channels(id).len()).map(|c| 1.0 + c as f64).collect())).collect();
-    let measured = Sensitivity { gates, ..Sensitivity::default() };
+    let mut measured = Sensitivity { gates, ..Sensitivity::default() };
     let scores = importance::scores(&graph, &coupling, &settings, &measured).unwrap();
     for (class, score) in
         coupling.classes.iter().zip(&scores).filter(|(c, _)| c.pinned.is_none() && !c.norms.is_empty())
@@ -253,6 +359,8 @@ fn taylor_asks_for_a_measurement_and_follows_it() {
         let most = class.norms.iter().map(|site| 1.0 + site.channel as f64).fold(0.0, f64::max);
         assert_eq!(*score, most, "the largest of its members'");
     }
+    measured.gates.values_mut().next().unwrap()[0] = f64::NAN;
+    assert!(importance::scores(&graph, &coupling, &settings, &measured).unwrap_err().to_string().contains("gradient"));
 }
 
 /// With the loss's own word, a reader nobody minds costs nothing, however loud its input.

@@ -406,6 +406,18 @@ fn what_does_not_fit_is_an_error() {
     assert!(miette::Diagnostic::help(&error).unwrap().to_string().contains("weights are damaged"));
     let bad = plan(&statistics, &Similarity { threshold: 1.5, ..good }).unwrap_err();
     assert!(bad.contains("threshold"), "{bad}");
+    for ridge in [0.0, 1.0, f64::NAN] {
+        let bad = plan(&statistics, &Similarity { ridge, ..good }).unwrap_err();
+        assert!(bad.contains("ridge"), "{bad}");
+    }
+    let spoilt = |spoil: &dyn Fn(&mut ChannelStats)| {
+        let mut statistics = statistics.clone();
+        statistics.by_node.values_mut().for_each(spoil);
+        plan(&statistics, &good).unwrap_err()
+    };
+    assert!(spoilt(&|stats| stats.count = 0).contains("no sample"));
+    assert!(spoilt(&|stats| stats.mean.truncate(3)).contains("3 means"));
+    assert!(spoilt(&|stats| stats.cov.truncate(3)).contains("3 covariances"));
     let pinned = similarity::replace(&graph, &coupling, &statistics, &good, &[0]).unwrap_err().to_string();
     assert!(pinned.contains("image"), "{pinned}");
 }
@@ -422,4 +434,68 @@ fn too_few_samples_are_pointed_out() {
     stats.count = 9 * stats.mean.len() as u64;
     assert!(notes(Mode::Span, &statistics)[0].contains("more images"));
     assert!(notes(Mode::Pairwise, &statistics).is_empty());
+}
+
+/// Two convolutions read a block, one of them through a concat; their losses add up, and one that ignores it loses nothing.
+#[test]
+fn a_loss_is_summed_over_all_that_listen() {
+    let mut b = Builder::new(17);
+    let block = b.block(0, 6, 3);
+    let other = b.block(0, 3, 3);
+    let both = b.push("concat", Op::Concat, vec![other, block]);
+    let readers = [b.conv(block, 4, 1, 1, 1, true), b.conv(both, 4, 1, 1, 1, true)];
+    b.finish(false);
+    let images = images(&mut b, 4);
+    let coupling = Coupling::of(&b.graph).unwrap();
+    assert!(prune::observed(&b.graph, &coupling).iter().all(|&node| node >= block), "the image has to stay");
+    let class = coupling.channels(block)[2];
+    let score = |mode: Mode, deaf: &[NodeId]| {
+        let mut graph = b.graph.clone();
+        for &reader in deaf {
+            if let Op::Conv(conv) = &mut graph.nodes[reader].op {
+                conv.weight.data.fill(0.0);
+            }
+        }
+        let statistics = calibrate(&graph, &coupling, &images);
+        let plan = similarity::replace(&graph, &coupling, &statistics, &settings(mode), &[class]).unwrap();
+        f64::from(plan.removals[0].score)
+    };
+    for mode in BOTH {
+        let [first, second] = [score(mode, &readers[1..]), score(mode, &readers[..1])];
+        assert!(first > 0.0 && second > 0.0 && score(mode, &readers) == 0.0, "{mode:?}: {first} {second}");
+        let together = score(mode, &[]);
+        assert!((together - first - second).abs() < 1e-6 * together, "{mode:?}: {together} for {first} and {second}");
+    }
+}
+
+#[test]
+fn a_layer_alone_is_never_emptied() {
+    let (graph, coupling, statistics) = small_detector();
+    for set in 0..coupling.sets.len() {
+        let classes = &coupling.sets[set].classes;
+        if coupling.classes[classes[0]].pinned.is_some() {
+            continue;
+        }
+        let plan = similarity::plan_set(&graph, &coupling, &statistics, &settings(Mode::Span), set, 99).unwrap();
+        assert_eq!(plan.removals.len(), classes.len() - 1);
+    }
+}
+
+/// One channel stands in for another wherever it is read: taps have no say in that.
+#[test]
+fn pairs_do_not_look_at_taps() {
+    let mut b = Builder::new(9);
+    let block = b.block(0, 6, 3);
+    let reader = b.conv(block, 4, 3, 1, 1, false);
+    b.finish(false);
+    let images = images(&mut b, 6);
+    let coupling = Coupling::of(&b.graph).unwrap();
+    let mut statistics = calibrate(&b.graph, &coupling, &images);
+    let target = one_less(&b.graph, &coupling);
+    let plan = |statistics: &Statistics| {
+        similarity::plan(&b.graph, &coupling, statistics, &settings(Mode::Pairwise), &target).unwrap()
+    };
+    let without = plan(&statistics);
+    statistics.by_reader.insert(reader, of_taps(&b.graph, reader, &images));
+    assert_eq!(plan(&statistics), without);
 }

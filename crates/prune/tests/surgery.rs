@@ -214,3 +214,58 @@ fn a_silent_channel_keeps_the_mean_behind_a_depthwise_convolution() {
         assert!(moved_at_the_border > 1e-4, "the case has no border to speak of");
     }
 }
+
+/// A branch that ends in a convolution with a bias, or in one that a BatchNorm follows: masked it adds nothing either.
+#[test]
+fn a_branch_that_goes_adds_nothing_where_it_is_masked() {
+    for norm in [false, true] {
+        let mut b = Builder::new(13);
+        let stream = b.block(0, 6, 3);
+        let inner = b.block(stream, 4, 1);
+        let mut end = b.conv(inner, 6, 1, 1, 1, true);
+        if norm {
+            end = b.norm(end);
+        }
+        let sum = b.push("add", Op::Add, vec![stream, end]);
+        b.finish(false);
+        let shortcuts = vec![prune::Shortcut { score: 0.0, add: b.graph.nodes[sum].name.clone() }];
+        let plan = Plan { shortcuts, ..Plan::empty(&b.graph).unwrap() };
+        let [slim, masked] = [surgery::apply, surgery::mask].map(|of| of(&b.graph, &plan).unwrap());
+        let image = b.image();
+        assert!(slim.nodes.len() < b.graph.nodes.len());
+        assert!(difference(&outputs(&slim, &image), &outputs(&masked, &image)) < 1e-9, "norm {norm}");
+    }
+}
+
+/// What is left after two plans, told of the network before the first.
+#[test]
+fn what_two_plans_leave_is_told_of_the_network_before_both() {
+    let mut b = Builder::new(19);
+    let stream = b.block(0, 6, 3);
+    let inner = b.block(stream, 4, 1);
+    let end = b.conv(inner, 6, 1, 1, 1, true);
+    let sum = b.push("add", Op::Add, vec![stream, end]);
+    b.block(sum, 8, 1);
+    b.finish(false);
+    let shortcuts = vec![prune::Shortcut { score: 0.0, add: b.graph.nodes[sum].name.clone() }];
+    let first = Plan { shortcuts, ..Plan::empty(&b.graph).unwrap() };
+    let by_rate = |graph: &Graph, rate: f64| {
+        let coupling = Coupling::of(graph).unwrap();
+        importance::plan(graph, &coupling, &random(3), &target(graph, &coupling, rate)).unwrap()
+    };
+    let (mut graph, mut kept) = (b.graph.clone(), surgery::Kept::all(&b.graph).unwrap());
+    for plan in [Some(first), None, None] {
+        let plan = plan.unwrap_or_else(|| by_rate(&graph, 0.3));
+        kept = kept.then(&surgery::kept(&graph, &plan).unwrap());
+        graph = surgery::apply(&graph, &plan.uncompensated()).unwrap();
+        // A convolution's weights, where nothing is made up for, are those of the channels that are left.
+        for (id, (&origin, left)) in kept.nodes.iter().zip(&kept.channels).enumerate() {
+            assert_eq!(graph.nodes[id].name, b.graph.nodes[origin].name);
+            let (Op::BatchNorm(slim), Op::BatchNorm(dense)) = (&graph.nodes[id].op, &b.graph.nodes[origin].op) else {
+                continue;
+            };
+            assert_eq!(slim.gamma, left.iter().map(|&c| dense.gamma[c]).collect::<Vec<_>>());
+        }
+    }
+    assert!(kept.channels.iter().any(|left| left.iter().enumerate().any(|(at, &c)| at != c)), "something has gone");
+}

@@ -138,8 +138,9 @@ impl Small {
     }
 }
 
-/// Largest absolute difference of two slices of one length.
+/// Largest absolute difference of two slices of one length; no number where one of theirs is none.
 pub fn max_abs_diff(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len(), "lengths differ");
-    a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
+    let larger = |most: f32, d: f32| if d > most || d.is_nan() { d } else { most };
+    a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, larger)
 }

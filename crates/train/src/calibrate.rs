@@ -452,6 +452,91 @@ mod tests {
 
     use super::*;
 
+    fn detector() -> graph::Result<Graph> {
+        let build = graph::build::Yolov5 { names: vec!["a".into()], imgsz: 64, width: 0.125, depth: 0.33, seed: 3 };
+        let mut graph = build.build()?;
+        for node in &mut graph.nodes {
+            if let Op::BatchNorm(bn) = &mut node.op {
+                bn.beta.iter_mut().enumerate().for_each(|(c, b)| *b = 0.3 - 0.1 * (c % 5) as f32);
+            }
+        }
+        Ok(graph)
+    }
+
+    fn bytes(n: usize) -> Vec<u8> {
+        (0..n * 64 * 64 * 3).map(|i| (i * 7919 % 251) as u8).collect()
+    }
+
+    /// (gamma dL/dgamma + beta dL/dbeta)^2, on average over batches.
+    #[test]
+    fn gates_are_their_definition() -> Result<()> {
+        let graph = detector()?;
+        let target = |x: f32| data::Target { image: 0, class: 0, bbox: [x, 0.4, 0.3, 0.2] };
+        let batch = |x: f32| data::Batch {
+            images: bytes(1),
+            n: 1,
+            h: 64,
+            w: 64,
+            targets: vec![target(x)],
+            items: vec![0],
+            letterboxes: vec![],
+        };
+        let found = gates(&graph, [64; 2], [0.3, 0.6].into_iter().map(|x| Ok(batch(x))))?;
+        let (head, _) = graph.head()?;
+        let mut expected: BTreeMap<NodeId, Vec<f64>> = BTreeMap::new();
+        for x in [0.3, 0.6] {
+            let mut net = TrainNet::new(graph.clone(), [64; 2])?;
+            let maps = net.forward(&bytes(1), 1, BnUpdate::Momentum)?;
+            let loss = Criterion::of(head, 64)?.evaluate(head, &raw(&maps), &[target(x)])?;
+            let mut gradients = Gradients::zeros(&graph);
+            net.backward(&loss.grads, &mut gradients);
+            for (id, node) in graph.nodes.iter().enumerate() {
+                let Op::BatchNorm(bn) = &node.op else { continue };
+                let by = |what: usize, c: usize| f64::from(gradients.by_node[id][what][c]);
+                let gate = |c: usize| f64::from(bn.gamma[c]) * by(0, c) + f64::from(bn.beta[c]) * by(1, c);
+                let sums = expected.entry(id).or_insert_with(|| vec![0.0; bn.gamma.len()]);
+                sums.iter_mut().enumerate().for_each(|(c, sum)| *sum += gate(c).powi(2) / 2.0);
+            }
+        }
+        assert_eq!(found.gates.len(), expected.len());
+        for (id, expected) in expected {
+            for (found, expected) in found.gates[&id].iter().zip(expected) {
+                assert!((found - expected).abs() <= 1e-6 * expected, "{id}: {found} for {expected}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Both are squares of the same gradients, one summed over places, the other over channels.
+    #[test]
+    fn sensitivity_is_the_mean_over_images_of_what_places_mind() -> Result<()> {
+        let graph = detector()?;
+        let images = Images { data: bytes(3), n: 3 };
+        let focus = focus(&graph, [64; 2], &images)?;
+        let minds = sensitivity(&graph, [64; 2], std::iter::once(Ok::<_, graph::Error>(images)))?;
+        for (id, minds) in &minds.outputs {
+            let places: f64 = focus[id].iter().map(|&f| f64::from(f)).sum();
+            let all = 3.0 * minds.iter().sum::<f64>();
+            assert!((places - all).abs() <= 1e-4 * all, "{id}: {places} {all}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn spreads_of_batches_are_put_together() {
+        let values: Vec<f32> = (0..40).map(|i| (i * 29 % 17) as f32 + if i < 16 { 40.0 } else { 0.0 }).collect();
+        let mut spread = Spread::of_nothing(2);
+        for (from, pixels) in [(0, 8), (16, 12)] {
+            spread.add(View::new(&values[from..from + 2 * pixels], Layout::dense(1, 1, pixels, 2)));
+        }
+        for (c, (mean, var)) in spread.finish().enumerate() {
+            let all: Vec<f64> = values.iter().skip(c).step_by(2).map(|&v| f64::from(v)).collect();
+            let expected = all.iter().sum::<f64>() / 20.0;
+            let squares = all.iter().map(|v| (v - expected).powi(2)).sum::<f64>() / 20.0;
+            assert!((mean - expected).abs() < 1e-4 && (var - squares).abs() < 1e-3 * squares, "{c}: {mean} {var}");
+        }
+    }
+
     #[test]
     fn a_position_is_minded_by_every_window_that_reads_it() {
         let meta = Meta { family: Family::Other, names: vec![], imgsz: [8, 6] };

@@ -95,6 +95,15 @@ mod tests {
     }
 
     #[test]
+    fn it_remembers_longer_from_update_to_update() {
+        let mut ema = Ema::new(EmaConfig { decay: 0.5, tau: 2.0 }, &graph(0.0));
+        ema.update(&graph(1.0));
+        ema.update(&graph(3.0));
+        // Keeps 0.5 (1 - e^-0.5), then 0.5 (1 - e^-1): 0.803265, then 3 - 0.316060 (3 - 0.803265).
+        assert!((values(ema.graph())[0] - 2.305_7).abs() < 1e-5, "{:?}", values(ema.graph()));
+    }
+
+    #[test]
     fn the_first_updates_hardly_remember() {
         let mut ema = Ema::new(EmaConfig::default(), &graph(0.0));
         ema.update(&graph(1.0));

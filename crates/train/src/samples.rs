@@ -210,6 +210,37 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_read_makes_what_the_convolution_puts_out() {
+        let number = |i: usize| ((i * 37 % 23) as f32 - 11.0) / 8.0;
+        let weight = graph::Tensor::new([3, 2, 3, 2], (0..36).map(number).collect());
+        let conv = Conv { weight, bias: None, stride: [2, 3], pad: [2, 1], groups: 1 };
+        let mut graph =
+            graph::Graph::new(graph::Meta { family: graph::Family::Other, names: vec![], imgsz: [7, 8] }, 2);
+        graph.push("conv", graph::Op::Conv(conv.clone()), vec![0]);
+        let shape = graph::Shape { c: 2, h: 7, w: 8 };
+        let image = graph::reference::Map { shape, data: (0..112).map(|i| f64::from(number(i + 3))).collect() };
+        let out = graph::reference::forward(&graph, &image).expect("runs").remove(1);
+        let x: Vec<f32> = (0..112).map(|i| image.channel(i % 2)[i / 2] as f32).collect();
+        let places: Vec<usize> = (0..out.shape.h * out.shape.w).collect();
+        let read = read(&conv, View::new(&x, Layout::dense(1, 7, 8, 2)), [out.shape.h, out.shape.w], &places);
+        for (place, read) in read.chunks(13).enumerate() {
+            assert_eq!(read[12], 1.0);
+            for o in 0..3 {
+                let made: f32 = read.iter().zip(conv.weight.outer(o)).map(|(x, w)| x * w).sum();
+                assert!((f64::from(made) - out.channel(o)[place]).abs() < 1e-4, "{o} at {place}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_more_is_drawn_than_there_is() {
+        let places = Places { views: &[0], images: 1, plane: [5, 20], focus: None };
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        assert_eq!([70, 1000].map(|count| places.draw(count, &mut rng).len()), [128, 128]);
+        assert_eq!([enough(28), enough(2305)], [32768, 69150]);
+    }
+
+    #[test]
     fn samples_are_drawn_where_a_view_or_its_image_mirrored_is_minded() {
         // Two images of 2 x 3 positions, of which one position each is minded.
         let mut focus = vec![0.0; 12];

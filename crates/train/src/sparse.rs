@@ -363,6 +363,40 @@ mod tests {
     }
 
     #[test]
+    fn quantiles_are_values_that_a_share_does_not_exceed() {
+        let of = |q: f32| quantile(&mut [5.0, 1.0, 4.0, 2.0, 3.0], q);
+        assert_eq!([0.01, 0.2, 0.21, 0.5, 0.6, 0.99].map(of), [1.0, 1.0, 2.0, 3.0, 3.0, 5.0]);
+    }
+
+    #[test]
+    fn what_is_gone_at_the_start_does_not_say_what_is_near_zero() {
+        let (mut graph, sites) = graph();
+        gammas(&mut graph)[..120].fill(0.0);
+        let sparsifier = Sparsifier::new(SparseConfig { target: 0.9, ..SparseConfig::default() }, &graph, sites, 10.0);
+        // The median of the eighty that are left.
+        let median = (0.5f32 + 160.0 / 200.0) * 0.01;
+        let mut sparsifier = sparsifier.expect("there is something to press");
+        assert!((sparsifier.state().near_zero - median).abs() < 1e-6, "{:?}", sparsifier.state());
+        // More than there was at the start is counted in the last bin; the strength keeps to its range.
+        gammas(&mut graph)[199] = 100.0;
+        assert_eq!(sparsifier.histogram(&graph, 0).counts.iter().sum::<u32>(), CHANNELS as u32);
+        let least = SparseConfig { lambda: [1.0, 10.0], ..SparseConfig::default() };
+        let sites = sparsifier.sites.clone();
+        sparsifier = Sparsifier::new(least, &graph, sites, 1000.0).expect("long enough");
+        assert_eq!(sparsifier.state().lambda, 1.0);
+    }
+
+    #[test]
+    fn a_reach_beyond_the_run_is_refused() {
+        for reach in [0.0, 1.5, f32::NAN] {
+            let (graph, sites) = graph();
+            let config = SparseConfig { reach, ..SparseConfig::default() };
+            let error = Sparsifier::new(config, &graph, sites, 10.0).expect_err("no part of a run");
+            assert!(error.to_string().contains("`reach`"), "{error}");
+        }
+    }
+
+    #[test]
     fn proximal_step_shrinks_and_stops_at_zero() {
         let (mut graph, sites) = graph();
         gammas(&mut graph)[..3].copy_from_slice(&[-1.0, 0.3, 0.1]);

@@ -307,6 +307,141 @@ fn distillation_of_decoupled_maps_has_the_slope_it_says() {
     check_distillation(&Golden::open("loss_yolox.safetensors"), &head, Criterion::Yolox(YoloxLoss::default()));
 }
 
+/// Maps of one image, 1 x 2 cells each, and a teacher's, which is hardly ever sure where `sure` is low.
+fn taught(channels: &[usize], sure: f32) -> [Vec<Vec<f32>>; 2] {
+    let value = |i: usize| ((i * 7919) % 97) as f32 / 48.5 - 1.0;
+    let maps = |from: usize, less: f32| {
+        let map = |(m, &c): (usize, &usize)| (0..2 * c).map(|i| value(from + 31 * m + i) - less).collect();
+        channels.iter().enumerate().map(map).collect()
+    };
+    [maps(3, 0.0), maps(50, sure)]
+}
+
+fn all_maps<'a>(data: &'a [Vec<f32>], channels: &[usize]) -> Vec<RawMap<'a>> {
+    data.iter().zip(channels).map(|(data, &c)| RawMap { n: 1, h: 1, w: 2, c, data }).collect()
+}
+
+fn distilled(head: &Head, gains: Criterion, channels: &[usize], [student, teacher]: &[Vec<Vec<f32>>; 2]) -> [f64; 3] {
+    let out = Distill { weight: 2.0, gains }
+        .evaluate(head, &all_maps(student, channels), &all_maps(teacher, channels))
+        .unwrap();
+    out.value.parts.map(|(_, part)| f64::from(part) / 2.0)
+}
+
+fn sigmoid(x: f32) -> f64 {
+    1.0 / (1.0 + (-f64::from(x)).exp())
+}
+
+/// How far one coin is from another.
+fn divergence(student: f32, teacher: f32) -> f64 {
+    let (s, t) = (sigmoid(student), sigmoid(teacher));
+    t * (t / s).ln() + (1.0 - t) * ((1.0 - t) / (1.0 - s)).ln()
+}
+
+fn parts_are(name: &str, found: [f64; 3], expected: [f64; 3]) {
+    for (found, expected) in found.iter().zip(expected) {
+        // A divergence is the small difference of two cross-entropies in f32.
+        assert!((found - expected).abs() <= 1e-4 * expected.abs(), "{name}: {found} for {expected}");
+    }
+}
+
+/// Means over a level weighed by the teacher's objectness; the finest level's objectness counts most.
+#[test]
+fn distillation_of_anchor_maps_is_its_definition() {
+    for classes in [1, 2] {
+        let level = |stride| AnchorLevel { stride, anchors: vec![[8.0, 8.0]], decode: BoxDecode::V5 };
+        let head = AnchorHead { classes, levels: vec![level(8), level(16)] };
+        let channels = [5 + classes; 2];
+        let taught = taught(&channels, 0.0);
+        let mut expected = [0.0; 3];
+        for (balance, (student, teacher)) in [4.0, 1.0].into_iter().zip(taught[0].iter().zip(&taught[1])) {
+            let rows: Vec<_> = student.chunks(channels[0]).zip(teacher.chunks(channels[0])).collect();
+            let sure: f64 = rows.iter().map(|(_, t)| sigmoid(t[4])).sum();
+            for (s, t) in rows {
+                let boxes: f64 = (0..4).map(|k| f64::from(s[k] - t[k]).powi(2)).sum();
+                let told: f64 = (5..channels[0]).map(|k| divergence(s[k], t[k])).sum();
+                expected[0] += 0.05 * sigmoid(t[4]) * boxes / 4.0 / sure;
+                expected[1] += balance * divergence(s[4], t[4]) / 2.0;
+                // One class says nothing that objectness does not.
+                let told = if classes > 1 { told } else { 0.0 };
+                expected[2] += 0.5 * sigmoid(t[4]) * told / classes as f64 / sure;
+            }
+        }
+        let found = distilled(&Head::Anchor(head), Criterion::V5(V5Loss::default()), &channels, &taught);
+        parts_are(&format!("{classes} classes"), found, expected);
+    }
+}
+
+/// Sums divided by that of the teacher's objectness, by 1 where it sees next to nothing.
+#[test]
+fn distillation_of_decoupled_maps_is_its_definition() {
+    for sure in [0.0, 9.0] {
+        let head = Head::Yolox(YoloxHead { classes: 3, strides: vec![8, 16] });
+        let channels = [4, 1, 3, 4, 1, 3];
+        let taught = taught(&channels, sure);
+        let (mut expected, mut objects) = ([0.0; 3], 0.0);
+        for (s, t) in taught[0].chunks(3).zip(taught[1].chunks(3)) {
+            for i in 0..2 {
+                let there = sigmoid(t[1][i]);
+                objects += there;
+                let boxes = 4 * i..4 * i + 4;
+                expected[0] += 5.0 / 4.0 * there * boxes.map(|k| f64::from(s[0][k] - t[0][k]).powi(2)).sum::<f64>();
+                expected[1] += divergence(s[1][i], t[1][i]);
+                expected[2] += there * (3 * i..3 * i + 3).map(|k| divergence(s[2][k], t[2][k])).sum::<f64>();
+            }
+        }
+        let found = distilled(&head, Criterion::Yolox(YoloxLoss::default()), &channels, &taught);
+        parts_are(&format!("less {sure}"), found, expected.map(|part| part / f64::max(objects, 1.0)));
+    }
+}
+
+/// Distances count as a share of the image along their own axis.
+#[test]
+fn distillation_of_distances_is_its_definition() {
+    for sure in [0.0, 9.0] {
+        let dfl = DflHead::new(2, 1, vec![8]);
+        let gains = Criterion::V8(V8Loss::of(&dfl));
+        let channels = [4, 2];
+        let taught = taught(&channels, sure);
+        let [[boxes, classes], [their_boxes, their_classes]] = [&taught[0][..], &taught[1][..]].map(|m| [&m[0], &m[1]]);
+        let (mut expected, mut objects) = ([0.0; 3], 0.0);
+        for i in 0..2 {
+            let there = sigmoid(their_classes[2 * i].max(their_classes[2 * i + 1]));
+            objects += there;
+            expected[1] += 0.5 * (2 * i..2 * i + 2).map(|k| divergence(classes[k], their_classes[k])).sum::<f64>();
+            let off = |k: usize| f64::from(boxes[4 * i + k] - their_boxes[4 * i + k]).abs();
+            // Two cells across, one down.
+            expected[2] += 1.5 / 4.0 * there * (0..4).map(|k| off(k) / [2.0, 1.0][k % 2]).sum::<f64>();
+        }
+        let found = distilled(&Head::Dfl(dfl), gains, &channels, &taught);
+        parts_are(&format!("less {sure}"), found, expected.map(|part| part / f64::max(objects, 1.0)));
+    }
+}
+
+#[test]
+fn losses_add_up() {
+    let golden = Golden::open("loss_v5.safetensors");
+    let once = V5Loss::default().evaluate(&v5_head(), &golden.maps(), &golden.targets()).unwrap();
+    let mut twice = once.clone();
+    twice.add(&once);
+    assert_eq!(twice.value.total, 2.0 * once.value.total);
+    assert!(twice.value.parts.iter().zip(once.value.parts).all(|(two, one)| two.1 == 2.0 * one.1));
+    assert!(twice.grads.iter().flatten().zip(once.grads.iter().flatten()).all(|(two, one)| *two == 2.0 * one));
+}
+
+#[test]
+fn distances_are_not_taught_as_distributions_nor_the_other_way_round() {
+    let [one, four] = [1, 4].map(|reg_max| DflHead::new(2, reg_max, vec![8]));
+    for (head, other) in [(&one, &four), (&four, &one)] {
+        let channels = [4 * head.reg_max, 2];
+        let data = channels.map(|c| vec![0.5; 2 * c]);
+        let maps = [0, 1].map(|k| RawMap { n: 1, h: 1, w: 2, c: channels[k], data: &data[k] });
+        assert!(V8Loss::of(head).evaluate(head, &maps, &[]).is_ok());
+        let error = V8Loss::of(other).evaluate(head, &maps, &[]).unwrap_err().to_string();
+        assert!(error.contains("another loss"), "{error}");
+    }
+}
+
 /// Whether map number `map` of `head` has boxes at `channel`.
 fn tells_boxes(head: &Head, map: usize, channel: usize) -> bool {
     match head {

@@ -294,3 +294,44 @@ fn read_text(path: &Path) -> Result<String> {
     }
     Ok(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn label(xyxy: [f32; 4]) -> LabelBox {
+        LabelBox { class: 0, xyxy, area: 1.0, crowd: false, difficult: false }
+    }
+
+    /// In an image of 100 x 50: what is found and what is said of it.
+    #[test]
+    fn boxes_are_taken_cut_or_refused() {
+        let tried = |xyxy: [f32; 4]| {
+            let mut problems = vec![];
+            let found = accept(label(xyxy), (100, 50), "here", &mut problems);
+            (found.map(|b| b.xyxy), problems.first().map(|p| p.kind))
+        };
+        let whole = [0.0, 0.0, 100.0, 50.0];
+        assert_eq!(tried(whole), (Some(whole), None));
+        let hair = [-0.9, -0.9, 100.9, 50.9];
+        assert_eq!(tried(hair), (Some(hair), None), "a pixel of slack");
+        for (side, by) in [(0, -1.5), (1, -1.5), (2, 1.5), (3, 1.5)] {
+            let mut over = whole;
+            over[side] += by;
+            assert_eq!(tried(over), (Some(whole), Some(Kind::OverBorder)), "{over:?}");
+        }
+        for none in [[5.0, 5.0, 5.0, 9.0], [5.0, 5.0, 9.0, 5.0], [5.0, 5.0, f32::NAN, 9.0], [9.0, 5.0, 5.0, 9.0]] {
+            assert_eq!(tried(none), (None, Some(Kind::NoArea)), "{none:?}");
+        }
+        for outside in [[100.0, 5.0, 110.0, 9.0], [5.0, 50.0, 9.0, 60.0], [-9.0, 5.0, 0.0, 9.0], [5.0, -9.0, 9.0, 0.0]]
+        {
+            assert_eq!(tried(outside), (None, Some(Kind::Outside)), "{outside:?}");
+        }
+    }
+
+    #[test]
+    fn neither_crowds_nor_what_is_difficult_counts() {
+        let of = |crowd, difficult| LabelBox { crowd, difficult, ..label([0.0; 4]) }.counts();
+        assert_eq!([of(false, false), of(true, false), of(false, true), of(true, true)], [true, false, false, false]);
+    }
+}

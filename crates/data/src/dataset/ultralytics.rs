@@ -315,13 +315,22 @@ mod tests {
             Path::new("/images/set/labels/train/a.b.txt")
         );
         assert_eq!(label_of(Path::new("set/images.jpg")), Path::new("set/images.txt"));
+        assert_eq!(label_of(Path::new("set/images")), Path::new("set/images.txt"));
     }
 
     #[test]
     fn lines_are_boxes_or_outlines() {
         assert_eq!(parse_line("2 0.5 0.5 0.5 0.25"), Ok((2, [0.25, 0.375, 0.75, 0.625])));
         assert_eq!(parse_line("1.0 0.1 0.2 0.4 0.1 0.3 0.6"), Ok((1, [0.1, 0.1, 0.4, 0.6])));
-        for bad in ["cat 0.5 0.5 0.1 0.1", "0 0.5 0.5 0.1", "0 0.5 x 0.1 0.1", "-1 0.5 0.5 0.1 0.1", "0 1 1 1 1 0.9"] {
+        for bad in [
+            "1.5 0.5 0.5 0.1 0.1",
+            "0 0.5 0.5",
+            "cat 0.5 0.5 0.1 0.1",
+            "0 0.5 0.5 0.1",
+            "0 0.5 x 0.1 0.1",
+            "-1 0.5 0.5 0.1 0.1",
+            "0 1 1 1 1 0.9",
+        ] {
             assert!(parse_line(bad).is_err(), "{bad}");
         }
     }

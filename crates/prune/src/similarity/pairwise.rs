@@ -99,3 +99,50 @@ fn rho2(stats: &ChannelStats, i: usize, stand_in: Option<usize>) -> f64 {
     }
     stand_in.map_or(0.0, |j| stats.at(i, j).powi(2) / (variance * stats.at(j, j))).min(1.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Six channels made of three independent ones.
+    fn stats() -> ChannelStats {
+        let made =
+            [[1.0, 0.0, 0.2], [0.9, 0.3, 0.0], [0.1, 1.0, 0.4], [0.0, 0.8, 0.5], [0.3, 0.2, 1.0], [0.7, 0.7, 0.1]];
+        let cov = |k: usize| made[k / 6].iter().zip(made[k % 6]).map(|(a, b): (&f64, f64)| a * b).sum();
+        ChannelStats { mean: vec![0.0; 6], cov: (0..36).map(cov).collect(), count: 100 }
+    }
+
+    /// Who stood in for a channel may go: prices add up to what is lost once all of them are gone, from the best left.
+    #[test]
+    fn prices_add_up_to_what_is_lost() {
+        let stats = stats();
+        let energy = |i: usize| 1.0 + i as f64;
+        let gram = (0..36).map(|k| if k / 6 == k % 6 { energy(k / 6) } else { 9.0 }).collect();
+        let mut pairs = Pairs::new(&stats, gram, 0.0);
+        let mut sum = 0.0;
+        let mut gone = vec![];
+        for positions in [vec![0], vec![1], vec![5, 2]] {
+            sum += pairs.price(&positions).loss;
+            pairs.remove(&positions);
+            gone.extend(positions);
+            let left = |i: usize| {
+                let unexplained = |j: usize| stats.at(i, i) - stats.at(i, j).powi(2) / stats.at(j, j);
+                energy(i) * (0..6).filter(|j| !gone.contains(j)).map(unexplained).fold(f64::INFINITY, f64::min)
+            };
+            let expected: f64 = gone.iter().map(|&i| left(i)).sum();
+            assert!((sum - expected).abs() < 1e-12, "{gone:?}: {sum} for {expected}");
+        }
+    }
+
+    #[test]
+    fn what_is_all_explained_may_go_at_any_threshold() {
+        let stats =
+            ChannelStats { mean: vec![1.0; 3], cov: vec![1.0, 2.0, 0.0, 2.0, 4.0, 0.0, 0.0, 0.0, 0.0], count: 9 };
+        let pairs = Pairs::new(&stats, vec![1.0; 9], 1.0);
+        for (positions, expected) in [([0], (0.0, true)), ([2], (0.0, true))] {
+            let Price { loss, allowed } = pairs.price(&positions);
+            assert_eq!((loss, allowed), expected, "{positions:?}");
+        }
+        assert!(!pairs.price(&[0, 1]).allowed, "nothing is left to stand in");
+    }
+}

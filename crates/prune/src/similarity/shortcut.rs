@@ -86,3 +86,88 @@ fn passes_zero(op: &Op) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use graph::{Act, Attention, BatchNorm, Conv, Family, Graph, Meta, Tensor};
+
+    use super::*;
+
+    fn conv(graph: &mut Graph, from: NodeId, [outputs, inputs]: [usize; 2]) -> NodeId {
+        let weight = Tensor::new([outputs, inputs, 1, 1], vec![0.5; outputs * inputs]);
+        let conv = Conv { weight, bias: None, stride: [1, 1], pad: [0, 0], groups: 1 };
+        graph.push(format!("conv{}", graph.nodes.len()), Op::Conv(conv), vec![from])
+    }
+
+    /// The additions behind which a branch may go, in a network of a convolution, what `block` adds to it, and a reader.
+    fn ends(block: impl FnOnce(&mut Graph, NodeId) -> NodeId) -> Vec<String> {
+        let mut graph = Graph::new(Meta { family: Family::Other, names: vec![], imgsz: [4, 4] }, 3);
+        let stream = conv(&mut graph, 0, [4, 3]);
+        let end = block(&mut graph, stream);
+        let sum = graph.push("sum", Op::Add, vec![stream, end]);
+        conv(&mut graph, sum, [2, 4]);
+        let coupling = Coupling::of(&graph).expect("fits");
+        let names = |branch: Branch| graph.nodes[branch.add].name.clone();
+        removable(&graph, &coupling).into_iter().map(names).collect()
+    }
+
+    #[test]
+    fn a_branch_may_go_where_its_last_convolution_makes_all_that_it_adds() {
+        let two = |graph: &mut Graph, stream: NodeId| {
+            let inner = conv(graph, stream, [3, 4]);
+            conv(graph, inner, [4, 3])
+        };
+        let behind = |act: Act| {
+            ends(|graph, stream| {
+                let end = two(graph, stream);
+                let norm = graph.push("norm", Op::BatchNorm(BatchNorm::identity(4, 1e-3, 0.03)), vec![end]);
+                graph.push("act", Op::Act(act), vec![norm])
+            })
+        };
+        assert_eq!((ends(two), behind(Act::Silu)), (vec!["sum".to_owned()], vec!["sum".to_owned()]));
+        assert_eq!(behind(Act::Sigmoid), [""; 0], "a half of it stays");
+        assert_eq!(ends(|graph, stream| conv(graph, stream, [4, 4])), [""; 0], "what it reads stays");
+        let pinned = ends(|graph, stream| {
+            let inner = conv(graph, stream, [3, 4]);
+            let end = conv(graph, inner, [4, 3]);
+            if let Op::Conv(inner) = &mut graph.nodes[inner].op {
+                // A convolution in three groups of one input would be depthwise; these have more outputs.
+                (inner.groups, inner.weight) = (2, Tensor::new([6, 2, 1, 1], vec![0.5; 12]));
+            }
+            if let Op::Conv(end) = &mut graph.nodes[end].op {
+                end.weight = Tensor::new([4, 6, 1, 1], vec![0.5; 24]);
+            }
+            end
+        });
+        assert_eq!(pinned, [""; 0], "none of what it reads may go");
+    }
+
+    #[test]
+    fn what_follows_attention_stays_with_it() {
+        let found = ends(|graph, stream| {
+            let qkv = conv(graph, stream, [12, 4]);
+            let attention = Op::Attention(Attention { heads: 1, key: 4, value: 4, areas: 1 });
+            let mixed = graph.push("attention", attention, vec![qkv]);
+            let end = conv(graph, mixed, [4, 4]);
+            let attended = graph.push("attended", Op::Add, vec![stream, end]);
+            let inner = conv(graph, attended, [3, 4]);
+            let end = conv(graph, inner, [4, 3]);
+            let fed = graph.push("fed", Op::Add, vec![attended, end]);
+            let inner = conv(graph, fed, [3, 4]);
+            let end = conv(graph, inner, [4, 3]);
+            graph.push("plain", Op::Add, vec![fed, end])
+        });
+        assert!(found.contains(&"plain".to_owned()) && !found.contains(&"fed".to_owned()), "{found:?}");
+    }
+
+    #[test]
+    fn what_a_branch_has_lost_is_not_lost_again() {
+        let branch = Branch { add: 2, stream: 0, nodes: vec![1] };
+        let mut candidate = Candidate { branch, port: 0, loss: 3.0, share: 0.5 };
+        let mut left = |loss: f64| {
+            candidate.lose(loss);
+            candidate.loss
+        };
+        assert_eq!([1.0, f64::INFINITY, f64::NAN, 5.0].map(&mut left), [2.0, 2.0, 2.0, 0.0]);
+    }
+}

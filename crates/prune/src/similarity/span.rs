@@ -164,6 +164,16 @@ fn factor(graph: &Graph, node: NodeId, stats: &ChannelStats, kept: &[usize], rid
 mod tests {
     use super::*;
 
+    /// The variance of a channel far from nought is known to the rounding of its mean's square.
+    #[test]
+    fn what_is_as_good_as_constant_explains_nothing() {
+        let graph = Graph::new(graph::Meta { family: graph::Family::Other, names: vec![], imgsz: [4, 4] }, 2);
+        let stats = ChannelStats { mean: vec![1e4, 0.0], cov: vec![1e-6, 1e-4, 1e-4, 1.0], count: 1000 };
+        let rows = rows(&graph, 0, &stats, &[1], &[0], 1e-5).expect("fits");
+        let by = rows[0].stand_ins.iter().map(|(_, by)| by.abs()).fold(0.0, f32::max);
+        assert!(by < 2.0, "{by}, where its covariance says 100");
+    }
+
     #[test]
     fn what_cannot_be_told_is_not_free() {
         let loss = |precision: f64, gram: f64| {

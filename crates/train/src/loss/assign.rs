@@ -145,6 +145,15 @@ mod tests {
     }
 
     #[test]
+    fn points_stay_in_order_whichever_is_aligned_best() {
+        let objects = [object(0.0, 10.0), object(20.0, 40.0)];
+        let boxes = |p: usize| if p == 0 { [0.0, 0.0, 8.0, 10.0] } else { [20.0, 0.0, 40.0, 10.0] };
+        let one = Assigner { keep: Some(1), ..assigner(2) };
+        let got = one.assign(&POINTS, &objects, boxes, |p, _| [0.1, 0.0, 0.5, 0.9][p]);
+        assert_eq!(got.iter().map(|a| (a.point, a.object)).collect::<Vec<_>>(), [(0, 0), (3, 1)]);
+    }
+
+    #[test]
     fn an_object_takes_its_best_aligned_points_inside() {
         let boxes = |p: usize| if p == 1 { [0.0, 0.0, 30.0, 10.0] } else { [0.0, 0.0, 24.0, 10.0] };
         let got = assigner(2).assign(&POINTS, &[object(0.0, 30.0)], boxes, |p, _| [0.1, 0.9, 0.5, 0.9][p]);

@@ -128,6 +128,7 @@ mod tests {
             ("around", [2.9, 4.1, 6.0, 8.0]),
             ("apart", [9.0, 12.0, 1.0, 2.0]),
             ("apart along x only", [9.0, 4.3, 1.0, 2.0]),
+            ("inside out", [3.4, 4.5, -3.0, -2.0]),
         ];
         for (name, pred) in preds {
             let pred = corners(pred);
@@ -153,6 +154,7 @@ mod tests {
             ("inside", [3.1, 4.2, 0.5, 0.8], 0.04),
             ("around", [2.9, 4.1, 4.0, 10.0], 0.25),
             ("apart", [9.0, 12.0, 1.0, 2.0], 0.0),
+            ("apart along x only", [9.0, 4.3, 1.0, 2.0], 0.0),
         ];
         for (name, pred, want) in cases {
             let pred = corners(pred);

@@ -186,6 +186,13 @@ mod tests {
     }
 
     #[test]
+    fn what_nobody_sees_is_learned_in_the_box_and_near_its_centre() {
+        let matched = assign(&row(12), &[object(0.0, 48.0)], |_| says([90.0, 0.0, 95.0, 8.0], &[0.0]));
+        // The first point is in the box, yet not within 20 pixels of 24.
+        assert_eq!(owners(&matched), [(1, 0)]);
+    }
+
+    #[test]
     fn a_contested_point_goes_to_the_cheaper_object() {
         // Both objects want the one point that has an overlap with either.
         let said = |p: usize| says(if p == 3 { [24.0, 0.0, 36.0, 8.0] } else { [90.0, 0.0, 91.0, 8.0] }, &[0.0]);

@@ -314,6 +314,12 @@ mod tests {
     }
 
     #[test]
+    fn the_last_cell_has_no_neighbour_beyond_it() {
+        let found = matches(&level(), [0.9, 0.55, 0.2, 0.2]);
+        assert_eq!(cells(&found), [(0, 9, 5), (0, 8, 5)], "{found:?}");
+    }
+
+    #[test]
     fn both_anchors_within_the_ratio_are_taken() {
         let matches = matches(&level(), [0.55, 0.55, 0.4, 0.4]);
         assert_eq!(matches.iter().map(|m| m.anchor).take(2).collect::<Vec<_>>(), [0, 1]);
@@ -391,6 +397,21 @@ mod tests {
         let s = V5Loss::default().scaled(3, 320, 3);
         assert_eq!((s.box_gain, s.obj_gain), (0.05, 0.25));
         assert!((s.cls_gain - 0.5 * 3.0 / 80.0).abs() < 1e-7);
+        // Two levels share what three do.
+        let two = V5Loss::default().scaled(3, 320, 2);
+        let gains = |s: &V5Loss| [s.box_gain, s.obj_gain, s.cls_gain];
+        assert!(gains(&s).iter().zip(gains(&two)).all(|(three, two)| (1.5 * three - two).abs() < 1e-7));
+    }
+
+    #[test]
+    fn one_class_says_everything_by_its_objectness() {
+        let head = AnchorHead { classes: 1, levels: vec![level()] };
+        let data = vec![0.3; 10 * 10 * 12];
+        let map = RawMap { n: 1, h: 10, w: 10, c: 12, data: &data };
+        let one = Target { class: 0, ..target([0.5, 0.5, 0.2, 0.2]) };
+        let out = V5Loss::default().evaluate(&head, &[map], &[one]).unwrap();
+        assert!(out.value.parts[0].1 > 0.0 && out.value.parts[2].1 == 0.0, "{:?}", out.value);
+        assert!(out.grads[0].iter().skip(5).step_by(6).all(|&g| g == 0.0));
     }
 
     #[test]
@@ -400,5 +421,8 @@ mod tests {
         let map = RawMap { n: 1, h: 10, w: 10, c: 12, data: &data };
         let err = V5Loss::default().evaluate(&head, &[map], &[target([0.5, 0.5, 0.2, 0.2])]).unwrap_err();
         assert!(err.to_string().contains("class 1"), "{err}");
+        let beyond = Target { image: 1, class: 0, ..target([0.5, 0.5, 0.2, 0.2]) };
+        let err = V5Loss::default().evaluate(&head, &[map], &[beyond]).unwrap_err();
+        assert!(err.to_string().contains("image 1"), "{err}");
     }
 }

@@ -87,3 +87,60 @@ fn shift(conv: &Conv, rounded: &[f32], means: &Means) -> Vec<f64> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use graph::reference::{Map, forward};
+    use graph::{Family, Graph, Meta, Shape, Tensor};
+
+    use super::*;
+
+    /// Whatever its weights and its input are rounded to, a convolution says on average what it said, in each of its groups.
+    #[test]
+    fn corrected_means_are_the_exact_ones() -> graph::Result<()> {
+        let number = |i: usize| ((i * 37 % 23) as f32 - 9.0) / 8.0;
+        let conv = |shape: [usize; 4], groups| {
+            let weight = Tensor::new(shape, (0..shape.iter().product()).map(number).collect());
+            Op::Conv(Conv {
+                weight,
+                bias: Some((0..shape[0]).map(number).collect()),
+                stride: [1, 1],
+                pad: [0, 0],
+                groups,
+            })
+        };
+        let mut graph = Graph::new(Meta { family: Family::Other, names: vec![], imgsz: [5, 6] }, 3);
+        let first = graph.push("first", conv([4, 3, 1, 1], 1), vec![0]);
+        graph.push("second", conv([4, 2, 2, 3], 2), vec![first]);
+        // Steps a tenth wide.
+        let coarse = |low: f32| Affine::covering(low, low + 25.5).map(Some).expect("a range");
+        let quantized = Quantized::new(graph.clone(), vec![coarse(-0.04), coarse(-12.0), None])?;
+        // Each channel is the same everywhere, so that all taps read the same mean.
+        let bytes: Vec<u8> = (0..90).map(|i| [13, 77, 200][i % 3]).collect();
+        let batches = || std::iter::once(Ok::<_, Error>(Images { data: bytes.clone(), n: 1 }));
+        let corrected = correct_biases(&quantized, [5, 6], batches())?;
+        let shape = Shape { c: 3, h: 5, w: 6 };
+        let data = (0..90).map(|i| f64::from(bytes[i % 30 * 3 + i / 30]) / 255.0).collect();
+        let maps = forward(&graph, &Map { shape, data })?;
+        for id in [1, 2] {
+            let Op::Conv(conv) = &corrected.graph().nodes[id].op else { panic!("a convolution") };
+            let weight = corrected.conv(id)?.expect("a convolution").filters.dequantize();
+            let weight = Tensor::new(conv.weight.shape.clone(), weight);
+            let said = Op::Conv(Conv { weight, ..conv.clone() });
+            // What it reads in bytes, made exactly.
+            let affine = corrected.map(id - 1).expect("bytes");
+            let read =
+                Map { data: maps[id - 1].data.iter().map(|&x| affine.round(x)).collect(), ..maps[id - 1].clone() };
+            let mut alone =
+                Graph::new(Meta { imgsz: [read.shape.h, read.shape.w], ..graph.meta.clone() }, read.shape.c);
+            alone.push("alone", said, vec![0]);
+            let out = forward(&alone, &read)?.remove(1);
+            let mean = |map: &Map, c: usize| map.channel(c).iter().sum::<f64>() / map.channel(c).len() as f64;
+            for c in 0..4 {
+                let off = mean(&out, c) - mean(&maps[id], c);
+                assert!(off.abs() < 1e-4, "convolution {id}, channel {c}: off by {off}");
+            }
+        }
+        Ok(())
+    }
+}

@@ -485,3 +485,47 @@ fn products(a: &[f64], b: &[f64], width: usize) -> Vec<f64> {
 fn add(to: &mut [f64], by: f64, what: &[f64]) {
     to.iter_mut().zip(what).for_each(|(to, what)| *to += by * what);
 }
+
+#[cfg(test)]
+mod tests {
+    use graph::{AnchorHead, AnchorLevel, DflHead, Family, Meta, YoloxHead};
+
+    use super::*;
+
+    #[test]
+    fn only_probabilities_are_heard_through_a_sigmoid() {
+        let level = |decode| AnchorLevel { stride: 8, anchors: vec![[8.0, 8.0]], decode };
+        let anchors = |decode| Head::Anchor(AnchorHead { classes: 1, levels: vec![level(decode)] });
+        let dfl = DflHead { end_to_end: true, one_to_many: true, ..DflHead::new(2, 1, vec![8]) };
+        let yolox = Head::Yolox(YoloxHead { classes: 2, strides: vec![8] });
+        let all = |head: Head| (0..head.inputs()).map(|i| said(&head, i) == Act::Sigmoid).collect::<Vec<_>>();
+        assert_eq!(all(anchors(BoxDecode::V5)), [true]);
+        assert_eq!(all(anchors(BoxDecode::Darknet { scale_xy: 1.0 })), [false], "sides are exponentials");
+        assert_eq!(all(Head::Dfl(dfl)), [false, true, false, false], "what helps training alone is not heard");
+        assert_eq!(all(yolox), [false, true, true]);
+    }
+
+    #[test]
+    fn mirrors_follow_the_images_and_judge_where_they_do() {
+        let (h, w, n) = (2, 3, 5);
+        let graph = Graph::new(Meta { family: Family::Other, names: vec![], imgsz: [h, w] }, 3);
+        let kept = Kept::all(&graph).expect("shapes");
+        let images = Images { data: (0..n * h * w * 3).map(|i| i as u8).collect(), n };
+        let (focus, sensitivity) = (Focus::new(), Sensitivity::default());
+        let job = |images| Reconstruction {
+            dense: &graph,
+            slim: &graph,
+            kept: &kept,
+            images,
+            imgsz: [h, w],
+            seed: 0,
+            focus: &focus,
+            sensitivity: &sensitivity,
+        };
+        assert_eq!(job(&images).view(1)[..], images.data[18..36]);
+        assert_eq!(job(&images).view(n + 1)[..9], [24, 25, 26, 21, 22, 23, 18, 19, 20]);
+        let sides = |views: usize| job(&images).sides(views).map(|sides| (sides.fit, sides.check));
+        assert_eq!(sides(10), Some((vec![0, 1, 2, 4, 5, 6, 7, 9], vec![3, 8])));
+        assert_eq!(sides(3), None, "none of them judges");
+    }
+}
