@@ -1,5 +1,6 @@
 //! What the user sees: data on stdout, everything else on stderr, colour only where a terminal shows it.
 
+mod interrupt;
 mod number;
 mod progress;
 mod table;
@@ -14,6 +15,7 @@ use miette::Diagnostic;
 
 use crate::exit::{Error, Exit};
 
+pub use interrupt::on_interrupt;
 pub use number::{bytes, count, fixed, listed};
 pub use progress::{bar, spinner};
 pub use table::{Column, Table};
@@ -68,6 +70,17 @@ pub fn warn(text: impl Display) {
     }
 }
 
+/// Writes a line that says what to do.
+pub fn hint(text: impl Display) {
+    if !is_quiet() {
+        progress::line(hint_line(text));
+    }
+}
+
+fn hint_line(text: impl Display) -> String {
+    format!("{} {text}", Style::new().for_stderr().cyan().bold().apply_to("hint:"))
+}
+
 /// Writes an error and what to do about it:
 ///
 /// ```text
@@ -76,7 +89,6 @@ pub fn warn(text: impl Display) {
 /// ```
 pub fn print_error(error: &dyn Diagnostic) {
     let red = Style::new().for_stderr().red().bold();
-    let cyan = Style::new().for_stderr().cyan().bold();
     let mut message = error.to_string();
     let (mut source, mut kind) = (error.source(), None);
     while let Some(inner) = source {
@@ -91,7 +103,7 @@ pub fn print_error(error: &dyn Diagnostic) {
     let mut lines = format!("{} {message}", red.apply_to("error:"));
     let help = error.help().map(|help| help.to_string()).or_else(|| io_hint(kind?).map(Into::into));
     if let Some(help) = help {
-        lines += &format!("\n{} {help}", cyan.apply_to("hint:"));
+        lines += &format!("\n{}", hint_line(help));
     }
     progress::line(lines);
 }

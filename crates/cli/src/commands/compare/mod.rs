@@ -58,6 +58,7 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
         ui::note(format_args!("Seed {seed}: the dense detector"));
         let folder = out.join(format!("seed{seed}"));
         let dense = Pipeline::new(&base, &dataset, &folder, model.meta.family)?.dense(&model)?;
+    ui::on_interrupt("the same command goes on with this comparison".into());
         base.dense.epochs = 0;
         Ok(Start { base, folder, dense })
     };

@@ -69,7 +69,8 @@ pub fn run(args: &Compress) -> miette::Result<Exit> {
         speed.keep(&out)?;
     }
     runs::write_toml(&out.join("recipe.toml"), &recipe)?;
-    compress(&recipe, &model, &dataset, &out, args.json)
+    runs::tell_resume(&out);
+    compress(&recipe, &fitted, &dataset, &out, args.json)
 }
 
 /// Runs a complete recipe and shows what came of it.
