@@ -1,5 +1,6 @@
 //! What the user sees: data on stdout, everything else on stderr, colour only where a terminal shows it.
 
+mod fit;
 mod interrupt;
 mod number;
 mod progress;
@@ -10,7 +11,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use console::{Style, measure_text_width};
+use console::Style;
 use miette::Diagnostic;
 
 use crate::exit::{Error, Exit};
@@ -123,46 +124,4 @@ pub fn io_hint(kind: io::ErrorKind) -> Option<&'static str> {
 /// Columns the terminal behind stdout has; `None` where stdout is no terminal and nothing need be cut.
 fn stdout_width() -> Option<usize> {
     console::Term::stdout().size_checked().map(|(_, columns)| usize::from(columns))
-}
-
-/// Cuts `text` to `width` terminal columns, with an ellipsis in the middle: names differ at both ends.
-fn shorten(text: &str, width: usize) -> String {
-    if measure_text_width(text) <= width {
-        return text.to_owned();
-    }
-    let Some(room) = width.checked_sub(1) else { return String::new() };
-    let (mut head, mut tail) = (String::new(), String::new());
-    let (mut head_width, mut tail_width) = (0, 0);
-    for c in text.chars() {
-        head_width += measure_text_width(c.encode_utf8(&mut [0; 4]));
-        if head_width > room / 2 {
-            break;
-        }
-        head.push(c);
-    }
-    for c in text.chars().rev() {
-        tail_width += measure_text_width(c.encode_utf8(&mut [0; 4]));
-        if tail_width > room - room / 2 {
-            break;
-        }
-        tail.insert(0, c);
-    }
-    format!("{head}…{tail}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shortening_keeps_both_ends_and_never_splits_a_character() {
-        assert_eq!(shorten("model.9.cv1", 20), "model.9.cv1");
-        assert_eq!(shorten("model.24.m.0.conv", 9), "mode…conv");
-        assert_eq!(shorten("血球検出モデル", 7), "血…ル");
-        assert_eq!(shorten("abc", 1), "…");
-        assert_eq!(shorten("abc", 0), "");
-        for width in 0..30 {
-            assert!(measure_text_width(&shorten("naïve 血球 model.24", width)) <= width);
-        }
-    }
 }
