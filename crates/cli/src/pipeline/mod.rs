@@ -33,7 +33,7 @@ use crate::report::{Accuracy, StageRow, Summary};
 use crate::runs;
 use crate::score::Judge;
 use crate::speed::{Speed, side_by_side};
-use crate::training::{Bars, Counter, fit, tell_head};
+use crate::training::{Bars, Counter};
 use crate::{splits, ui};
 
 pub use drop::{Trials, search};
@@ -94,7 +94,7 @@ impl<'a> Pipeline<'a> {
         Ok(Self { recipe, dataset, out, calibration, judges })
     }
 
-    /// The detector everything starts from: `model` fitted to the dataset and fine-tuned, or read where that is done.
+    /// The detector everything starts from: `model`, which has a head for the dataset's classes, fine-tuned, or read where that is done.
     pub fn dense(&self, model: &Graph) -> miette::Result<Graph> {
         let folder = self.out.join("stages");
         std::fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, &e))?;
@@ -103,17 +103,13 @@ impl<'a> Pipeline<'a> {
 
     fn first(&self, rows: &mut Vec<Stage>, model: &Graph) -> miette::Result<Graph> {
         let recipe = self.recipe;
-        self.stage(rows, "dense", || {
-            let start = fit(model, self.dataset, recipe.dense.imgsz, recipe.seed)?;
-            tell_head(model, &start);
-            match recipe.dense.epochs {
-                0 => Ok(start.for_inference().into_owned()),
-                _ => Ok(self.train("dense", &start, &recipe.dense, None)?.best),
-            }
+        self.stage(rows, "dense", || match recipe.dense.epochs {
+            0 => Ok(model.for_inference().into_owned()),
+            _ => Ok(self.train("dense", model, &recipe.dense, None)?.best),
         })
     }
 
-    /// Runs what has not been run yet and writes the outcome: slim detector, ONNX, summary.json, report.html.
+    /// Runs what has not been run yet on `model`, as [`Pipeline::dense`] takes it, and writes the outcome: slim detector, ONNX, summary.json, report.html.
     pub fn run(&self, model: &Graph) -> miette::Result<Summary> {
         let recipe = self.recipe;
         for folder in ["stages", "plans"] {
