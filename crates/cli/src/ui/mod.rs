@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use console::Style;
 use miette::Diagnostic;
 
-use crate::exit::{Error, Exit};
+use crate::exit::{Error, Exit, io_hint};
 
 pub use interrupt::on_interrupt;
 pub use number::{bytes, count, fixed, listed};
@@ -107,18 +107,6 @@ pub fn print_error(error: &dyn Diagnostic) {
         lines += &format!("\n{}", hint_line(help));
     }
     progress::line(lines);
-}
-
-/// What to do about a file that cannot be read or written.
-pub fn io_hint(kind: io::ErrorKind) -> Option<&'static str> {
-    match kind {
-        io::ErrorKind::NotFound => Some("check the path; is it spelt right, does its folder exist?"),
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            Some("check who may read and write there, or choose another place")
-        }
-        io::ErrorKind::StorageFull => Some("free some space, or choose another disk"),
-        _ => None,
-    }
 }
 
 /// Columns the terminal behind stdout has; `None` where stdout is no terminal and nothing need be cut.
