@@ -4,7 +4,7 @@
 //! done; a killed run goes on with the first that is not.
 
 pub mod cut;
-pub mod drop;
+mod drop;
 mod goal;
 mod methods;
 mod outcome;
@@ -29,14 +29,14 @@ use self::cut::Calibration;
 use self::outcome::Targets;
 use self::round::{Cutter, Round};
 use crate::exit::Error;
-use crate::report::{Accuracy, StageRow, Summary};
+use crate::report::{Accuracy, StageRow, Summary, Trials};
 use crate::runs;
 use crate::score::Judge;
 use crate::speed::{Speed, side_by_side};
 use crate::training::{Bars, Counter};
 use crate::{splits, ui};
 
-pub use drop::{Trials, search};
+pub use drop::search;
 pub use goal::Goal;
 pub use methods::{LONGER, METHODS, Method};
 pub use outcome::stage_table;

@@ -13,7 +13,6 @@ mod tests;
 use serde::{Deserialize, Serialize};
 
 use crate::int8;
-use crate::pipeline::Trials;
 
 pub use html::render;
 use train::sparse::GammaHistogram;
@@ -99,6 +98,23 @@ impl TargetRow {
 }
 
 /// Predicted milliseconds of one kind of operator in the dense and the slim detector.
+/// One cut that was tried.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Trial {
+    /// Share of the multiply-accumulates kept.
+    pub macs: f64,
+    /// mAP50-95 on `val` after the cut, before healing; none where the cut cannot be made.
+    pub map50_95: Option<f64>,
+}
+
+/// All cuts that were tried for `--max-drop`, in order.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Trials {
+    /// mAP50-95 on `val` before the cut.
+    pub dense: f64,
+    pub trials: Vec<Trial>,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct KindTime {
     pub kind: String,
