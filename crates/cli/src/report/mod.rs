@@ -5,6 +5,7 @@
 pub mod analysis;
 pub mod compare;
 mod html;
+mod markup;
 mod plots;
 mod targets;
 #[cfg(test)]
@@ -97,7 +98,6 @@ impl TargetRow {
     }
 }
 
-/// Predicted milliseconds of one kind of operator in the dense and the slim detector.
 /// One cut that was tried.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trial {
@@ -115,6 +115,7 @@ pub struct Trials {
     pub trials: Vec<Trial>,
 }
 
+/// Predicted milliseconds of one kind of operator in the dense and the slim detector.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KindTime {
     pub kind: String,

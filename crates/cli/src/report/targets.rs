@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::ReportData;
-use super::html::{escape, section};
+use super::markup::{escape, section};
 use crate::ui;
 
 /// Writes the section, where there is anything to say.
