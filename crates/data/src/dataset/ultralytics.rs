@@ -8,7 +8,7 @@ use saphyr::{LoadableYamlNode, Yaml};
 use saphyr_parser::{Event, Parser};
 
 use super::{Dataset, Format, Item, LabelBox, OpenOptions, Split, accept, asked, files_in, is_image, read_text};
-use crate::doctor::{Kind, Problem};
+use crate::problem::{Kind, Problem};
 use crate::{Error, Result, picture};
 
 /// The yaml of a folder: `data.yaml` or `dataset.yaml`.
