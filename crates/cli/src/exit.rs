@@ -1,5 +1,6 @@
 //! Exit codes, and the errors the command line itself makes.
 
+use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -60,8 +61,20 @@ impl Error {
     }
 
     /// A file system call on `path` failed; `action` is a verb such as "write".
-    pub fn io(action: &str, path: &Path, source: &std::io::Error) -> miette::Report {
-        let help = crate::ui::io_hint(source.kind()).map(Into::into);
+    pub fn io(action: &str, path: &Path, source: &io::Error) -> miette::Report {
+        let help = io_hint(source.kind()).map(Into::into);
         Self::Failed { what: format!("cannot {action} `{}`: {source}", path.display()), help }.into()
+    }
+}
+
+/// What to do about a file that cannot be read or written.
+pub fn io_hint(kind: ErrorKind) -> Option<&'static str> {
+    match kind {
+        ErrorKind::NotFound => Some("check the path; is it spelt right, does its folder exist?"),
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            Some("check who may read and write there, or choose another place")
+        }
+        ErrorKind::StorageFull => Some("free some space, or choose another disk"),
+        _ => None,
     }
 }

@@ -14,7 +14,7 @@ use train::val_nms;
 
 use crate::detector::Detector;
 use crate::exit::Error;
-use crate::score::score;
+use crate::score::{class_map, score};
 use crate::splits;
 use crate::ui::{self, Column, Table};
 
@@ -80,18 +80,20 @@ impl Int8<'_> {
             },
             Err(_) => 0,
         };
-        let before = match judges {
-            0 => None,
-            _ => Some(self.score(&mut Detector::of(self.graph.clone(), imgsz)?)?),
+        // Once for both files: how classes are compared is told on the way.
+        let classes = (judges > 0).then(|| class_map(&self.graph.meta.names, self.dataset)).transpose()?;
+        let before = match &classes {
+            None => None,
+            Some(classes) => Some(self.score(&mut Detector::of(self.graph.clone(), imgsz)?, classes)?),
         };
         let items = self.items()?;
         let quantized = self.quantize(&items)?;
         let bytes = export_quantized(&quantized, &self.options)?;
         self.runs(path, bytes.clone())?;
         write_whole(path, &bytes)?;
-        let after = match judges {
-            0 => None,
-            _ => Some(self.score(&mut Detector::open(path, None, None)?)?),
+        let after = match &classes {
+            None => None,
+            Some(classes) => Some(self.score(&mut Detector::open(path, None, None)?, classes)?),
         };
         let measured =
             |bytes, map: Option<[f64; 2]>| Measured { bytes, map50_95: map.map(|m| m[0]), map50: map.map(|m| m[1]) };
@@ -152,8 +154,8 @@ impl Int8<'_> {
     }
 
     /// mAP50-95 and mAP50 on the validation images, by the rules of `val`.
-    fn score(&self, detector: &mut Detector) -> miette::Result<[f64; 2]> {
-        let map = score(detector, self.dataset, "val", BATCH, &val_nms())?.map;
+    fn score(&self, detector: &mut Detector, classes: &[usize]) -> miette::Result<[f64; 2]> {
+        let map = score(detector, classes, self.dataset, "val", BATCH, &val_nms())?.map;
         Ok([map.map50_95, map.map50])
     }
 }

@@ -44,6 +44,11 @@ pub fn folder(asked: Option<&Path>, kind: &str, resume: bool) -> miette::Result<
     Ok(out)
 }
 
+/// Has Ctrl-C say how the run in `out`, whose recipe is there, is gone on with.
+pub fn tell_resume(out: &Path) {
+    ui::on_interrupt(format!("the same command with `--out {} --resume` goes on with this run", out.display()));
+}
+
 /// The file by which a folder is known to hold a run of `kind`.
 fn marks(kind: &str) -> &'static str {
     match kind {

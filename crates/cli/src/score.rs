@@ -23,16 +23,16 @@ pub struct Score {
     pub detecting: Duration,
 }
 
-/// Runs `detector` over the images of a split and compares.
+/// Runs `detector` over the images of a split and compares; `classes` is its [`class_map`].
 pub fn score(
     detector: &mut Detector,
+    classes: &[usize],
     dataset: &Dataset,
     split: &str,
     batch: usize,
     nms: &NmsConfig,
 ) -> miette::Result<Score> {
     let items = splits::labelled(dataset, split)?;
-    let classes = class_map(&detector.names, dataset)?;
     let config = LoaderConfig {
         size: detector.imgsz as u32,
         batch,
@@ -42,7 +42,7 @@ pub fn score(
     };
     let loader = Loader::new(items, config)?;
     let mut detecting = Duration::ZERO;
-    let map = evaluate(dataset, items, &loader, &classes, &mut Counter::default(), |batch| {
+    let map = evaluate(dataset, items, &loader, classes, &mut Counter::default(), |batch| {
         let start = Instant::now();
         let detections = detector.detect(&batch.images, batch.n, nms);
         detecting += start.elapsed();
@@ -112,8 +112,11 @@ fn listed(names: &[String]) -> String {
     format!("{} class{plural} ({}{more})", names.len(), names[..names.len().min(3)].join(", "))
 }
 
-/// The dataset's class of each of the detector's: by name where the names are the same, else by place.
-fn class_map(detector: &[String], dataset: &Dataset) -> miette::Result<Vec<usize>> {
+/// The dataset's class of each of the detector's: by name where the names are the same, else by place, with a warning.
+///
+/// # Errors
+/// There are more or fewer of them.
+pub fn class_map(detector: &[String], dataset: &Dataset) -> miette::Result<Vec<usize>> {
     let names = &dataset.names;
     let by_name: Vec<usize> = detector.iter().filter_map(|n| names.iter().position(|d| d == n)).collect();
     if detector.len() != names.len() {

@@ -367,6 +367,41 @@ fn a_demo_is_not_mixed_with_another() {
     check(dir.path(), &[demo]);
 }
 
+/// Whether this process, and so what it starts, is deaf to Ctrl-C, as jobs in the background are.
+#[cfg(target_os = "linux")]
+fn is_deaf() -> bool {
+    let status = fs::read_to_string("/proc/self/status").expect("Linux has it");
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).expect("a mask");
+    u64::from_str_radix(ignored.trim(), 16).expect("a mask") & 0b10 != 0
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_that_is_interrupted_says_how_to_go_on() {
+    use std::os::unix::process::ExitStatusExt;
+    if is_deaf() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a folder");
+    let dir = dir.path();
+    common::squares(dir, [6, 2], &["disc", "square"]);
+    common::done(dir, "new yolov5n --data ds --imgsz 64 --out new.safetensors");
+    let args = "train --model new.safetensors --data ds --batch 2 --epochs 10000 --out run";
+    let mut command = Command::new(env!("CARGO_BIN_EXE_prunella"));
+    let command = command.args(args.split(' ')).current_dir(dir).env("NO_COLOR", "1");
+    let mut run = command.stderr(std::process::Stdio::piped()).spawn().expect("the binary runs");
+    while !dir.join("run/weights/resume.safetensors").is_file() {
+        assert!(run.try_wait().expect("it is ours").is_none(), "it ended by itself");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let sent = Command::new("kill").args(["-INT", &run.id().to_string()]).status().expect("there is such a program");
+    assert!(sent.success());
+    let Output { status, stderr, .. } = run.wait_with_output().expect("it ends");
+    let stderr = String::from_utf8(stderr).expect("UTF-8");
+    assert_eq!(status.signal(), Some(2), "as without a word: {stderr}");
+    assert!(stderr.ends_with("hint: the same command with `--out run --resume` goes on with this run\n"), "{stderr}");
+}
+
 #[test]
 fn the_doctor_reports_and_says_so_in_its_exit_code() {
     let dir = dataset();

@@ -132,8 +132,11 @@ fn eight_bits_are_smaller_and_find_nearly_the_same() {
     let (exact, rounded) = (best("new.safetensors"), best("new-int8.onnx"));
     assert!((exact - rounded).abs() < 0.1 * exact, "{exact} in f32, {rounded} in eight bits");
 
-    // Fewer images, a name of one's own, a table for people.
-    let table = done(dir, "-q export --model new.safetensors --int8 --data ds --calibration-images 2 --out own.onnx");
+    // Fewer images, a name of one's own, a table for people; classes of other names are told of once.
+    done(dir, "new yolov5n --names round,edged --imgsz 64 --out thing.safetensors");
+    let export = "export --model thing.safetensors --int8 --data ds --calibration-images 2 --out own.onnx";
+    let (code, table, err) = prunella(dir, export);
+    assert!(code == 0 && err.matches("compared by their place").count() == 1, "{err}");
     assert!(table.contains("int8") && table.ends_with("own.onnx\n") && dir.join("own.onnx").is_file(), "{table}");
 }
 

@@ -11,6 +11,7 @@ mod hsv;
 mod letterbox;
 mod loader;
 pub mod picture;
+pub mod problem;
 pub mod synth;
 mod target;
 mod warp;

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use data::doctor::{self, Kind};
+use data::doctor;
+use data::problem::Kind;
 use data::synth::{self, SynthConfig};
 use data::{Augment, Batch, Error, Format, Loader, LoaderConfig, Mode, OpenOptions, open, picture};
 use image::{Rgb, RgbImage};

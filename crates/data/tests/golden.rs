@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use data::doctor::{self, Kind};
+use data::doctor;
+use data::problem::Kind;
 use data::{Dataset, Loader, LoaderConfig, Mode, OpenOptions, open};
 
 fn bccd(shared: &Path) -> Dataset {

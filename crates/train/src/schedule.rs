@@ -63,8 +63,7 @@ pub struct Schedule {
     batches: usize,
     iterations: usize,
     warmup: usize,
-    /// Batches to one step of the optimiser, after warm-up and before rounding.
-    accumulate: f32,
+    /// Images a batch, and those that gradients are added up over.
     batch: usize,
     nominal_batch: usize,
 }
@@ -86,8 +85,7 @@ impl Schedule {
         let iterations = epochs * batches;
         let warmup = if config.warmup_epochs > 0.0 { asked.max(config.warmup_min_iterations) } else { 0 };
         let warmup = warmup.min(iterations / WARMUP_SHARE);
-        let accumulate = nominal_batch as f32 / batch as f32;
-        Self { config: config.clone(), batches, iterations, warmup, accumulate, batch, nominal_batch }
+        Self { config: config.clone(), batches, iterations, warmup, batch, nominal_batch }
     }
 
     /// Pace of batch `iteration` (from 0, over all epochs).
@@ -96,13 +94,13 @@ impl Schedule {
         let lr = config.lr0 * self.decay(iteration);
         if iteration > self.warmup || self.warmup == 0 {
             let rates = GroupRates { weight: lr, norm: lr, bias: lr };
-            return Pace { rates, momentum: config.momentum, accumulate: whole(self.accumulate) };
+            return Pace { rates, momentum: config.momentum, accumulate: whole(self.accumulate()) };
         }
         let mix = |from: f32, to: f32| from + (to - from) * (iteration as f32 / self.warmup as f32);
         Pace {
             rates: GroupRates { weight: mix(0.0, lr), norm: mix(0.0, lr), bias: mix(config.warmup_bias_lr, lr) },
             momentum: mix(config.warmup_momentum, config.momentum),
-            accumulate: whole(mix(1.0, self.accumulate)),
+            accumulate: whole(mix(1.0, self.accumulate())),
         }
     }
 
@@ -123,7 +121,12 @@ impl Schedule {
 
     /// Weight decay for the batch that is really accumulated, where `nominal` is meant for the nominal batch.
     pub fn weight_decay(&self, nominal: f32) -> f32 {
-        nominal * (self.batch * whole(self.accumulate)) as f32 / self.nominal_batch as f32
+        nominal * (self.batch * whole(self.accumulate())) as f32 / self.nominal_batch as f32
+    }
+
+    /// Batches to one step of the optimiser, after warm-up and before rounding.
+    fn accumulate(&self) -> f32 {
+        self.nominal_batch as f32 / self.batch as f32
     }
 
     /// Factor of `lr0` at `iteration`.

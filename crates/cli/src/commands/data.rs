@@ -1,7 +1,8 @@
 //! `data`: looks at datasets.
 
 use data::OpenOptions;
-use data::doctor::{self, Kind, Report};
+use data::doctor::{self, Report};
+use data::problem::Kind;
 
 use crate::args::{Data, DataCheck};
 use crate::exit::Exit;

@@ -28,6 +28,7 @@ pub fn run(args: &Demo) -> miette::Result<Exit> {
         return Err(Error::failed(what, "give another `--out`, or delete that folder"));
     }
     runs::write_toml(&told, &recipe)?;
+    ui::on_interrupt("the same command goes on with this demo".into());
     let folder = out.join("dataset");
     let config = SynthConfig { train: 320, val: 80, test: 40, size: SIZE as u32, seed: args.seed };
     let yaml = &recipe.data;

@@ -48,6 +48,7 @@ pub fn run(args: &Train) -> miette::Result<Exit> {
     let out = runs::folder(args.out.as_deref(), "train", args.resume)?;
     has_its_state(&out)?;
     runs::write_toml(&out.join("recipe.toml"), &recipe)?;
+    runs::tell_resume(&out);
     let task = Task { start: &start, dataset: &dataset, teacher: None, standing: None, out: &out, resume: args.resume };
     let trained = train::train(&task, &recipe.config, &mut Bars::new("train"))?;
     if !trained.gammas.is_empty() {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::args::Val;
 use crate::detector::Detector;
 use crate::exit::{Error, Exit};
-use crate::score::score;
+use crate::score::{class_map, score};
 use crate::training::{tell_left_out, tell_split};
 use crate::ui::{self, Column, Table};
 
@@ -62,7 +62,8 @@ fn score_model(model: &Path, args: &Val) -> miette::Result<Outcome> {
     tell_split(&dataset, &args.split);
     let mut detector = Detector::open(model, args.weights.as_deref(), args.imgsz)?;
     let nms = NmsConfig { conf: args.conf as f32, iou: args.iou as f32, ..NmsConfig::default() };
-    let score = score(&mut detector, &dataset, &args.split, args.batch, &nms)?;
+    let classes = class_map(&detector.names, &dataset)?;
+    let score = score(&mut detector, &classes, &dataset, &args.split, args.batch, &nms)?;
     let run = Run {
         model: model.display().to_string(),
         data: args.data.data.display().to_string(),

@@ -6,7 +6,9 @@ use std::rc::{Rc, Weak};
 use data::{Augment, Batch, Dataset, Item, Loader, LoaderConfig, Mode};
 use graph::Graph;
 use prune::surgery::Kept;
-use prune::{Coupling, Importance, Plan, Sensitivity, Similarity, Statistics, Target, importance, similarity, surgery};
+use prune::{
+    Coupling, Importance, Limits, Plan, Sensitivity, Similarity, Statistics, Target, importance, similarity, surgery,
+};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -330,6 +332,14 @@ pub struct Outcome {
 }
 
 impl Cut<'_> {
+    /// How far it can go: the limits of what does the last of it, and whether branches go whole.
+    pub fn reach(&self) -> (Limits, bool) {
+        match self.similarity_share > 0.0 {
+            true => (self.similarity.limits, self.similarity.shortcuts),
+            false => (self.importance.limits, false),
+        }
+    }
+
     /// What several cuts of `model` need to know of it, for as long as it is held: otherwise each of them looks anew.
     pub fn hold(&self, model: &Graph, calibration: Option<&Calibration>) -> miette::Result<Option<Rc<Statistics>>> {
         // Where stage 1 comes first, stage 2 meets another detector each time.

@@ -3,38 +3,14 @@
 //! What is judged is the detector as it is after the cut and reconstruction, before any healing: healing takes hours, and
 //! gives back more the more has been lost, so the cut found is on the careful side.
 
-use serde::{Deserialize, Serialize};
-
 use crate::exit::Error;
+use crate::report::{Trial, Trials};
 use crate::ui;
 
 /// The smallest share of the multiply-accumulates that is tried.
 const LEAST: f64 = 0.05;
 /// Halvings of the interval between a cut that costs too much and one that does not: shares are found to within 0.03.
 const HALVINGS: usize = 5;
-
-/// One cut that was tried.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Trial {
-    /// Share of the multiply-accumulates kept.
-    pub macs: f64,
-    /// mAP50-95 on `val` after the cut, before healing; none where the cut cannot be made.
-    pub map50_95: Option<f64>,
-}
-
-/// All trials of a search, in order.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Trials {
-    /// mAP50-95 on `val` before the cut.
-    pub dense: f64,
-    pub trials: Vec<Trial>,
-}
-
-impl Trials {
-    fn of(&self, macs: f64) -> Option<Trial> {
-        self.trials.iter().copied().find(|t| t.macs == macs)
-    }
-}
 
 /// Bisects for the smallest share of the multiply-accumulates whose cut costs at most `max_drop` of mAP50-95 (a fraction, not a
 /// share of what there was).
@@ -52,7 +28,7 @@ pub fn search(
 ) -> miette::Result<(f64, Trials)> {
     let least = known.dense - max_drop;
     let mut try_one = |macs: f64| -> miette::Result<bool> {
-        let trial = match known.of(macs) {
+        let trial = match known.trials.iter().copied().find(|trial| trial.macs == macs) {
             Some(trial) => trial,
             None => {
                 let trial = Trial { macs, map50_95: cut(macs)? };

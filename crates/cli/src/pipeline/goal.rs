@@ -104,9 +104,8 @@ impl Goal {
     /// # Errors
     /// It cannot be met; the error says what could be.
     pub fn within_reach(&self, cut: Cut) -> miette::Result<()> {
-        let by_similarity = cut.similarity_share > 0.0;
-        let limits = if by_similarity { cut.similarity.limits } else { cut.importance.limits };
-        let whole = match by_similarity && cut.similarity.shortcuts {
+        let (limits, shortcuts) = cut.reach();
+        let whole = match shortcuts {
             true => bare(&self.dense)?,
             false => self.dense.clone(),
         };

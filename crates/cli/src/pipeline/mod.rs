@@ -4,7 +4,7 @@
 //! done; a killed run goes on with the first that is not.
 
 pub mod cut;
-pub mod drop;
+mod drop;
 mod goal;
 mod methods;
 mod outcome;
@@ -30,19 +30,19 @@ use self::cut::{Calibration, Outcome};
 use self::outcome::Targets;
 use self::round::{Cutter, Round};
 use crate::exit::Error;
-use crate::report::{Accuracy, StageRow, Summary};
+use crate::report::{Accuracy, Left, SizeTrial, StageRow, Summary, Trials};
 use crate::runs;
 use crate::score::Judge;
 use crate::speed::{Speed, side_by_side};
-use crate::training::{Bars, Counter, fit, tell_head};
+use crate::training::{Bars, Counter};
 use crate::{splits, ui};
 
-pub use drop::{Trials, search};
+pub use drop::search;
 pub use goal::{Goal, whole};
 pub use methods::{LONGER, METHODS, Method};
 pub use outcome::stage_table;
 pub use recipe::Recipe;
-pub use sizes::{Left, SizeTrial, best_size, with_images_of};
+pub use sizes::{best_size, with_images_of};
 
 /// Turns that the detectors of all stages take on the stopwatch, and runs a turn.
 const TURNS: [usize; 2] = [9, 3];
@@ -114,7 +114,7 @@ impl<'a> Pipeline<'a> {
         Self::of_size(self.recipe, self.dataset, self.out, self.family, imgsz)
     }
 
-    /// The detector everything starts from: `model` fitted to the dataset and fine-tuned, or read where that is done.
+    /// The detector everything starts from: `model`, which has a head for the dataset's classes, fine-tuned, or read where that is done.
     pub fn dense(&self, model: &Graph) -> miette::Result<Graph> {
         let folder = self.out.join("stages");
         std::fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, &e))?;
@@ -123,17 +123,13 @@ impl<'a> Pipeline<'a> {
 
     fn first(&self, rows: &mut Vec<Stage>, model: &Graph) -> miette::Result<Graph> {
         let recipe = self.recipe;
-        self.stage(rows, "dense", || {
-            let start = fit(model, self.dataset, recipe.dense.imgsz, recipe.seed)?;
-            tell_head(model, &start);
-            match recipe.dense.epochs {
-                0 => Ok(start.for_inference().into_owned()),
-                _ => Ok(self.train("dense", &start, &recipe.dense, None)?.best),
-            }
+        self.stage(rows, "dense", || match recipe.dense.epochs {
+            0 => Ok(model.for_inference().into_owned()),
+            _ => Ok(self.train("dense", model, &recipe.dense, None)?.best),
         })
     }
 
-    /// Runs what has not been run yet and writes the outcome: slim detector, ONNX, summary.json, report.html.
+    /// Runs what has not been run yet on `model`, as [`Pipeline::dense`] takes it, and writes the outcome: slim detector, ONNX, summary.json, report.html.
     pub fn run(&self, model: &Graph) -> miette::Result<Summary> {
         for folder in ["stages", "plans"] {
             let folder = self.out.join(folder);

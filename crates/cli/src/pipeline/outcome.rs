@@ -5,11 +5,12 @@ use graph::format::{save, write_whole};
 use graph::{Graph, Op};
 
 use super::round::Round;
-use super::{Pipeline, SizeTrial, Stage, Trials, with_images_of};
+use super::{Pipeline, Stage, with_images_of};
 use crate::int8::{CALIBRATION_IMAGES, Int8};
 use crate::onnx::export_verified;
 use crate::report::{
-    KindTime, LayerChannels, PrCurve, PrPanel, ReportData, StageRow, Summary, TargetRow, mean_curve, render,
+    KindTime, LayerChannels, PrCurve, PrPanel, ReportData, SizeTrial, StageRow, Summary, TargetRow, Trials, mean_curve,
+    render,
 };
 use crate::speed::Speed;
 use crate::ui::{Column, Table};

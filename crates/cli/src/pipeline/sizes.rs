@@ -4,29 +4,10 @@
 //! depends on the detector, on the objects and on how hard is cut. What is judged is the detector as it is before any healing.
 
 use graph::Graph;
-use serde::{Deserialize, Serialize};
 
 use crate::exit::Error;
+use crate::report::{Left, SizeTrial};
 use crate::ui;
-
-/// What the cut on images of one size came to.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SizeTrial {
-    /// Height and width in pixels.
-    pub imgsz: usize,
-    /// What is left; nothing where the budget cannot be met with images of this size.
-    pub left: Option<Left>,
-}
-
-/// What a cut leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Left {
-    pub params: u64,
-    /// Multiply-accumulates for one image.
-    pub macs: u64,
-    /// mAP50-95 on `val` after the cut, before healing.
-    pub map50_95: f64,
-}
 
 /// `graph`, meant for images of `imgsz`.
 pub fn with_images_of(graph: &Graph, imgsz: usize) -> Graph {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use super::html::{escape, page};
+use super::markup::{escape, page};
 use crate::ui::{self, Column, Table};
 
 /// analysis.json: every group that may lose channels, the most sensitive first.

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use super::html::{escape, page};
+use super::markup::{escape, page};
 use super::plots::{Cloud, frontier, standalone};
 use crate::ui::{self, Column, Table};
 

@@ -5,6 +5,7 @@
 pub mod analysis;
 pub mod compare;
 mod html;
+mod markup;
 mod plots;
 mod targets;
 #[cfg(test)]
@@ -13,7 +14,6 @@ mod tests;
 use serde::{Deserialize, Serialize};
 
 use crate::int8;
-use crate::pipeline::{SizeTrial, Trials};
 
 pub use html::render;
 use train::sparse::GammaHistogram;
@@ -103,6 +103,42 @@ impl TargetRow {
     pub fn off(&self) -> f64 {
         self.measured / (self.predicted * self.pace()) - 1.0
     }
+}
+
+/// One cut that was tried.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Trial {
+    /// Share of the multiply-accumulates kept.
+    pub macs: f64,
+    /// mAP50-95 on `val` after the cut, before healing; none where the cut cannot be made.
+    pub map50_95: Option<f64>,
+}
+
+/// All cuts that were tried for `--max-drop`, in order.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Trials {
+    /// mAP50-95 on `val` before the cut.
+    pub dense: f64,
+    pub trials: Vec<Trial>,
+}
+
+/// What the cut on images of one size came to.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SizeTrial {
+    /// Height and width in pixels.
+    pub imgsz: usize,
+    /// What is left; nothing where the budget cannot be met with images of this size.
+    pub left: Option<Left>,
+}
+
+/// What a cut leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Left {
+    pub params: u64,
+    /// Multiply-accumulates for one image.
+    pub macs: u64,
+    /// mAP50-95 on `val` after the cut, before healing.
+    pub map50_95: f64,
 }
 
 /// Predicted milliseconds of one kind of operator in the dense and the slim detector.

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use train::sparse::GammaHistogram;
 
+use super::markup::escape;
 use super::{PrPanel, StageRow};
 
 /// The style-sheet colour of stage number `index` of `count`: the first is grey, the last the accent.
@@ -83,7 +84,7 @@ pub fn accuracy(stages: &[StageRow]) -> String {
     }
     for (i, stage) in stages.iter().enumerate() {
         let x = frame.px(i as f64);
-        let name = super::html::escape(&stage.stage);
+        let name = escape(&stage.stage);
         let _ = write!(svg, r#"<text x="{x:.1}" y="{:.1}" text-anchor="middle">{name}</text>"#, height - 22.0);
     }
     svg.push_str("</svg>");
@@ -136,7 +137,7 @@ pub fn gammas(histograms: &[GammaHistogram]) -> String {
 pub fn precision_recall(panel: &PrPanel, stages: &[StageRow]) -> String {
     let (width, height) = (320.0, 262.0);
     let frame = Frame { left: 34.0, top: 28.0, width: 278.0, height: 196.0, x: [0.0, 1.0], y: [0.0, 1.0] };
-    let title = super::html::escape(&panel.title);
+    let title = escape(&panel.title);
     let mut svg = open(width, height, &format!("Precision over recall, {title}"));
     let _ = write!(svg, r#"<text class="strong" x="{}" y="13">{title}</text>"#, frame.left);
     for i in 0..=4 {
@@ -207,7 +208,7 @@ pub fn frontier(label: &str, clouds: &[Cloud]) -> String {
             );
         }
         let (x, y) = (frame.left + frame.width + 16.0, frame.top + 8.0 + 20.0 * i as f64);
-        let name = super::html::escape(&cloud.name);
+        let name = escape(&cloud.name);
         let _ = write!(svg, r#"<circle cx="{x:.1}" cy="{:.1}" r="4" style="fill:{colour}"/>"#, y - 4.0);
         let _ = write!(svg, r#"<text x="{:.1}" y="{y:.1}">{name}</text>"#, x + 10.0);
     }

@@ -2,9 +2,8 @@
 
 use std::fmt::Write;
 
-use super::ReportData;
-use super::html::{escape, section};
-use crate::pipeline::Left;
+use super::markup::{escape, section};
+use super::{Left, ReportData};
 use crate::ui;
 
 /// Writes the section, where there is anything to say.

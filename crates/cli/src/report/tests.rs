@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::int8::{Measured, Outcome};
-use crate::pipeline::drop::Trial;
 
 fn sample() -> ReportData {
     let names = ["dense", "sparse", "masked", "folded", "replaced", "recalibrated", "healed"];

@@ -1,5 +1,7 @@
 //! What the user sees: data on stdout, everything else on stderr, colour only where a terminal shows it.
 
+mod fit;
+mod interrupt;
 mod number;
 mod progress;
 mod table;
@@ -9,11 +11,12 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use console::{Style, measure_text_width};
+use console::Style;
 use miette::Diagnostic;
 
-use crate::exit::{Error, Exit};
+use crate::exit::{Error, Exit, io_hint};
 
+pub use interrupt::on_interrupt;
 pub use number::{bytes, count, fixed, listed};
 pub use progress::{bar, spinner};
 pub use table::{Column, Table};
@@ -68,6 +71,17 @@ pub fn warn(text: impl Display) {
     }
 }
 
+/// Writes a line that says what to do.
+pub fn hint(text: impl Display) {
+    if !is_quiet() {
+        progress::line(hint_line(text));
+    }
+}
+
+fn hint_line(text: impl Display) -> String {
+    format!("{} {text}", Style::new().for_stderr().cyan().bold().apply_to("hint:"))
+}
+
 /// Writes an error and what to do about it:
 ///
 /// ```text
@@ -76,7 +90,6 @@ pub fn warn(text: impl Display) {
 /// ```
 pub fn print_error(error: &dyn Diagnostic) {
     let red = Style::new().for_stderr().red().bold();
-    let cyan = Style::new().for_stderr().cyan().bold();
     let mut message = error.to_string();
     let (mut source, mut kind) = (error.source(), None);
     while let Some(inner) = source {
@@ -91,66 +104,12 @@ pub fn print_error(error: &dyn Diagnostic) {
     let mut lines = format!("{} {message}", red.apply_to("error:"));
     let help = error.help().map(|help| help.to_string()).or_else(|| io_hint(kind?).map(Into::into));
     if let Some(help) = help {
-        lines += &format!("\n{} {help}", cyan.apply_to("hint:"));
+        lines += &format!("\n{}", hint_line(help));
     }
     progress::line(lines);
-}
-
-/// What to do about a file that cannot be read or written.
-pub fn io_hint(kind: io::ErrorKind) -> Option<&'static str> {
-    match kind {
-        io::ErrorKind::NotFound => Some("check the path; is it spelt right, does its folder exist?"),
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            Some("check who may read and write there, or choose another place")
-        }
-        io::ErrorKind::StorageFull => Some("free some space, or choose another disk"),
-        _ => None,
-    }
 }
 
 /// Columns the terminal behind stdout has; `None` where stdout is no terminal and nothing need be cut.
 fn stdout_width() -> Option<usize> {
     console::Term::stdout().size_checked().map(|(_, columns)| usize::from(columns))
-}
-
-/// Cuts `text` to `width` terminal columns, with an ellipsis in the middle: names differ at both ends.
-fn shorten(text: &str, width: usize) -> String {
-    if measure_text_width(text) <= width {
-        return text.to_owned();
-    }
-    let Some(room) = width.checked_sub(1) else { return String::new() };
-    let (mut head, mut tail) = (String::new(), String::new());
-    let (mut head_width, mut tail_width) = (0, 0);
-    for c in text.chars() {
-        head_width += measure_text_width(c.encode_utf8(&mut [0; 4]));
-        if head_width > room / 2 {
-            break;
-        }
-        head.push(c);
-    }
-    for c in text.chars().rev() {
-        tail_width += measure_text_width(c.encode_utf8(&mut [0; 4]));
-        if tail_width > room - room / 2 {
-            break;
-        }
-        tail.insert(0, c);
-    }
-    format!("{head}…{tail}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shortening_keeps_both_ends_and_never_splits_a_character() {
-        assert_eq!(shorten("model.9.cv1", 20), "model.9.cv1");
-        assert_eq!(shorten("model.24.m.0.conv", 9), "mode…conv");
-        assert_eq!(shorten("血球検出モデル", 7), "血…ル");
-        assert_eq!(shorten("abc", 1), "…");
-        assert_eq!(shorten("abc", 0), "");
-        for width in 0..30 {
-            assert!(measure_text_width(&shorten("naïve 血球 model.24", width)) <= width);
-        }
-    }
 }

@@ -5,13 +5,17 @@ use std::sync::LazyLock;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
+use super::fit::wrapped;
 use super::is_quiet;
 
 /// All bars there are: several jobs may show one each.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
-/// Writes a line to stderr above whatever bars there are. Where nobody reads stderr any more, work goes on unheard.
+/// Writes a line to stderr above whatever bars there are, or several where a terminal is narrower. Where nobody reads stderr any more,
+/// work goes on unheard.
 pub fn line(text: impl std::fmt::Display) {
+    let columns = console::Term::stderr().size_checked().map(|(_, columns)| usize::from(columns));
+    let text = columns.map_or_else(|| text.to_string(), |columns| wrapped(&text.to_string(), columns));
     let _ = BARS.suspend(|| writeln!(std::io::stderr(), "{text}"));
 }
 

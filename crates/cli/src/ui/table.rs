@@ -4,7 +4,8 @@ use std::fmt;
 
 use console::{Style, measure_text_width};
 
-use super::{shorten, stdout_width};
+use super::fit::shortened;
+use super::stdout_width;
 
 /// On which side of its column a cell stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,11 +84,12 @@ impl Table {
                 widths[widest] -= 1;
             }
         }
+        let rows = self.cells(&widths);
         let dim = Style::new().for_stdout().dim();
         let titles: Vec<String> = self.columns.iter().map(|c| c.title.to_owned()).collect();
         let rule = dim.apply_to("─".repeat(total(&widths))).to_string();
         let mut out = format!("{}\n{rule}\n", Style::new().for_stdout().bold().apply_to(self.line(&titles, &widths)));
-        for row in &self.rows {
+        for row in &rows {
             out.push_str(&self.line(row, &widths));
             out.push('\n');
         }
@@ -102,10 +104,21 @@ impl Table {
         out
     }
 
+    /// The cells of the rows, of at most `widths` columns.
+    fn cells(&self, widths: &[usize]) -> Vec<Vec<String>> {
+        let mut rows = vec![vec![]; self.rows.len()];
+        for (i, &width) in widths.iter().enumerate() {
+            let column: Vec<&str> = self.rows.iter().map(|row| row.get(i).map_or("", String::as_str)).collect();
+            rows.iter_mut().zip(shortened(&column, width)).for_each(|(row, cell)| row.push(cell));
+        }
+        rows
+    }
+
+    /// One row, as wide as the table.
     fn line(&self, cells: &[String], widths: &[usize]) -> String {
         let mut line = String::new();
         for (i, (column, &width)) in self.columns.iter().zip(widths).enumerate() {
-            let cell = shorten(cells.get(i).map_or("", String::as_str), width);
+            let cell = shortened(&[cells.get(i).map_or("", String::as_str)], width).remove(0);
             let blank = " ".repeat(width - measure_text_width(&cell));
             match column.align {
                 Align::Left => line.push_str(&format!("{cell}{blank}")),

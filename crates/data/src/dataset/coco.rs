@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::{Dataset, Format, Item, LabelBox, OpenOptions, Split, accept, asked, files_in};
-use crate::doctor::{Kind, Problem};
+use crate::problem::{Kind, Problem};
 use crate::{Error, Result};
 
 #[derive(Deserialize)]

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::doctor::{Kind, Problem};
+use crate::problem::{Kind, Problem};
 use crate::{Error, Result};
 
 /// The form a dataset's labels are kept in.
@@ -205,7 +205,8 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Dataset> {
 /// # Errors
 /// There are none, or one cannot be read, naming it.
 pub fn unlabelled(folder: &Path, names: &[String]) -> Result<Dataset> {
-    let files = ultralytics::images_at(folder)?;
+    let mut files = ultralytics::files_below(folder)?;
+    files.retain(|p| is_image(p));
     if files.is_empty() {
         return Err(
             Error::dataset(folder, "holds no images").hint("JPEG, PNG, BMP and WebP are read, by their extension")

@@ -8,7 +8,7 @@ use saphyr::{LoadableYamlNode, Yaml};
 use saphyr_parser::{Event, Parser};
 
 use super::{Dataset, Format, Item, LabelBox, OpenOptions, Split, accept, asked, files_in, is_image, read_text};
-use crate::doctor::{Kind, Problem};
+use crate::problem::{Kind, Problem};
 use crate::{Error, Result, picture};
 
 /// The yaml of a folder: `data.yaml` or `dataset.yaml`.
@@ -46,12 +46,14 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Dataset> {
         let (mut images, mut problems) = (Vec::new(), Vec::new());
         for place in places {
             match find(&roots, place) {
-                Some(found) => {
-                    images.extend(images_at(&found)?);
-                    if options.lenient && found.is_dir() {
-                        problems.extend(strays(&found)?);
+                Some(folder) if folder.is_dir() => {
+                    let files = files_below(&folder)?;
+                    if options.lenient {
+                        problems.extend(strays(&files)?);
                     }
+                    images.extend(files.into_iter().filter(|p| is_image(p)));
                 }
+                Some(list) => images.extend(listed(&list)?),
                 // A test split is often named and seldom shipped.
                 None if split == "test" => {}
                 None => {
@@ -146,23 +148,24 @@ fn find(roots: &[PathBuf], place: &str) -> Option<PathBuf> {
     candidates.flat_map(|p| roots.iter().map(move |r| r.join(p))).find(|p| p.exists())
 }
 
-/// A folder (searched through), or a `.txt` listing images one a line, relative to the list's folder.
-pub(super) fn images_at(place: &Path) -> Result<Vec<PathBuf>> {
-    if place.is_dir() {
-        let mut found = Vec::new();
-        walk(place, &mut HashSet::new(), &mut found)?;
-        found.retain(|p| is_image(p));
-        return Ok(found);
+/// The images that a `.txt` lists one a line, relative to its own folder.
+fn listed(list: &Path) -> Result<Vec<PathBuf>> {
+    if !list.is_file() {
+        return Err(Error::dataset(list, "is neither a folder nor a file that lists images"));
     }
-    if !place.is_file() {
-        return Err(Error::dataset(place, "is neither a folder nor a file that lists images"));
-    }
-    let folder = place.parent().unwrap_or(Path::new(""));
-    let lines = read_text(place)?;
+    let folder = list.parent().unwrap_or(Path::new(""));
+    let lines = read_text(list)?;
     Ok(lines.lines().map(str::trim).filter(|l| !l.is_empty()).map(|l| folder.join(l)).collect())
 }
 
-/// All files in a folder and the folders below; links may lead back to where it has been.
+/// All files in a folder and the folders below.
+pub(super) fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    walk(folder, &mut HashSet::new(), &mut found)?;
+    Ok(found)
+}
+
+/// Adds the files of [`files_below`] to `found`; links may lead back to where it has been.
 fn walk(folder: &Path, seen: &mut HashSet<PathBuf>, found: &mut Vec<PathBuf>) -> Result<()> {
     if !seen.insert(folder.canonicalize().map_err(|e| Error::io("list", folder, e))?) {
         return Ok(());
@@ -175,13 +178,11 @@ fn walk(folder: &Path, seen: &mut HashSet<PathBuf>, found: &mut Vec<PathBuf>) ->
     below.iter().try_for_each(|p| walk(p, seen, found))
 }
 
-/// What lies in `folder`, searched through, and in the folders of its labels and is not read: images of other kinds, label files
-/// of no image.
-fn strays(folder: &Path) -> Result<Vec<Problem>> {
-    let mut files = Vec::new();
-    walk(folder, &mut HashSet::new(), &mut files)?;
-    let (unread, pictures): (Vec<_>, Vec<_>) =
-        files.into_iter().filter(|p| is_image(p) || is_unread(p)).partition(|p| is_unread(p));
+/// What is not read among `files`, those of a split, and in the folders of their labels: images of other kinds, label files of no
+/// image.
+fn strays(files: &[PathBuf]) -> Result<Vec<Problem>> {
+    let (unread, pictures): (Vec<&PathBuf>, Vec<_>) =
+        files.iter().filter(|p| is_image(p) || is_unread(p)).partition(|p| is_unread(p));
     let expected: BTreeSet<PathBuf> = pictures.iter().chain(&unread).map(|p| label_of(p)).collect();
     let folders: BTreeSet<&Path> = expected.iter().filter_map(|p| p.parent()).collect();
     let mut problems: Vec<Problem> =

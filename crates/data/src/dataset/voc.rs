@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::{Dataset, Format, Item, LabelBox, OpenOptions, Split, accept, asked, files_in, is_image, read_text};
-use crate::doctor::{Kind, Problem};
+use crate::problem::{Kind, Problem};
 use crate::{Error, Result, picture};
 
 /// Most bytes of an XML tag or comment; VOC's tags have a few letters.

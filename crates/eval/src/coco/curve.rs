@@ -1,7 +1,8 @@
 //! From matched detections of one class to precision, recall and average precision.
 
+use serde::Serialize;
+
 use super::matching::{AREAS, Hit, MAX_DETECTIONS, Matched, THRESHOLDS};
-use super::result::{BestF1, CurvePoint};
 
 /// Confidences at which precision and recall are compared across classes: 0, 0.001, ..., 0.999.
 pub(super) const GRID: usize = 1000;
@@ -24,6 +25,23 @@ pub(super) struct ClassCurves {
     pub best_f1: Option<BestF1>,
     /// (right, wrong) at IoU 0.5 among the detections of at least each confidence of the grid.
     pub grid: Vec<(usize, usize)>,
+}
+
+/// An operating point.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct BestF1 {
+    pub confidence: f64,
+    pub f1: f64,
+    pub precision: f64,
+    pub recall: f64,
+}
+
+/// One step of a precision-recall curve: what detections of at least this confidence give.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct CurvePoint {
+    pub confidence: f64,
+    pub precision: f64,
+    pub recall: f64,
 }
 
 /// Walks the detections of one class by falling score.

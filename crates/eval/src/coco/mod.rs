@@ -14,8 +14,10 @@ use serde::Deserialize;
 
 use crate::{Error, Result};
 use matching::{ClassInput, Det, Gt};
+
+pub use curve::{BestF1, CurvePoint};
 pub use parse::detections_from_json;
-pub use result::{BestF1, ClassResult, CurvePoint, Dropped, MapResult, STAT_NAMES};
+pub use result::{ClassResult, Dropped, MapResult, STAT_NAMES};
 
 /// What is in a set of images.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::curve::{ClassCurves, GRID};
+use super::curve::{BestF1, ClassCurves, CurvePoint, GRID};
 
 /// Names of [`MapResult::stats`] in order: average precision over IoU 0.5 to 0.95, at 0.5, at 0.75, of small, medium and
 /// large objects; average recall with 1, 10 and 100 detections, of small, medium and large objects.
@@ -47,23 +47,6 @@ pub struct ClassResult {
     /// Precision and recall at IoU 0.5 by falling confidence, not interpolated. Left out of JSON: it is long.
     #[serde(skip)]
     pub curve: Vec<CurvePoint>,
-}
-
-/// An operating point.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct BestF1 {
-    pub confidence: f64,
-    pub f1: f64,
-    pub precision: f64,
-    pub recall: f64,
-}
-
-/// One step of a precision-recall curve: what detections of at least this confidence give.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct CurvePoint {
-    pub confidence: f64,
-    pub precision: f64,
-    pub recall: f64,
 }
 
 /// Entries that did not take part.

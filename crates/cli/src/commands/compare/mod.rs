@@ -17,7 +17,7 @@ use crate::detector::image_size;
 use crate::exit::{Error, Exit};
 use crate::pipeline::{LONGER, METHODS, Method, Pipeline, Recipe};
 use crate::report::compare::{Comparison, picture, render, table};
-use crate::training::{fit, tell_left_out, tell_split};
+use crate::training::{fit, tell_head, tell_left_out, tell_split};
 use crate::{runs, splits, ui};
 
 /// What the runs of a comparison share, as compare.toml holds it: a folder is gone on with only where it is the same.
@@ -39,17 +39,26 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
     let (budgets, seeds) = (once(&args.macs), once(&args.seeds));
     let methods: Vec<&Method> =
         METHODS.iter().filter(|m| args.methods.is_empty() || args.methods.iter().any(|name| name == m.name)).collect();
-    let first = fit(&model.for_inference(), &dataset, imgsz, settings.recipe.seed)?;
+    let first = fit(&model, &dataset, imgsz, settings.recipe.seed)?;
+    // What meets the smallest budget meets them all, by whichever method goes as far.
+    let smallest = budgets.iter().copied().fold(1.0, f64::min);
+    let mut tried = vec![];
     for method in methods.iter().filter(|method| method.name != LONGER) {
-        for &macs in &budgets {
-            method.keeping(&settings.recipe, macs).reachable(&first, images).map_err(|error| {
-                let what = format!("`{}`: {error}", method.name);
-                Error::failed(what, "keep more, or leave the method out with `--methods`")
-            })?;
+        let recipe = method.keeping(&settings.recipe, smallest);
+        let reach = recipe.cut().reach();
+        if tried.contains(&reach) {
+            continue;
         }
+        recipe.reachable(&first.for_inference(), images).map_err(|error| {
+            let what = format!("`{}`: {error}", method.name);
+            Error::failed(what, "keep more, or leave the method out with `--methods`")
+        })?;
+        tried.push(reach);
     }
+    tell_head(&model, &first);
     let out = runs::folder(Some(&args.out), "compare", true)?;
     check_folder(&out, &settings)?;
+    ui::on_interrupt("the same command goes on with this comparison".into());
     let start = |&seed: &u64| {
         let mut base = settings.recipe.clone();
         base.seed = seed;
@@ -57,7 +66,8 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
         base.skip_dense(&model, &dataset.names);
         ui::note(format_args!("Seed {seed}: the dense detector"));
         let folder = out.join(format!("seed{seed}"));
-        let dense = Pipeline::new(&base, &dataset, &folder, model.meta.family)?.dense(&model)?;
+        let fitted = fit(&model, &dataset, imgsz, seed)?;
+        let dense = Pipeline::new(&base, &dataset, &folder, model.meta.family)?.dense(&fitted)?;
         base.dense.epochs = 0;
         Ok(Start { base, folder, dense })
     };

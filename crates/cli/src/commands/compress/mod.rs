@@ -17,7 +17,7 @@ use crate::pipeline::cut::Calibration;
 use crate::pipeline::{Goal, Pipeline, Recipe, stage_table};
 use crate::score::by_place;
 use crate::speed::Speed;
-use crate::training::{fit, tell_left_out, tell_loss, tell_split};
+use crate::training::{fit, tell_head, tell_left_out, tell_loss, tell_split};
 use crate::{runs, splits, ui};
 
 /// Runs the command.
@@ -58,23 +58,28 @@ pub fn run(args: &Compress) -> miette::Result<Exit> {
     }
     let calibration = Calibration::new(&dataset, recipe.heal.imgsz, recipe.calibration_images, recipe.seed);
     let model = calibration.unfold(&model)?;
-    let start = fit(&model.for_inference(), &dataset, recipe.heal.imgsz, recipe.seed)?;
+    let fitted = fit(&model, &dataset, recipe.heal.imgsz, recipe.seed)?;
+    let start = fitted.for_inference();
     if args.dry_run {
         return dry_run(&recipe, &start, &calibration, args.json);
     }
-    trainable(&recipe, &model)?;
+    trainable(&recipe, &fitted)?;
     // What has been begun was found to be within reach.
     let speeds = match stored {
         None => recipe.reachable(&start, images)?,
         Some(_) => vec![],
     };
+    if stored.is_none() {
+        tell_head(&model, &fitted);
+    }
     let out = runs::folder(args.out.as_deref(), "compress", args.resume)?;
     speeds.iter().try_for_each(|speed| speed.keep(&out))?;
     runs::write_toml(&out.join("recipe.toml"), &recipe)?;
-    compress(&recipe, &model, &dataset, &out, args.json)
+    runs::tell_resume(&out);
+    compress(&recipe, &fitted, &dataset, &out, args.json)
 }
 
-/// Runs a complete recipe and shows what came of it.
+/// Runs a complete recipe on `model`, which has a head for the classes of `dataset`, and shows what came of it.
 pub fn compress(
     recipe: &Recipe,
     model: &Graph,

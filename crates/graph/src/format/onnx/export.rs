@@ -5,7 +5,7 @@ use prost::Message;
 use crate::{Act, Attention, BatchNorm, Conv, Error, Graph, NodeId, Op, Result, Shape};
 
 use super::proto::{AttributeProto, ModelProto, OperatorSetIdProto, StringStringEntryProto};
-use super::writer::{Writer, value_info};
+use super::writer::{Writer, value_info, value_name};
 use super::{INPUT, OPSET, head, metadata, quant};
 use crate::quant::Quantized;
 
@@ -147,11 +147,6 @@ fn write_body(
     Ok(values)
 }
 
-/// Value of a node. The slash keeps it apart from the input, the output and the weights.
-pub(super) fn value_name(node: &str) -> String {
-    format!("/{node}")
-}
-
 fn write_conv(w: &mut Writer, name: &str, conv: &Conv, norm: Option<&BatchNorm>, x: &str) -> String {
     let (weight, bias) = match norm {
         Some(norm) => {
@@ -162,21 +157,7 @@ fn write_conv(w: &mut Writer, name: &str, conv: &Conv, norm: Option<&BatchNorm>,
     };
     let weight = w.floats(&format!("{name}.weight"), &conv.weight.shape, &weight);
     let bias = bias.map(|b| w.floats(&format!("{name}.bias"), &[b.len()], &b));
-    conv_node(w, name, conv, &[Some(x), Some(&weight), bias.as_deref()])
-}
-
-/// A convolution of the values `inputs`: map, weight and bias.
-pub(super) fn conv_node(w: &mut Writer, name: &str, conv: &Conv, inputs: &[Option<&str>]) -> String {
-    let [ph, pw] = conv.pad;
-    let attributes = vec![
-        AttributeProto::ints("dilations", &[1, 1]),
-        AttributeProto::int("group", conv.groups as i64),
-        AttributeProto::ints("kernel_shape", &conv.kernel()),
-        AttributeProto::ints("pads", &[ph, pw, ph, pw]),
-        AttributeProto::ints("strides", &conv.stride),
-    ];
-    let inputs: Vec<&str> = inputs.iter().copied().flatten().collect();
-    w.node("Conv", &value_name(name), &inputs, attributes)
+    w.conv(name, conv, &[Some(x), Some(&weight), bias.as_deref()])
 }
 
 /// Any operator but a convolution; `out` is the shape of its map. Returns its value; the head has none.

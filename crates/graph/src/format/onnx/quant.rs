@@ -1,8 +1,7 @@
 //! Maps and weights in eight bits as ONNX: `QuantizeLinear` and `DequantizeLinear` where a value is rounded.
 
-use super::export::{conv_node, value_name};
 use super::proto::AttributeProto;
-use super::writer::Writer;
+use super::writer::{Writer, value_name};
 use crate::Conv;
 use crate::quant::{Affine, GATE, QuantizedConv};
 
@@ -31,7 +30,7 @@ pub fn write_conv(w: &mut Writer, name: &str, conv: &Conv, bytes: &QuantizedConv
         (None, Some(bias)) => Some(w.floats(&format!("{name}.bias"), &[bias.len()], bias)),
         (None, None) => None,
     };
-    conv_node(w, name, conv, &[Some(x), Some(&weight), bias.as_deref()])
+    w.conv(name, conv, &[Some(x), Some(&weight), bias.as_deref()])
 }
 
 /// `x * sigmoid(x)`, the sigmoid in bytes too, so that runtimes look it up.

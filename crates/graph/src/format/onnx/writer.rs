@@ -4,6 +4,12 @@ use super::proto::{
     AttributeProto, DimensionProto, FLOAT, GraphProto, INT8, INT32, INT64, NodeProto, TensorProto, TensorShapeProto,
     TensorTypeProto, TypeProto, UINT8, ValueInfoProto,
 };
+use crate::Conv;
+
+/// Value of a node. The slash keeps it apart from the input, the output and the weights.
+pub fn value_name(node: &str) -> String {
+    format!("/{node}")
+}
 
 /// An ONNX graph as it grows.
 #[derive(Default)]
@@ -23,6 +29,20 @@ impl Writer {
             domain: String::new(),
         });
         name.into()
+    }
+
+    /// Adds the convolution `name` of the values `inputs`: map, weight and bias.
+    pub fn conv(&mut self, name: &str, conv: &Conv, inputs: &[Option<&str>]) -> String {
+        let [ph, pw] = conv.pad;
+        let attributes = vec![
+            AttributeProto::ints("dilations", &[1, 1]),
+            AttributeProto::int("group", conv.groups as i64),
+            AttributeProto::ints("kernel_shape", &conv.kernel()),
+            AttributeProto::ints("pads", &[ph, pw, ph, pw]),
+            AttributeProto::ints("strides", &conv.stride),
+        ];
+        let inputs: Vec<&str> = inputs.iter().copied().flatten().collect();
+        self.node("Conv", &value_name(name), &inputs, attributes)
     }
 
     /// Adds an f32 constant.

@@ -227,14 +227,6 @@ impl<'g> Blocks<'g> {
         self.make(name, module.holding(convs).holding([("m", list("ModuleList", blocks))]), path)
     }
 
-    /// A block `name` of `cv1`, a list `m` of blocks and `cv2`.
-    fn with_list(&self, name: &str, part: &Part<'g>, path: &str, module: Module<'g>) -> Result<Py<'g>> {
-        let list_path = inner(path, "m");
-        let blocks = part.child("m").map(|m| self.list("ModuleList", m, &list_path)).transpose()?;
-        let convs = self.children(part, path, &["cv1", "cv2"])?;
-        self.make(name, module.holding(convs).holding(blocks.map(|m| ("m", m))), path)
-    }
-
     fn a_down(&self, part: &Part<'g>, path: &str) -> Result<Py<'g>> {
         if !self.takes_means(part) {
             return Err(foreign(path, "takes other than the plain mean that the family's own `ADown` takes")
@@ -255,7 +247,9 @@ impl<'g> Blocks<'g> {
             }
             None => module.attributes.push(("gamma", Py::None)),
         }
-        self.with_list("A2C2f", part, path, module)
+        let blocks = part.child("m").map(|m| self.list("ModuleList", m, &inner(path, "m"))).transpose()?;
+        let convs = self.children(part, path, &["cv1", "cv2"])?;
+        self.make("A2C2f", module.holding(convs).holding(blocks.map(|m| ("m", m))), path)
     }
 
     /// `SPPF` and `SPP`: the same pool again and again, or pools side by side.
