@@ -212,7 +212,7 @@ fn the_size_of_images_is_chosen_by_what_is_left_at_each() {
     let (code, _, err) = prunella(dir.path(), "compress --out run --resume --imgsz 96");
     assert!(code == 1 && err.contains("`sizes` is"), "{err}");
 
-    let prune = format!("prune --model run/stages/dense.safetensors --data ds --imgsz 96,64 --macs 0.5");
+    let prune = "prune --model run/stages/dense.safetensors --data ds --imgsz 96,64 --macs 0.5";
     let (code, _, err) = prunella(dir.path(), &format!("{prune} --out slim.safetensors"));
     assert!(code == 0 && err.contains("96 px: ") && err.contains("64 px: "), "{err}");
     let (code, _, err) =

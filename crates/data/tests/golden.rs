@@ -63,7 +63,7 @@ fn letterboxed_batch_matches_pil() {
     assert_eq!(images.len(), batch.images.len());
     let differences: Vec<f32> = images.iter().zip(&batch.images).map(|(a, &b)| (a - f32::from(b)).abs()).collect();
     let mean = differences.iter().sum::<f32>() / differences.len() as f32;
-    let max = differences.iter().copied().fold(0.0, f32::max);
+    let max = differences.iter().copied().fold(0.0, testkit::larger);
     println!("against PIL: mean {mean:.4}, max {max}");
     assert!(mean < 0.2 && max <= 6.0, "mean {mean}, max {max}");
 

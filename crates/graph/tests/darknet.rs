@@ -78,7 +78,7 @@ fn compare(name: &str) {
         assert_eq!(theirs.shape, [1, s.h, s.w, s.c]);
         let worst = (0..theirs.data.len())
             .map(|i| (ours.data[i % s.c * s.h * s.w + i / s.c] - f64::from(theirs.data[i])).abs())
-            .fold(0.0, f64::max);
+            .fold(0.0, testkit::larger);
         println!("{name} head{level}: at most {worst:.2e} off");
         assert!(worst < 1e-3, "{name} head{level}: {worst}");
     }
@@ -282,7 +282,7 @@ fn a_foreign_norm_is_saved_as_darknets() {
     let head = |graph: &Graph| forward(graph, &image).unwrap().swap_remove(graph.head().unwrap().1[0]);
     let (before, after) = (head(&graph), head(&saved(&graph)));
     let size = before.data.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
-    let worst = before.data.iter().zip(&after.data).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    let worst = before.data.iter().zip(&after.data).map(|(a, b)| (a - b).abs()).fold(0.0, testkit::larger);
     assert!(worst < 1e-6 * size, "{worst} of {size}");
 }
 

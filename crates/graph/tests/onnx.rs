@@ -73,7 +73,7 @@ fn difference(a: &Graph, b: &Graph, [h, w]: [usize; 2]) -> f64 {
         assert_eq!(a.shape, b.shape);
         a.data.iter().zip(&b.data)
     });
-    pairs.map(|(x, y)| (x - y).abs()).fold(0.0, f64::max)
+    pairs.map(|(x, y)| (x - y).abs()).fold(0.0, testkit::larger)
 }
 
 /// Exports `graph`, reads it back, and compares head, properties and outputs.

@@ -59,8 +59,9 @@ fn bound(terms: usize) -> f64 {
 
 fn assert_within(got: &[f64], expected: &[f64], bound: f64, what: &str) {
     assert_eq!(got.len(), expected.len());
-    let worst = got.iter().zip(expected).map(|(g, e)| (g - e).abs()).fold(0.0, f64::max);
-    assert!(worst <= bound, "{what}: off by {worst:e}, more than {bound:e}");
+    for (i, (g, e)) in got.iter().zip(expected).enumerate() {
+        assert!((g - e).abs() <= bound, "{what}: {g} instead of {e} at {i}, more than {bound:e} off");
+    }
 }
 
 fn check(c: &Case) {

@@ -163,7 +163,7 @@ fn in_eight_bits_the_runtime_computes_what_the_slow_executor_does() {
     // No value lies so near to the middle between two bytes that f32 and f64 round it apart.
     let worst = session.verify(&images, shape, &rounded, 1e-4).unwrap();
     let exact = expected(&graph, &images, shape);
-    let apart = rounded.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let apart = rounded.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0.0, testkit::larger);
     println!("largest difference {worst}, {apart} from f32");
     assert!(apart > 0.01, "rounding changes something: {apart}");
 }

@@ -141,6 +141,10 @@ impl Small {
 /// Largest absolute difference of two slices of one length; no number where one of theirs is none.
 pub fn max_abs_diff(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len(), "lengths differ");
-    let larger = |most: f32, d: f32| if d > most || d.is_nan() { d } else { most };
     a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, larger)
+}
+
+/// The larger of two values, and nothing that can be compared once one of them is NaN: `f64::max` passes those over.
+pub fn larger<T: PartialOrd>(most: T, value: T) -> T {
+    if value > most || value.partial_cmp(&value).is_none() { value } else { most }
 }

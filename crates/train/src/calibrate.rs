@@ -675,7 +675,7 @@ mod tests {
         let trained = |graph: &Graph| TrainNet::new(graph.clone(), [64; 2])?.forward(&all, n, BnUpdate::Momentum);
         let apart = |a: &[crate::net::HeadMap], b: &[crate::net::HeadMap]| {
             let values = |maps: &[crate::net::HeadMap]| maps.iter().flat_map(|m| m.data.clone()).collect::<Vec<f32>>();
-            values(a).iter().zip(values(b)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+            values(a).iter().zip(values(b)).map(|(a, b)| (a - b).abs()).fold(0.0, testkit::larger)
         };
         let before = used(&graph)?;
         assert!(apart(&before, &trained(&graph)?) > 0.1, "another function before");

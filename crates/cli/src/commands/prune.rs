@@ -13,7 +13,7 @@ use crate::args::Prune;
 use crate::detector::image_size;
 use crate::exit::{Error, Exit};
 use crate::pipeline::cut::{CALIBRATION_IMAGES, Calibration, Cut, Outcome};
-use crate::pipeline::{Goal, best_size, search, whole, with_images_of};
+use crate::pipeline::{Goal, best_size, search, size_of, with_images_of};
 use crate::report::{Left, Trials};
 use crate::score::{Judge, by_place};
 use crate::speed::Speed;
@@ -74,7 +74,7 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
     if let (Some(max_drop), Some(dataset)) = (args.budget.max_drop, judged_by) {
         budget.macs = Some(jobs[0].largest_cut(dataset, max_drop)?);
     }
-    let reference = whole(&jobs[0].model, jobs[0].speed.as_ref().map(|speed| &speed.latency))?;
+    let reference = size_of(&jobs[0].model, jobs[0].speed.as_ref().map(|speed| &speed.latency))?;
     // What cannot be reached with the smallest images can be with none.
     if let Some(smallest) = jobs.iter().min_by_key(|job| job.model.meta.imgsz) {
         smallest.goal(&budget, reference)?.within_reach(smallest.cut())?;

@@ -11,7 +11,7 @@ use prune::{Amount, Budget, Coupling, Criterion, Importance, Latency, Plan, Size
 use super::cut::{Cut, apply, by_importance};
 use crate::exit::Error;
 use crate::report::TargetRow;
-use crate::speed::{WHOLE_TURNS, side_by_side};
+use crate::speed::{Speed, WHOLE_TURNS, side_by_side};
 use crate::ui;
 
 /// A prediction of time that is further off than this share is worth a warning.
@@ -41,7 +41,7 @@ pub struct Goal {
 ///
 /// # Errors
 /// The shapes of the graph do not fit.
-pub fn whole(graph: &Graph, latency: Option<&Latency>) -> miette::Result<Size> {
+pub fn size_of(graph: &Graph, latency: Option<&Latency>) -> miette::Result<Size> {
     Ok(Size::timed(graph, &Coupling::of(graph)?, latency)?)
 }
 
@@ -51,7 +51,30 @@ impl Goal {
     /// # Errors
     /// As for [`Goal::of`].
     pub fn new(budget: &Budget, dense: &Graph, latency: Option<Arc<Latency>>) -> miette::Result<Self> {
-        Self::of(budget, whole(dense, latency.as_deref())?, dense, latency)
+        Self::of(budget, size_of(dense, latency.as_deref())?, dense, latency)
+    }
+
+    /// What `budget`, of which shares are of `dense`, asks of what is cut from `whole`, the same for images of another size or of
+    /// its own; and, where it is of time, the times of both as `time` finds them, those of `whole` last.
+    ///
+    /// # Errors
+    /// As for [`Goal::of`], or a detector cannot be timed.
+    pub fn timed(
+        budget: &Budget,
+        dense: &Graph,
+        whole: &Graph,
+        time: impl Fn(&Graph) -> miette::Result<Speed>,
+    ) -> miette::Result<(Self, Vec<Speed>)> {
+        let mut speeds = vec![];
+        if budget.latency.is_some() {
+            speeds.push(time(dense)?);
+            if whole.meta.imgsz != dense.meta.imgsz {
+                speeds.push(time(whole)?);
+            }
+        }
+        let reference = size_of(dense, speeds.first().map(|speed| &speed.latency))?;
+        let latency = speeds.last().map(|speed| Arc::new(speed.latency.clone()));
+        Ok((Self::of(budget, reference, whole, latency)?, speeds))
     }
 
     /// What `budget`, of which shares are of `reference`, asks of detectors cut from `dense`, which may be meant for images of
@@ -342,5 +365,26 @@ fn tell(row: &TargetRow) {
     if off.abs() > CLOSE {
         let (by, than) = (percent(off), if off > 0.0 { "above" } else { "below" });
         ui::warn(format_args!("the {} measured is {by} {than} the one predicted; was the machine busy?", row.what));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use graph::build::Yolov5;
+
+    use super::*;
+    use crate::pipeline::with_images_of;
+
+    #[test]
+    fn shares_are_of_the_dense_detector_at_its_own_size() {
+        let dense = Yolov5 { names: vec!["a".into()], imgsz: 64, width: 0.25, depth: 0.33, seed: 1 }.build().unwrap();
+        let small = with_images_of(&dense, 32);
+        let of = |budget: Budget| Goal::of(&budget, size_of(&dense, None).unwrap(), &small, None).unwrap();
+        // A quarter of the pixels.
+        let goal = of(Budget { macs: Some(0.25), ..Budget::default() });
+        assert!(goal.met(&small).unwrap() && !goal.met(&dense).unwrap());
+        assert!(!of(Budget { macs: Some(0.249), ..Budget::default() }).met(&small).unwrap());
+        // As many parameters as ever.
+        assert!(!of(Budget { params: Some(0.999), ..Budget::default() }).met(&small).unwrap());
     }
 }

@@ -15,7 +15,6 @@ mod round;
 mod sizes;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use data::Dataset;
 use eval::coco::{ClassResult, MapResult};
@@ -38,7 +37,7 @@ use crate::training::{Bars, Counter};
 use crate::{splits, ui};
 
 pub use drop::search;
-pub use goal::{Goal, whole};
+pub use goal::{Goal, size_of};
 pub use methods::{LONGER, METHODS, Method};
 pub use outcome::stage_table;
 pub use recipe::Recipe;
@@ -175,11 +174,8 @@ impl<'a> Pipeline<'a> {
     /// What `budget`, of which shares are of `dense`, asks of what is cut from `whole`, which is meant for images of the run's
     /// size; and the times of that, where the budget is of time.
     fn goal(&self, budget: &Budget, dense: &Graph, whole: &Graph) -> miette::Result<(Goal, Option<Speed>)> {
-        let times = |graph| budget.latency.map(|_| Speed::kept(graph, self.out)).transpose();
-        let (of_dense, speed) = (times(dense)?, times(whole)?);
-        let reference = goal::whole(dense, of_dense.as_ref().map(|speed| &speed.latency))?;
-        let latency = speed.as_ref().map(|speed| Arc::new(speed.latency.clone()));
-        Ok((Goal::of(budget, reference, whole, latency)?, speed))
+        let (goal, mut speeds) = Goal::timed(budget, dense, whole, |graph| Speed::kept(graph, self.out))?;
+        Ok((goal, speeds.pop()))
     }
 
     /// The size of images that the slim detector is to have, and what all sizes came to where there are several.

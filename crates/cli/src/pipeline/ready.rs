@@ -1,13 +1,10 @@
 //! What of a recipe can be refused before anything is trained: values that make no sense, and aims that cannot be reached.
 
-use std::sync::Arc;
-
 use graph::Graph;
 use prune::{Coupling, Target};
 use train::TrainConfig;
 use train::sparse::SparseConfig;
 
-use super::goal::whole;
 use super::{Goal, Recipe, cut, sizes};
 use crate::exit::Error;
 use crate::speed::Speed;
@@ -68,18 +65,9 @@ impl Recipe {
         }
         // What cannot be reached with the smallest images can be with none.
         let smallest = sizes::with_images_of(start, self.sizes().into_iter().min().unwrap_or(start.meta.imgsz[0]));
-        let mut speeds = vec![];
-        if self.budget.latency.is_some() {
-            speeds.push(Speed::measure(start)?);
-            if smallest.meta != start.meta {
-                speeds.push(Speed::measure(&smallest)?);
-            }
-        }
+        let (goal, speeds) = Goal::timed(&self.budget, start, &smallest, Speed::measure)?;
         let mut recipe = self.clone();
         recipe.round_by(speeds.last());
-        let reference = whole(start, speeds.first().map(|speed| &speed.latency))?;
-        let latency = speeds.last().map(|speed| Arc::new(speed.latency.clone()));
-        let goal = Goal::of(&recipe.budget, reference, &smallest, latency)?;
         goal.within_reach(recipe.cut())?;
         if recipe.sparse.epochs > 0 {
             let target = goal.target.before_similarity(goal.size(&smallest)?, recipe.similarity_share);
@@ -116,6 +104,7 @@ mod tests {
             ("`calibration_images` is 0", &|r| r.calibration_images = 0),
             ("`ridge` is -1", &|r| r.similarity.ridge = -1.0),
             ("`dense.imgsz` is 320", &|r| r.dense.imgsz = 320),
+            ("`max_drop` looks for a cut", &|r| (r.sizes, r.max_drop) = (vec![64, 32], Some(0.1))),
             ("in the recipe's `heal`, `lr0` is -1", &|r| r.heal.schedule.lr0 = -1.0),
             ("in the recipe's `dense`, `nominal_batch` is 0", &|r| r.dense.nominal_batch = 0),
         ] {

@@ -3,8 +3,8 @@
 mod recipe;
 
 use std::path::Path;
-use std::sync::Arc;
 
+use data::Dataset;
 use graph::Graph;
 use train::loss::Criterion;
 
@@ -14,7 +14,7 @@ use crate::commands::prune::show;
 use crate::detector::image_size;
 use crate::exit::{Error, Exit};
 use crate::pipeline::cut::Calibration;
-use crate::pipeline::{Goal, Pipeline, Recipe, stage_table};
+use crate::pipeline::{Goal, Pipeline, Recipe, stage_table, with_images_of};
 use crate::score::by_place;
 use crate::speed::Speed;
 use crate::training::{fit, tell_head, tell_left_out, tell_loss, tell_split};
@@ -61,7 +61,7 @@ pub fn run(args: &Compress) -> miette::Result<Exit> {
     let fitted = fit(&model, &dataset, recipe.heal.imgsz, recipe.seed)?;
     let start = fitted.for_inference();
     if args.dry_run {
-        return dry_run(&recipe, &start, &calibration, args.json);
+        return dry_run(&recipe, &start, &dataset, args.json);
     }
     trainable(&recipe, &fitted)?;
     // What has been begun was found to be within reach.
@@ -80,13 +80,7 @@ pub fn run(args: &Compress) -> miette::Result<Exit> {
 }
 
 /// Runs a complete recipe on `model`, which has a head for the classes of `dataset`, and shows what came of it.
-pub fn compress(
-    recipe: &Recipe,
-    model: &Graph,
-    dataset: &data::Dataset,
-    out: &Path,
-    json: bool,
-) -> miette::Result<Exit> {
+pub fn compress(recipe: &Recipe, model: &Graph, dataset: &Dataset, out: &Path, json: bool) -> miette::Result<Exit> {
     let summary = Pipeline::new(recipe, dataset, out, model.meta.family)?.run(model)?;
     if json {
         ui::print_json(&summary);
@@ -155,11 +149,13 @@ fn trainable(recipe: &Recipe, model: &Graph) -> miette::Result<()> {
 }
 
 /// Plans both cuts on `start`, the detector as it is with a head for the dataset's classes.
-fn dry_run(recipe: &Recipe, start: &Graph, calibration: &Calibration, json: bool) -> miette::Result<Exit> {
-    let speed = recipe.budget.latency.map(|_| Speed::measure(start)).transpose()?;
+fn dry_run(recipe: &Recipe, start: &Graph, dataset: &Dataset, json: bool) -> miette::Result<Exit> {
+    let imgsz = recipe.sizes()[0];
+    let whole = with_images_of(start, imgsz);
+    let calibration = Calibration::new(dataset, imgsz, recipe.calibration_images, recipe.seed);
+    let (mut goal, speeds) = Goal::timed(&recipe.budget, start, &whole, Speed::measure)?;
     let mut recipe = recipe.clone();
-    recipe.round_by(speed.as_ref());
-    let mut goal = Goal::new(&recipe.budget, start, speed.map(|s| Arc::new(s.latency)))?;
-    show(&recipe.cut().at_once(start, &mut goal, Some(calibration))?, json);
+    recipe.round_by(speeds.last());
+    show(&recipe.cut().at_once(&whole, &mut goal, Some(&calibration))?, json);
     Ok(Exit::Done)
 }

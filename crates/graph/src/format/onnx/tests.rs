@@ -251,7 +251,8 @@ fn a_transposed_convolution_is_read_as_its_parts() {
         let read = load(&path).unwrap();
         let found = maps(&read);
         assert_eq!(found.len(), expected.len(), "{name}");
-        let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs() / (1.0 + b.abs())).fold(0.0, f64::max);
+        let worst =
+            found.iter().zip(&expected).map(|(a, b)| (a - b).abs() / (1.0 + b.abs())).fold(0.0, testkit::larger);
         assert!(worst < 1e-4, "{name}: {worst}");
     }
 }
