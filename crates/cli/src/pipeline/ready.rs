@@ -64,7 +64,7 @@ impl Recipe {
             return Ok(vec![]);
         }
         // What cannot be reached with the smallest images can be with none.
-        let smallest = sizes::with_images_of(start, self.sizes().into_iter().min().unwrap_or(start.meta.imgsz[0]));
+        let smallest = sizes::with_images_of(start, self.sizes.iter().copied().min().unwrap_or(start.meta.imgsz[0]));
         let (goal, speeds) = Goal::timed(&self.budget, start, &smallest, Speed::measure)?;
         let mut recipe = self.clone();
         recipe.round_by(speeds.last());
