@@ -157,7 +157,7 @@ pub struct Compress {
     #[arg(long, value_enum)]
     pub similarity: Option<SimilarityMode>,
     /// Height and width in pixels [default: the detector's own]. Several, such as 320,256,192: the first is the dense detector's, which
-    /// shares of a budget are of; the slim one has the one at which it is most accurate before healing
+    /// shares of a budget are of; the slim one has the one that promises most after cutting at each
     #[arg(long, value_name = "PIXELS", value_delimiter = ',', value_parser = positive)]
     pub imgsz: Vec<usize>,
     /// Epochs of dense fine-tuning (where the detector does not know the dataset's classes) and of healing; 0 trains

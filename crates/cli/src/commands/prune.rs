@@ -226,11 +226,13 @@ fn best(jobs: &[Job], budget: &Budget, reference: Size, dataset: &Dataset) -> mi
         let Some(job) = jobs.iter().find(|job| job.model.meta.imgsz[0] == imgsz) else { return Ok(None) };
         let Some(made) = job.made(job.goal(budget, reference)?)? else { return Ok(None) };
         let cost = cost::total(&made.slim, made.slim.meta.imgsz)?;
-        let left = Left { params: cost.params, macs: cost.macs, map50_95: job.judge(dataset)?(&made.slim)? };
+        let score = job.judge(dataset)?;
+        let [dense, map50_95] = [score(&job.model)?, score(&made.slim)?];
+        let left = Left { params: cost.params, macs: cost.macs, dense, map50_95 };
         cuts.push((imgsz, made));
         Ok(Some(left))
     };
-    let (best, _) = best_size(&sizes, vec![], cut, |_| Ok(()))?;
+    let (best, _) = best_size(&sizes, false, vec![], cut, |_| Ok(()))?;
     let at = cuts.iter().position(|(imgsz, _)| *imgsz == best).expect("a size that was cut for");
     Ok(cuts.swap_remove(at).1)
 }

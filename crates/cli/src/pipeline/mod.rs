@@ -187,7 +187,7 @@ impl<'a> Pipeline<'a> {
         let file = self.out.join("sizes.json");
         let known = if file.is_file() { runs::read_json(&file)? } else { vec![] };
         let cut = |imgsz| self.at(imgsz)?.left(dense);
-        best_size(&sizes, known, cut, |trials| runs::write_json(&file, &trials))
+        best_size(&sizes, self.recipe.heal.epochs > 0, known, cut, |trials| runs::write_json(&file, &trials))
     }
 
     /// What the budget leaves of `dense` on images of the run's size, before healing; nothing where it cannot be met.
@@ -198,8 +198,8 @@ impl<'a> Pipeline<'a> {
         recipe.round_by(speed.as_ref());
         let Some(slim) = self.unhealed(&recipe, &whole, &mut goal)? else { return Ok(None) };
         let cost = cost::total(&slim, slim.meta.imgsz)?;
-        let map = self.judges[0].score(&slim, &mut Counter::default())?;
-        Ok(Some(Left { params: cost.params, macs: cost.macs, map50_95: map.map50_95 }))
+        let score = |graph| Ok::<_, miette::Report>(self.judges[0].score(graph, &mut Counter::default())?.map50_95);
+        Ok(Some(Left { params: cost.params, macs: cost.macs, dense: score(&whole)?, map50_95: score(&slim)? }))
     }
 
     /// `dense` cut by `recipe` towards `goal` and reconstructed; nothing where that is out of reach.

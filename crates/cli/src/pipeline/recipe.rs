@@ -38,8 +38,8 @@ pub struct Recipe {
     pub similarity_share: f64,
     /// Training images that stage 2 learns channel statistics from.
     pub calibration_images: usize,
-    /// Sizes that images may have for the slim detector, in pixels: of several the one at which what the budget leaves is most
-    /// accurate before healing; none is that of the dense one. Shares of a budget are of the dense detector at its own size.
+    /// Sizes that images may have for the slim detector, in pixels: of several the one at which what the budget leaves promises
+    /// most; none is that of the dense one. Shares of a budget are of the dense detector at its own size.
     pub sizes: Vec<usize>,
     /// Refit what is left to the uncut detector's maps, convolution by convolution, before anything is trained.
     pub reconstruct: bool,

@@ -1,7 +1,7 @@
-//! `--imgsz` with several sizes: the one at which what the budget leaves is most accurate, found by cutting at each and looking.
+//! `--imgsz` with several sizes: the one at which what the budget leaves promises most, found by cutting at each and looking.
 //!
 //! Smaller images cost fewer multiply-accumulates, so that at the same budget more channels are left; which is worth more
-//! depends on the detector, on the objects and on how hard is cut. What is judged is the detector as it is before any healing.
+//! depends on the detector, on the objects and on how hard is cut. What is looked at is the detector as it is before any healing.
 
 use graph::Graph;
 
@@ -16,8 +16,8 @@ pub fn with_images_of(graph: &Graph, imgsz: usize) -> Graph {
     other
 }
 
-/// Tries every size in `sizes` that is not among the trials `known`, and gives the one that leaves most accuracy; of equal ones
-/// the first.
+/// Tries every size in `sizes` that is not among the trials `known`, and gives the one that promises most, `healed` or not; of equal
+/// ones the first.
 ///
 /// `cut` gives what the cut on images of a size leaves, or nothing where the budget cannot be met; `keep` is shown all trials
 /// after each.
@@ -26,6 +26,7 @@ pub fn with_images_of(graph: &Graph, imgsz: usize) -> Graph {
 /// A cut fails, or the budget can be met with none of the sizes.
 pub fn best_size(
     sizes: &[usize],
+    healed: bool,
     mut known: Vec<SizeTrial>,
     mut cut: impl FnMut(usize) -> miette::Result<Option<Left>>,
     mut keep: impl FnMut(&[SizeTrial]) -> miette::Result<()>,
@@ -42,9 +43,10 @@ pub fn best_size(
         };
         match trial.left {
             Some(left) => ui::note(format_args!(
-                "{imgsz} px: {} parameters and {} MACs are left, mAP50-95 {:.4} before healing",
+                "{imgsz} px: {} parameters and {} MACs are left, mAP50-95 {:.4} before the cut, {:.4} after it",
                 ui::count(left.params),
                 ui::count(left.macs),
+                left.dense,
                 left.map50_95
             )),
             None => ui::note(format_args!("{imgsz} px: the budget cannot be met")),
@@ -53,9 +55,9 @@ pub fn best_size(
     let mut best: Option<(usize, f64)> = None;
     for trial in sizes.iter().filter_map(|size| known.iter().find(|trial| trial.imgsz == *size)) {
         if let Some(left) = trial.left
-            && best.is_none_or(|(_, most)| left.map50_95 > most)
+            && best.is_none_or(|(_, most)| left.promise(healed) > most)
         {
-            best = Some((trial.imgsz, left.map50_95));
+            best = Some((trial.imgsz, left.promise(healed)));
         }
     }
     match best {
@@ -75,7 +77,7 @@ mod tests {
     /// Best at 256 pixels, out of reach above 300.
     fn left(imgsz: usize) -> Option<Left> {
         let map50_95 = 0.5 - (imgsz as f64 - 256.0).abs() / 1000.0;
-        (imgsz <= 300).then_some(Left { params: 1, macs: 1, map50_95 })
+        (imgsz <= 300).then_some(Left { params: 1, macs: 1, dense: 0.5, map50_95 })
     }
 
     #[test]
@@ -83,6 +85,7 @@ mod tests {
         let mut kept = vec![];
         let (size, trials) = best_size(
             &[320, 256, 192],
+            true,
             vec![],
             |size| Ok(left(size)),
             |all| {
@@ -97,6 +100,7 @@ mod tests {
         let mut again = vec![];
         let resumed = best_size(
             &[320, 256, 192],
+            true,
             kept[1].clone(),
             |size| {
                 again.push(size);
@@ -108,8 +112,19 @@ mod tests {
     }
 
     #[test]
+    fn what_a_cut_took_may_come_back_and_what_the_size_took_may_not() {
+        // A quarter of YOLOv5n on BCCD, which heals to 0.617 and 0.609.
+        let measured = |imgsz| {
+            let (dense, map50_95) = if imgsz == 320 { (0.620, 0.605) } else { (0.611, 0.607) };
+            Ok(Some(Left { params: 1, macs: 1, dense, map50_95 }))
+        };
+        let best = |healed| best_size(&[320, 256], healed, vec![], measured, |_| Ok(())).unwrap().0;
+        assert_eq!([best(true), best(false)], [320, 256]);
+    }
+
+    #[test]
     fn out_of_reach_at_every_size_is_an_error() {
-        let error = best_size(&[640, 320], vec![], |size| Ok(left(size)), |_| Ok(())).unwrap_err().to_string();
+        let error = best_size(&[640, 320], false, vec![], |size| Ok(left(size)), |_| Ok(())).unwrap_err().to_string();
         assert!(error.contains("any of these sizes: 640, 320"), "{error}");
     }
 }

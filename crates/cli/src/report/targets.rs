@@ -50,14 +50,16 @@ pub fn targets(page: &mut String, data: &ReportData) {
     }
     if !summary.sizes.is_empty() {
         page.push_str(
-            "<p class=\"hint\">Sizes of images tried, each judged after the cut and before healing; the most accurate was taken.</p>",
+            "<p class=\"hint\">Sizes of images tried, each judged after the cut and before healing, which gives back about half of what the cut took and nothing of what the size took.</p>",
         );
-        head(page, &["images", "parameters", "MACs", "mAP50-95"]);
+        head(page, &["images", "parameters", "MACs", "mAP50-95 before the cut", "after it"]);
         for trial in &summary.sizes {
             let size = format!("{px}×{px} px", px = trial.imgsz);
             let [params, macs] = [|left: &Left| left.params, |left: &Left| left.macs]
                 .map(|what| trial.left.as_ref().map_or("–".into(), |left| ui::count(what(left))));
-            line(page, &[&size, &params, &macs, &ui::fixed(trial.left.map(|left| left.map50_95), 4)]);
+            let [dense, slim] = [|left: &Left| left.dense, |left: &Left| left.map50_95]
+                .map(|what| ui::fixed(trial.left.as_ref().map(what), 4));
+            line(page, &[&size, &params, &macs, &dense, &slim]);
         }
         page.push_str("</tbody></table></div>");
     }
