@@ -113,9 +113,9 @@ mod tests {
 
     #[test]
     fn what_a_cut_took_may_come_back_and_what_the_size_took_may_not() {
-        // A quarter of YOLOv5n on BCCD, which heals to 0.617 and 0.609.
+        // A quarter of YOLOv5n on BCCD, seed 0, which heals to 0.614 and 0.609.
         let measured = |imgsz| {
-            let (dense, map50_95) = if imgsz == 320 { (0.620, 0.605) } else { (0.611, 0.607) };
+            let (dense, map50_95) = if imgsz == 320 { (0.620, 0.603) } else { (0.611, 0.607) };
             Ok(Some(Left { params: 1, macs: 1, dense, map50_95 }))
         };
         let best = |healed| best_size(&[320, 256], healed, vec![], measured, |_| Ok(())).unwrap().0;
