@@ -380,6 +380,7 @@ fn is_deaf() -> bool {
 fn a_run_that_is_interrupted_says_how_to_go_on() {
     use std::os::unix::process::ExitStatusExt;
     if is_deaf() {
+        eprintln!("skipped: Ctrl-C is ignored here, as it is for jobs in the background");
         return;
     }
     let dir = tempfile::tempdir().expect("a folder");

@@ -133,19 +133,25 @@ fn the_output_error_sees_what_gamma_cannot() {
     assert_eq!(order(Criterion::OutputError)[3], 1);
 }
 
-/// Of three filters on a line the middle one has the smallest summed distance.
-#[test]
-fn fpgm_removes_the_filter_nearest_the_others() {
+/// A network whose first convolution has these filters.
+fn filters(weights: [[f32; 3]; 3]) -> (Graph, NodeId, Coupling) {
     let mut b = Builder::new(2);
     let first = b.conv(0, 3, 1, 1, 1, true);
     b.finish(true);
     if let Op::Conv(conv) = &mut b.graph.nodes[first].op {
-        conv.weight.data = vec![1.0, 1.0, 1.0, 9.0, 9.0, 9.0, 4.0, 4.0, 4.0];
+        conv.weight.data = weights.concat();
     }
     let coupling = Coupling::of(&b.graph).unwrap();
+    (b.graph, first, coupling)
+}
+
+/// Of three filters on a line the middle one has the smallest summed distance.
+#[test]
+fn fpgm_removes_the_filter_nearest_the_others() {
+    let (graph, first, coupling) = filters([[1.0; 3], [9.0; 3], [4.0; 3]]);
     let weakest = |criterion| {
         let settings = Importance { criterion, ..Importance::default() };
-        let scores = importance::scores(&b.graph, &coupling, &settings, &Sensitivity::default()).unwrap();
+        let scores = importance::scores(&graph, &coupling, &settings, &Sensitivity::default()).unwrap();
         (0..3).min_by(|&a, &b| scores[coupling.channels(first)[a]].total_cmp(&scores[coupling.channels(first)[b]]))
     };
     assert_eq!(weakest(Criterion::Fpgm), Some(2));
@@ -155,13 +161,7 @@ fn fpgm_removes_the_filter_nearest_the_others() {
 /// Filters of L1 norm 7, 0 and 2, at distances 5, 2 and the root of 29.
 #[test]
 fn filters_score_by_their_share_of_the_layers_mean() {
-    let mut b = Builder::new(2);
-    let first = b.conv(0, 3, 1, 1, 1, true);
-    b.finish(true);
-    if let Op::Conv(conv) = &mut b.graph.nodes[first].op {
-        conv.weight.data = vec![3.0, 0.0, -4.0, 0.0, 0.0, 0.0, 0.0, -2.0, 0.0];
-    }
-    let coupling = Coupling::of(&b.graph).unwrap();
+    let (graph, first, coupling) = filters([[3.0, 0.0, -4.0], [0.0; 3], [0.0, -2.0, 0.0]]);
     let far = 29.0_f64.sqrt();
     let mean = (14.0 + 2.0 * far) / 3.0;
     for (criterion, expected) in [
@@ -169,7 +169,7 @@ fn filters_score_by_their_share_of_the_layers_mean() {
         (Criterion::Fpgm, [5.0 + far, 7.0, 2.0 + far].map(|sum| sum / mean)),
     ] {
         let settings = Importance { criterion, ..Importance::default() };
-        let scores = importance::scores(&b.graph, &coupling, &settings, &Sensitivity::default()).unwrap();
+        let scores = importance::scores(&graph, &coupling, &settings, &Sensitivity::default()).unwrap();
         for (&class, expected) in coupling.channels(first).iter().zip(expected) {
             assert!((scores[class] - expected).abs() < 1e-6, "{criterion:?}: {} for {expected}", scores[class]);
         }

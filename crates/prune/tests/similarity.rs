@@ -214,17 +214,34 @@ fn summed_losses_are_the_measured_loss() {
     }
 }
 
+/// A block that a convolution of nine taps reads, and what images tell of it.
+struct Taps {
+    b: Builder,
+    block: NodeId,
+    reader: NodeId,
+    images: Vec<Map>,
+    coupling: Coupling,
+    statistics: Statistics,
+}
+
+impl Taps {
+    fn new() -> Self {
+        let mut b = Builder::new(9);
+        let block = b.block(0, 6, 3);
+        let reader = b.conv(block, 4, 3, 1, 1, false);
+        b.finish(false);
+        let images = images(&mut b, 6);
+        let coupling = Coupling::of(&b.graph).unwrap();
+        let statistics = calibrate(&b.graph, &coupling, &images);
+        Self { b, block, reader, images, coupling, statistics }
+    }
+}
+
 /// Taps that read neighbouring pixels stand in for one another: what the search adds up, block by block, is what least squares over
 /// all that is still read loses, found here in one go from the covariance.
 #[test]
 fn taps_stand_in_together() {
-    let mut b = Builder::new(9);
-    let block = b.block(0, 6, 3);
-    let reader = b.conv(block, 4, 3, 1, 1, false);
-    b.finish(false);
-    let images = images(&mut b, 6);
-    let coupling = Coupling::of(&b.graph).unwrap();
-    let mut statistics = calibrate(&b.graph, &coupling, &images);
+    let Taps { b, block, reader, images, coupling, mut statistics } = Taps::new();
     let stats = of_taps(&b.graph, reader, &images);
     let sensitivity: Vec<f64> = (0..4).map(|o| 1.0 + o as f64).collect();
     statistics.sensitivity.outputs.insert(reader, sensitivity.clone());
@@ -484,13 +501,7 @@ fn a_layer_alone_is_never_emptied() {
 /// One channel stands in for another wherever it is read: taps have no say in that.
 #[test]
 fn pairs_do_not_look_at_taps() {
-    let mut b = Builder::new(9);
-    let block = b.block(0, 6, 3);
-    let reader = b.conv(block, 4, 3, 1, 1, false);
-    b.finish(false);
-    let images = images(&mut b, 6);
-    let coupling = Coupling::of(&b.graph).unwrap();
-    let mut statistics = calibrate(&b.graph, &coupling, &images);
+    let Taps { b, reader, images, coupling, mut statistics, .. } = Taps::new();
     let target = one_less(&b.graph, &coupling);
     let plan = |statistics: &Statistics| {
         similarity::plan(&b.graph, &coupling, statistics, &settings(Mode::Pairwise), &target).unwrap()

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use data::Dataset;
+use graph::Graph;
 use graph::format::save;
-use graph::{Graph, cost};
 use prune::{Budget, Importance, Limits, Plan, Similarity, Size, Stop};
 use train::unfold;
 
@@ -13,8 +13,8 @@ use crate::args::Prune;
 use crate::detector::image_size;
 use crate::exit::{Error, Exit};
 use crate::pipeline::cut::{CALIBRATION_IMAGES, Calibration, Cut, Outcome};
-use crate::pipeline::{Goal, best_size, search, size_of, with_images_of};
-use crate::report::{Left, Trials};
+use crate::pipeline::{Goal, best_size, left, search, size_of, with_images_of};
+use crate::report::Trials;
 use crate::score::{Judge, by_place};
 use crate::speed::Speed;
 use crate::training::{Counter, tell_left_out, tell_split};
@@ -197,16 +197,16 @@ impl<'a> Job<'a> {
         Ok(Some(Made { outcome, slim, goal }))
     }
 
-    /// Says what mAP50-95 on `val` is, on images of the job's size.
-    fn judge<'d>(&self, dataset: &'d Dataset) -> miette::Result<impl Fn(&Graph) -> miette::Result<f64> + use<'d>> {
-        let judge = Judge::new(dataset, "val", self.model.meta.imgsz[0], self.model.meta.family)?;
-        Ok(move |graph: &Graph| judge.score(graph, &mut Counter::default()).map(|map| map.map50_95))
+    /// Who measures on `val`, on images of the job's size.
+    fn judge<'d>(&self, dataset: &'d Dataset) -> miette::Result<Judge<'d>> {
+        Judge::new(dataset, "val", self.model.meta.imgsz[0], self.model.meta.family)
     }
 
     /// The share of the multiply-accumulates to keep so that mAP50-95 on `val` falls by no more than `max_drop`.
     fn largest_cut(&self, dataset: &Dataset, max_drop: f64) -> miette::Result<f64> {
         tell_split(dataset, "val");
-        let score = self.judge(dataset)?;
+        let judge = self.judge(dataset)?;
+        let score = |graph: &Graph| judge.score(graph, &mut Counter::default()).map(|map| map.map50_95);
         let known = Trials { dense: score(&self.model)?, trials: vec![] };
         let _held = self.cut().hold(&self.model, self.calibration.as_ref())?;
         let cut = |macs: f64| {
@@ -225,10 +225,7 @@ fn best(jobs: &[Job], budget: &Budget, reference: Size, dataset: &Dataset) -> mi
     let cut = |imgsz: usize| {
         let Some(job) = jobs.iter().find(|job| job.model.meta.imgsz[0] == imgsz) else { return Ok(None) };
         let Some(made) = job.made(job.goal(budget, reference)?)? else { return Ok(None) };
-        let cost = cost::total(&made.slim, made.slim.meta.imgsz)?;
-        let score = job.judge(dataset)?;
-        let [dense, map50_95] = [score(&job.model)?, score(&made.slim)?];
-        let left = Left { params: cost.params, macs: cost.macs, dense, map50_95 };
+        let left = left(&job.model, &made.slim, &job.judge(dataset)?)?;
         cuts.push((imgsz, made));
         Ok(Some(left))
     };

@@ -41,7 +41,7 @@ pub use goal::{Goal, size_of};
 pub use methods::{LONGER, METHODS, Method};
 pub use outcome::stage_table;
 pub use recipe::Recipe;
-pub use sizes::{best_size, with_images_of};
+pub use sizes::{best_size, left, with_images_of};
 
 /// Turns that the detectors of all stages take on the stopwatch, and runs a turn.
 const TURNS: [usize; 2] = [9, 3];
@@ -197,9 +197,7 @@ impl<'a> Pipeline<'a> {
         let mut recipe = self.recipe.clone();
         recipe.round_by(speed.as_ref());
         let Some(slim) = self.unhealed(&recipe, &whole, &mut goal)? else { return Ok(None) };
-        let cost = cost::total(&slim, slim.meta.imgsz)?;
-        let score = |graph| Ok::<_, miette::Report>(self.judges[0].score(graph, &mut Counter::default())?.map50_95);
-        Ok(Some(Left { params: cost.params, macs: cost.macs, dense: score(&whole)?, map50_95: score(&slim)? }))
+        Ok(Some(left(&whole, &slim, &self.judges[0])?))
     }
 
     /// `dense` cut by `recipe` towards `goal` and reconstructed; nothing where that is out of reach.

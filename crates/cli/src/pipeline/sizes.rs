@@ -3,10 +3,12 @@
 //! Smaller images cost fewer multiply-accumulates, so that at the same budget more channels are left; which is worth more
 //! depends on the detector, on the objects and on how hard is cut. What is looked at is the detector as it is before any healing.
 
-use graph::Graph;
+use graph::{Graph, cost};
 
 use crate::exit::Error;
 use crate::report::{Left, SizeTrial};
+use crate::score::Judge;
+use crate::training::Counter;
 use crate::ui;
 
 /// `graph`, meant for images of `imgsz`.
@@ -14,6 +16,23 @@ pub fn with_images_of(graph: &Graph, imgsz: usize) -> Graph {
     let mut other = graph.clone();
     other.meta.imgsz = [imgsz; 2];
     other
+}
+
+/// What `slim`, cut from `whole` for images of its size, comes to by `judge`.
+///
+/// # Errors
+/// One of them cannot be run.
+pub fn left(whole: &Graph, slim: &Graph, judge: &Judge) -> miette::Result<Left> {
+    let cost = cost::total(slim, slim.meta.imgsz)?;
+    let [dense, map50_95] = [judge.score(whole, &mut Counter::default())?, judge.score(slim, &mut Counter::default())?]
+        .map(|map| map.map50_95);
+    Ok(Left { params: cost.params, macs: cost.macs, dense, map50_95 })
+}
+
+/// mAP50-95 to expect of what is `left`, `healed` or not. Healing gives back about half of what a cut took, and nothing of what smaller
+/// images took (docs/results/bccd-yolov5n.md, "Which size of images").
+fn promise(left: Left, healed: bool) -> f64 {
+    if healed { f64::midpoint(left.dense, left.map50_95) } else { left.map50_95 }
 }
 
 /// Tries every size in `sizes` that is not among the trials `known`, and gives the one that promises most, `healed` or not; of equal
@@ -31,6 +50,7 @@ pub fn best_size(
     mut cut: impl FnMut(usize) -> miette::Result<Option<Left>>,
     mut keep: impl FnMut(&[SizeTrial]) -> miette::Result<()>,
 ) -> miette::Result<(usize, Vec<SizeTrial>)> {
+    let mut best: Option<(usize, f64)> = None;
     for &imgsz in sizes {
         let trial = match known.iter().find(|trial| trial.imgsz == imgsz) {
             Some(&trial) => trial,
@@ -42,22 +62,20 @@ pub fn best_size(
             }
         };
         match trial.left {
-            Some(left) => ui::note(format_args!(
-                "{imgsz} px: {} parameters and {} MACs are left, mAP50-95 {:.4} before the cut, {:.4} after it",
-                ui::count(left.params),
-                ui::count(left.macs),
-                left.dense,
-                left.map50_95
-            )),
+            Some(left) => {
+                ui::note(format_args!(
+                    "{imgsz} px: {} parameters and {} MACs are left, mAP50-95 {:.4} before the cut, {:.4} after it",
+                    ui::count(left.params),
+                    ui::count(left.macs),
+                    left.dense,
+                    left.map50_95
+                ));
+                let promise = promise(left, healed);
+                if best.is_none_or(|(_, most)| promise > most) {
+                    best = Some((imgsz, promise));
+                }
+            }
             None => ui::note(format_args!("{imgsz} px: the budget cannot be met")),
-        }
-    }
-    let mut best: Option<(usize, f64)> = None;
-    for trial in sizes.iter().filter_map(|size| known.iter().find(|trial| trial.imgsz == *size)) {
-        if let Some(left) = trial.left
-            && best.is_none_or(|(_, most)| left.promise(healed) > most)
-        {
-            best = Some((trial.imgsz, left.promise(healed)));
         }
     }
     match best {

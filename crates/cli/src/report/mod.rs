@@ -143,14 +143,6 @@ pub struct Left {
     pub map50_95: f64,
 }
 
-impl Left {
-    /// mAP50-95 to expect, `healed` or not. Healing gives back about half of what a cut took, and nothing of what smaller images took
-    /// (docs/results/bccd-yolov5n.md, "Which size of images").
-    pub fn promise(&self, healed: bool) -> f64 {
-        if healed { f64::midpoint(self.dense, self.map50_95) } else { self.map50_95 }
-    }
-}
-
 /// Predicted milliseconds of one kind of operator in the dense and the slim detector.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KindTime {

@@ -227,9 +227,7 @@ pub fn difference(a: &[Map], b: &[Map]) -> f64 {
         assert_eq!(a.shape, b.shape);
         a.data.iter().zip(&b.data)
     });
-    // What is no number is not near.
-    let larger = |most: f64, d: f64| if d > most || d.is_nan() { d } else { most };
-    pairs.map(|(x, y)| (x - y).abs()).fold(0.0, larger)
+    pairs.map(|(x, y)| (x - y).abs()).fold(0.0, testkit::larger)
 }
 
 /// Statistics of every observed node over `images`, from the reference executor.
