@@ -197,10 +197,16 @@ fn the_size_of_images_is_chosen_by_what_is_left_at_each() {
     for left in [at_96, at_64] {
         assert!(number(left, "macs") <= 0.5 * number(dense, "macs"), "{left}");
     }
+    // What the run goes on with is the trial itself; the other is kept.
+    let trial = |size: &str| dir.path().join("run/sizes").join(size).join("stages/reconstructed.json").exists();
     let promise = |left: &Value| number(left, "dense") + number(left, "map50_95");
     let first_is_best = promise(at_96) >= promise(at_64);
     let (size, best) = if first_is_best { (96.0, at_96) } else { (64.0, at_64) };
     assert_eq!([number(&summary, "imgsz"), number(slim, "imgsz")], [size; 2]);
+    assert_eq!([trial("96"), trial("64")], [!first_is_best, first_is_best]);
+    let reconstructed = stages.iter().find(|stage| stage["stage"] == "reconstructed").expect("a stage");
+    assert_eq!([&reconstructed["macs"], &reconstructed["map50_95"]], [&best["macs"], &best["map50_95"]]);
+    assert_eq!(err.matches("\nreconstructed ").count(), 2, "one a size: {err}");
     assert_eq!(number(slim, "macs"), number(best, "macs"));
     // Whoever opens what was written finds the size in it.
     let (code, out, err) = prunella(dir.path(), "info run/slim.safetensors --json");
@@ -219,4 +225,43 @@ fn the_size_of_images_is_chosen_by_what_is_left_at_each() {
     let (code, _, err) =
         prunella(dir.path(), &format!("prune --model {{shared}}/{MODEL} --imgsz 96,64 --macs 0.5 --out s.safetensors"));
     assert!(code == 2 && err.contains("of several `--imgsz`"), "{err}");
+}
+
+#[test]
+fn methods_are_compared_on_images_of_every_size() {
+    if testkit::shared().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a folder");
+    squares(dir.path(), [6, 6], &["square"]);
+    let run = format!(
+        "compare --model {{shared}}/{MODEL} --data ds --imgsz 96,64 --epochs 1 --batch 6 --macs 0.3 --methods \
+         longer,l1,prunella --out cmp --json"
+    );
+    let (code, out, err) = prunella(dir.path(), &run);
+    assert_eq!(code, 0, "{err}");
+    let compared: Value = serde_json::from_str(&out).expect("JSON");
+    let entries = compared["entries"].as_array().expect("entries");
+    let told = entries.iter().map(|e| (e["method"].as_str().expect("a name"), e["imgsz"].as_u64().expect("a size")));
+    let wanted = [("longer", 96), ("l1", 96), ("l1", 64), ("prunella", 96), ("prunella", 64)];
+    assert_eq!(told.collect::<Vec<_>>(), wanted);
+    // Shares are of the dense detector on the first size, whatever the size of the slim one's images.
+    let macs = |entry: &Value| entry["macs"]["mean"].as_f64().expect("a number");
+    let params = |entry: &Value| entry["params"]["mean"].as_f64().expect("a number");
+    let limit = 0.3 * macs(&entries[0]);
+    for (large, small) in [(1, 2), (3, 4)] {
+        let (large, small) = (&entries[large], &entries[small]);
+        assert!(macs(large) <= limit && macs(small) <= limit && macs(small) > 0.9 * limit, "{large} {small}");
+        assert!(params(small) > params(large), "{large} {small}");
+    }
+    let page = fs::read_to_string(dir.path().join("cmp/report.html")).expect("a report");
+    assert!(page.contains("<th>imgsz</th>") && page.contains("prunella, 64 px: "), "a column and points of their own");
+    // One size more joins what has been finished.
+    let (code, _, err) = prunella(dir.path(), &run.replace("96,64", "96,128"));
+    assert!(code == 0 && err.contains("Seed 0, prunella-0.3-128px"), "{err}");
+    let compared = fs::read_to_string(dir.path().join("cmp/compare.json")).expect("written");
+    let compared: Value = serde_json::from_str(&compared).expect("JSON");
+    assert_eq!(compared["entries"].as_array().map(Vec::len), Some(7));
+    let (code, _, err) = prunella(dir.path(), &run.replace("96,64", "64,96"));
+    assert!(code == 1 && err.contains("`dense.imgsz` is 96, not 64"), "{err}");
 }

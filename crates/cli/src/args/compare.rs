@@ -24,9 +24,10 @@ pub struct Compare {
     /// Seeds; every method runs once with each
     #[arg(long, value_delimiter = ',', default_value = "0", value_name = "N", value_parser = whole)]
     pub seeds: Vec<u64>,
-    /// Height and width in pixels [default: the detector's own]
-    #[arg(long, value_name = "PIXELS", value_parser = positive)]
-    pub imgsz: Option<usize>,
+    /// Height and width in pixels [default: the detector's own]; with several every method is run on each, shares being of the
+    /// dense detector at the first
+    #[arg(long, value_delimiter = ',', value_name = "PIXELS", value_parser = positive)]
+    pub imgsz: Vec<usize>,
     /// Epochs of dense fine-tuning (where the detector does not know the dataset's classes) and of healing
     #[arg(long, short, default_value = "25", value_name = "N", value_parser = positive)]
     pub epochs: usize,

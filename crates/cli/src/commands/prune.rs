@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use data::Dataset;
-use graph::Graph;
 use graph::format::save;
+use graph::{Graph, cost};
 use prune::{Budget, Importance, Limits, Plan, Similarity, Size, Stop};
 use train::unfold;
 
@@ -13,8 +13,8 @@ use crate::args::Prune;
 use crate::detector::image_size;
 use crate::exit::{Error, Exit};
 use crate::pipeline::cut::{CALIBRATION_IMAGES, Calibration, Cut, Outcome};
-use crate::pipeline::{Goal, best_size, left, search, size_of, with_images_of};
-use crate::report::Trials;
+use crate::pipeline::{Goal, best_size, search, size_of, with_images_of};
+use crate::report::{Left, Trials};
 use crate::score::{Judge, by_place};
 use crate::speed::Speed;
 use crate::training::{Counter, tell_left_out, tell_split};
@@ -232,6 +232,14 @@ fn best(jobs: &[Job], budget: &Budget, reference: Size, dataset: &Dataset) -> mi
     let (best, _) = best_size(&sizes, false, vec![], cut, |_| Ok(()))?;
     let at = cuts.iter().position(|(imgsz, _)| *imgsz == best).expect("a size that was cut for");
     Ok(cuts.swap_remove(at).1)
+}
+
+/// What `slim`, cut from `whole` for images of its size, comes to by `judge`.
+fn left(whole: &Graph, slim: &Graph, judge: &Judge) -> miette::Result<Left> {
+    let cost = cost::total(slim, slim.meta.imgsz)?;
+    let [dense, map50_95] = [judge.score(whole, &mut Counter::default())?, judge.score(slim, &mut Counter::default())?]
+        .map(|map| map.map50_95);
+    Ok(Left { params: cost.params, macs: cost.macs, dense, map50_95 })
 }
 
 /// Prints the plans of a budget that is met, as a table each and one of all together, or as one JSON list.

@@ -41,10 +41,13 @@ pub use goal::{Goal, size_of};
 pub use methods::{LONGER, METHODS, Method};
 pub use outcome::stage_table;
 pub use recipe::Recipe;
-pub use sizes::{best_size, left, with_images_of};
+pub use sizes::{best_size, with_images_of};
 
 /// Turns that the detectors of all stages take on the stopwatch, and runs a turn.
 const TURNS: [usize; 2] = [9, 3];
+
+/// Folders of a run: a detector and its figures for every stage, and every cut's plan.
+const FOLDERS: [&str; 2] = ["stages", "plans"];
 
 /// mAP50-95 of a stage.
 fn standing(stage: Option<&Stage>) -> f64 {
@@ -56,6 +59,8 @@ pub struct Pipeline<'a> {
     pub recipe: &'a Recipe,
     pub dataset: &'a Dataset,
     pub out: &'a Path,
+    /// Folder of the stages and plans: the run's, or one of a trial.
+    work: PathBuf,
     family: Family,
     /// Height and width in pixels of the images that detectors are trained, cut and measured on.
     imgsz: usize,
@@ -105,7 +110,7 @@ impl<'a> Pipeline<'a> {
             judges.push(judge("test")?);
         }
         let calibration = Calibration::new(dataset, imgsz, recipe.calibration_images, recipe.seed);
-        Ok(Self { recipe, dataset, out, family, imgsz, calibration, judges })
+        Ok(Self { recipe, dataset, out, work: out.into(), family, imgsz, calibration, judges })
     }
 
     /// The same run on images of `imgsz`.
@@ -113,10 +118,24 @@ impl<'a> Pipeline<'a> {
         Self::of_size(self.recipe, self.dataset, self.out, self.family, imgsz)
     }
 
+    /// The same run on images of `imgsz`, in a folder of its own within the run's.
+    fn trial(&self, imgsz: usize) -> miette::Result<Self> {
+        let work = self.out.join("sizes").join(imgsz.to_string());
+        Ok(Self { work, ..self.at(imgsz)? })
+    }
+
+    /// Has the folders that stages and plans are written to.
+    fn ready(&self) -> miette::Result<()> {
+        for folder in FOLDERS {
+            let folder = self.work.join(folder);
+            std::fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, &e))?;
+        }
+        Ok(())
+    }
+
     /// The detector everything starts from: `model`, which has a head for the dataset's classes, fine-tuned, or read where that is done.
     pub fn dense(&self, model: &Graph) -> miette::Result<Graph> {
-        let folder = self.out.join("stages");
-        std::fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, &e))?;
+        self.ready()?;
         self.first(&mut vec![], model)
     }
 
@@ -130,13 +149,10 @@ impl<'a> Pipeline<'a> {
 
     /// Runs what has not been run yet on `model`, as [`Pipeline::dense`] takes it, and writes the outcome: slim detector, ONNX, summary.json, report.html.
     pub fn run(&self, model: &Graph) -> miette::Result<Summary> {
-        for folder in ["stages", "plans"] {
-            let folder = self.out.join(folder);
-            std::fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, &e))?;
-        }
+        self.ready()?;
         let mut rows = vec![];
         let dense = self.first(&mut rows, model)?;
-        let (imgsz, sizes) = self.size_of_slim(&dense)?;
+        let (imgsz, sizes) = self.size_of_slim(&dense, standing(rows.first()))?;
         match imgsz == self.imgsz {
             true => self.compress(&dense, rows, sizes),
             false => self.at(imgsz)?.compress(&dense, rows, sizes),
@@ -145,23 +161,22 @@ impl<'a> Pipeline<'a> {
 
     /// Everything that comes after dense training, on images of one size: `rows` holds the stages there are, `sizes` what other
     /// sizes came to.
-    fn compress(&self, dense: &Graph, mut rows: Vec<Stage>, sizes: Vec<SizeTrial>) -> miette::Result<Summary> {
+    fn compress(&self, dense: &Graph, rows: Vec<Stage>, sizes: Vec<SizeTrial>) -> miette::Result<Summary> {
         let whole = &with_images_of(dense, self.imgsz);
         let mut recipe = self.recipe.clone();
         let trials = recipe.max_drop.map(|drop| self.largest_cut(whole, drop, &rows)).transpose()?;
         recipe.budget.macs = trials.as_ref().map(|(macs, _)| *macs).or(recipe.budget.macs);
-        let (goal, speed) = self.goal(&recipe.budget, dense, whole)?;
-        recipe.round_by(speed.as_ref());
-        let recipe = &recipe;
-        let sparse = match recipe.sparse.epochs {
+        let mut cutter = self.cutter(&mut recipe, dense, whole, rows)?;
+        let sparse = match self.recipe.sparse.epochs {
             0 => whole.clone(),
-            _ => self.stage(&mut rows, "sparse", || {
-                self.sparse(whole, &goal.target.before_similarity(goal.size(whole)?, recipe.similarity_share))
-            })?,
+            _ => {
+                let (goal, share) = (&cutter.goal, cutter.recipe.similarity_share);
+                let target = goal.target.before_similarity(goal.size(whole)?, share);
+                self.stage(&mut cutter.rows, "sparse", || self.sparse(whole, &target))?
+            }
         };
-        let mut cutter = Cutter { pipeline: self, recipe, dense: whole, goal, speed, rows };
         let mut slim = sparse;
-        for round in Round::all(recipe.rounds) {
+        for round in Round::all(self.recipe.rounds) {
             slim = cutter.run(round, &slim)?;
         }
         let Cutter { goal, speed, mut rows, .. } = cutter;
@@ -178,26 +193,64 @@ impl<'a> Pipeline<'a> {
         Ok((goal, speeds.pop()))
     }
 
-    /// The size of images that the slim detector is to have, and what all sizes came to where there are several.
-    fn size_of_slim(&self, dense: &Graph) -> miette::Result<(usize, Vec<SizeTrial>)> {
+    /// What cuts `whole`, which is `dense` for images of the run's size, by `recipe`, which gets what was measured for it.
+    fn cutter<'c>(
+        &'c self,
+        recipe: &'c mut Recipe,
+        dense: &Graph,
+        whole: &'c Graph,
+        rows: Vec<Stage>,
+    ) -> miette::Result<Cutter<'c>> {
+        let (goal, speed) = self.goal(&recipe.budget, dense, whole)?;
+        recipe.round_by(speed.as_ref());
+        Ok(Cutter { pipeline: self, recipe, dense: whole, goal, speed, rows })
+    }
+
+    /// The size of images that the slim detector is to have, and what all sizes came to where there are several; `standing` is
+    /// the mAP50-95 of `dense` at its own.
+    fn size_of_slim(&self, dense: &Graph, standing: f64) -> miette::Result<(usize, Vec<SizeTrial>)> {
         let sizes = self.recipe.sizes();
         if let [only] = sizes[..] {
             return Ok((only, vec![]));
         }
         let file = self.out.join("sizes.json");
         let known = if file.is_file() { runs::read_json(&file)? } else { vec![] };
-        let cut = |imgsz| self.at(imgsz)?.left(dense);
-        best_size(&sizes, self.recipe.heal.epochs > 0, known, cut, |trials| runs::write_json(&file, &trials))
+        let own = self.imgsz;
+        let cut = |imgsz| self.trial(imgsz)?.left(dense, Some(standing).filter(|_| imgsz == own));
+        let healed = self.recipe.heal.epochs > 0;
+        let (best, trials) = best_size(&sizes, healed, known, cut, |trials| runs::write_json(&file, &trials))?;
+        // Where the run would do what the trial has done, it goes on from there.
+        if self.recipe.rounds == 1 && self.recipe.sparse.epochs == 0 {
+            self.trial(best)?.adopt()?;
+        }
+        Ok((best, trials))
     }
 
-    /// What the budget leaves of `dense` on images of the run's size, before healing; nothing where it cannot be met.
-    fn left(&self, dense: &Graph) -> miette::Result<Option<Left>> {
+    /// What the budget leaves of `dense` on images of the run's size, before healing; nothing where it cannot be met. `standing`
+    /// is the mAP50-95 of `dense` there, where it is known.
+    fn left(&self, dense: &Graph, standing: Option<f64>) -> miette::Result<Option<Left>> {
+        self.ready()?;
         let whole = with_images_of(dense, self.imgsz);
-        let (mut goal, speed) = self.goal(&self.recipe.budget, dense, &whole)?;
         let mut recipe = self.recipe.clone();
-        recipe.round_by(speed.as_ref());
-        let Some(slim) = self.unhealed(&recipe, &whole, &mut goal)? else { return Ok(None) };
-        Ok(Some(left(&whole, &slim, &self.judges[0])?))
+        let Some(row) = self.cutter(&mut recipe, dense, &whole, vec![])?.unhealed(&whole)? else { return Ok(None) };
+        let score = || self.judges[0].score(&whole, &mut Counter::default()).map(|map| map.map50_95);
+        let dense = standing.map_or_else(score, Ok)?;
+        Ok(Some(Left { params: row.params, macs: row.macs, dense, map50_95: row.map50_95 }))
+    }
+
+    /// Makes the stages and plans of this trial the run's.
+    fn adopt(&self) -> miette::Result<()> {
+        for folder in FOLDERS {
+            let (from, to) = (self.work.join(folder), self.out.join(folder));
+            // A resumed run has adopted it before.
+            let Ok(files) = std::fs::read_dir(&from) else { continue };
+            for file in files {
+                let file = file.map_err(|e| Error::io("read", &from, &e))?;
+                let to = to.join(file.file_name());
+                std::fs::rename(file.path(), &to).map_err(|e| Error::io("write", &to, &e))?;
+            }
+        }
+        Ok(())
     }
 
     /// `dense` cut by `recipe` towards `goal` and reconstructed; nothing where that is out of reach.
@@ -286,11 +339,11 @@ impl<'a> Pipeline<'a> {
     }
 
     fn stage_file(&self, name: &str) -> PathBuf {
-        self.out.join("stages").join(format!("{name}.safetensors"))
+        self.work.join("stages").join(format!("{name}.safetensors"))
     }
 
     fn plan(&self, name: &str, make: impl FnOnce() -> miette::Result<Plan>) -> miette::Result<Plan> {
-        let file = self.out.join("plans").join(format!("{name}.json"));
+        let file = self.work.join("plans").join(format!("{name}.json"));
         if file.is_file() {
             return runs::read_json(&file);
         }

@@ -8,6 +8,7 @@ use prune::{Latency, Plan, Target, surgery};
 use train::TrainConfig;
 
 use super::{Goal, Healing, Pipeline, Recipe, Stage, cut, standing};
+use crate::report::StageRow;
 use crate::speed::Speed;
 use crate::ui;
 
@@ -25,6 +26,11 @@ impl Round {
     /// All rounds in order.
     pub fn all(of: usize) -> impl Iterator<Item = Self> {
         (1..=of).map(move |number| Self { number, of })
+    }
+
+    /// The one there is where everything is cut at once.
+    fn only() -> Self {
+        Self { number: 1, of: 1 }
     }
 
     fn is_last(self) -> bool {
@@ -68,6 +74,9 @@ impl Cutter<'_> {
     /// The budget cannot be met; a stage cannot be made, measured or written.
     pub fn run(&mut self, round: Round, whole: &Graph) -> miette::Result<Graph> {
         let (cut, plans) = self.cut(round, whole)?;
+        if round.is_last() {
+            self.goal.must_meet(&cut)?;
+        }
         let (mended, standing) = self.mend(round, whole, &plans, cut)?;
         self.heal(round, mended, standing)
     }
@@ -116,10 +125,32 @@ impl Cutter<'_> {
             slim = self.stage(round, "trimmed", || cut::apply(&slim, &rest))?;
             plans.push(rest);
         }
-        if round.is_last() {
-            self.goal.must_meet(&slim)?;
-        }
         Ok((slim, plans))
+    }
+
+    /// Figures of what a cut in one round leaves of `whole` before healing; nothing where the budget cannot be met.
+    ///
+    /// # Errors
+    /// A stage cannot be made, measured or written.
+    pub fn unhealed(mut self, whole: &Graph) -> miette::Result<Option<StageRow>> {
+        let round = Round::only();
+        let (cut, plans) = self.cut(round, whole)?;
+        if !self.goal.met(&cut)? {
+            return Ok(None);
+        }
+        self.reconstructed(round, whole, &plans, cut)?;
+        Ok(self.rows.pop().map(|stage| stage.row))
+    }
+
+    /// `slim`, cut from `whole` by `plans`, reconstructed where the recipe says so.
+    fn reconstructed(&mut self, round: Round, whole: &Graph, plans: &[Plan], slim: Graph) -> miette::Result<Graph> {
+        match self.recipe.reconstruct {
+            true => {
+                let calibration = &self.pipeline.calibration;
+                self.stage(round, "reconstructed", || calibration.reconstruct(whole, plans, &slim))
+            }
+            false => Ok(slim),
+        }
     }
 
     /// The plan `name` of what goes from `graph`, by what `planner` measures: towards the goal in the last round, else towards
@@ -152,11 +183,9 @@ impl Cutter<'_> {
     }
 
     /// What can be done for `slim`, cut from `whole` by `plans`, without training, and the mAP50-95 of that.
-    fn mend(&mut self, round: Round, whole: &Graph, plans: &[Plan], mut slim: Graph) -> miette::Result<(Graph, f64)> {
+    fn mend(&mut self, round: Round, whole: &Graph, plans: &[Plan], slim: Graph) -> miette::Result<(Graph, f64)> {
         let (recipe, pipeline) = (self.recipe, self.pipeline);
-        if recipe.reconstruct {
-            slim = self.stage(round, "reconstructed", || pipeline.calibration.reconstruct(whole, plans, &slim))?;
-        }
+        let mut slim = self.reconstructed(round, whole, plans, slim)?;
         // Healing needs the memory.
         pipeline.calibration.forget();
         if recipe.restart {

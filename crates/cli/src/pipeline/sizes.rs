@@ -3,12 +3,10 @@
 //! Smaller images cost fewer multiply-accumulates, so that at the same budget more channels are left; which is worth more
 //! depends on the detector, on the objects and on how hard is cut. What is looked at is the detector as it is before any healing.
 
-use graph::{Graph, cost};
+use graph::Graph;
 
 use crate::exit::Error;
 use crate::report::{Left, SizeTrial};
-use crate::score::Judge;
-use crate::training::Counter;
 use crate::ui;
 
 /// `graph`, meant for images of `imgsz`.
@@ -16,17 +14,6 @@ pub fn with_images_of(graph: &Graph, imgsz: usize) -> Graph {
     let mut other = graph.clone();
     other.meta.imgsz = [imgsz; 2];
     other
-}
-
-/// What `slim`, cut from `whole` for images of its size, comes to by `judge`.
-///
-/// # Errors
-/// One of them cannot be run.
-pub fn left(whole: &Graph, slim: &Graph, judge: &Judge) -> miette::Result<Left> {
-    let cost = cost::total(slim, slim.meta.imgsz)?;
-    let [dense, map50_95] = [judge.score(whole, &mut Counter::default())?, judge.score(slim, &mut Counter::default())?]
-        .map(|map| map.map50_95);
-    Ok(Left { params: cost.params, macs: cost.macs, dense, map50_95 })
 }
 
 /// mAP50-95 to expect of what is `left`, `healed` or not. Healing gives back about half of what a cut took, and nothing of what smaller

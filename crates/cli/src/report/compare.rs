@@ -5,14 +5,15 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::markup::{escape, page};
-use super::plots::{Cloud, frontier, standalone};
+use super::plots::{Cloud, Point, frontier, standalone};
 use crate::ui::{self, Column, Table};
 
-/// compare.json: every method at every budget.
+/// compare.json: every method at every budget, on images of every size.
 #[derive(Clone, Debug, Serialize)]
 pub struct Comparison {
     pub model: String,
     pub data: String,
+    /// Of the dense detector's images.
     pub imgsz: usize,
     /// Of dense training and of healing, each.
     pub epochs: usize,
@@ -20,13 +21,15 @@ pub struct Comparison {
     pub entries: Vec<Entry>,
 }
 
-/// One method at one budget, over all seeds. Accuracy is mAP50-95 on the validation split unless it says otherwise.
+/// One method at one budget on images of one size, over all seeds. Accuracy is mAP50-95 on the validation split unless it says otherwise.
 #[derive(Clone, Debug, Serialize)]
 pub struct Entry {
     pub method: String,
     pub about: String,
     /// Share of the multiply-accumulates to keep; none where nothing was removed.
     pub macs_kept: Option<f64>,
+    /// Height and width of its images in pixels.
+    pub imgsz: usize,
     pub params: Spread,
     pub macs: Spread,
     /// An image in the embedded runtime.
@@ -65,26 +68,38 @@ impl Spread {
     }
 }
 
-const HEADINGS: [&str; 7] = ["MACs", "params", "ms", "unhealed", "mAP50", "mAP50-95", "test 50-95"];
+/// What a column of the table says of an entry.
+type Cell = fn(&Entry) -> String;
 
-fn cells(e: &Entry) -> [String; 7] {
-    [
-        ui::count(e.macs.mean as u64),
-        ui::count(e.params.mean as u64),
-        ui::fixed(Some(e.ms.mean), 1),
-        e.unhealed.text(),
-        e.map50.text(),
-        e.map50_95.text(),
-        e.test.text(),
-    ]
+/// What entries are listed by, after the method: the size of images only where there are several.
+fn columns(comparison: &Comparison) -> Vec<(&'static str, Cell)> {
+    let mut columns: Vec<(&str, Cell)> = vec![
+        ("MACs", |e| ui::count(e.macs.mean as u64)),
+        ("params", |e| ui::count(e.params.mean as u64)),
+        ("ms", |e| ui::fixed(Some(e.ms.mean), 1)),
+        ("unhealed", |e| e.unhealed.text()),
+        ("mAP50", |e| e.map50.text()),
+        ("mAP50-95", |e| e.map50_95.text()),
+        ("test 50-95", |e| e.test.text()),
+    ];
+    if has_sizes(comparison) {
+        columns.insert(0, ("imgsz", |e| e.imgsz.to_string()));
+    }
+    columns
+}
+
+fn has_sizes(comparison: &Comparison) -> bool {
+    comparison.entries.iter().any(|e| e.imgsz != comparison.imgsz)
 }
 
 /// For the terminal: budgets in turn, methods in their order.
 pub fn table(comparison: &Comparison) -> String {
-    let columns = std::iter::once(Column::text("method")).chain(HEADINGS.map(Column::number));
-    let mut table = Table::new(columns.collect::<Vec<_>>());
+    let columns = columns(comparison);
+    let headings = columns.iter().map(|(heading, _)| Column::number(heading));
+    let mut table = Table::new(std::iter::once(Column::text("method")).chain(headings).collect::<Vec<_>>());
     for entry in sorted(comparison) {
-        table.row(std::iter::once(entry.method.clone()).chain(cells(entry)));
+        let cells = columns.iter().map(|(_, cell)| cell(entry));
+        table.row(std::iter::once(entry.method.clone()).chain(cells));
     }
     table.to_string()
 }
@@ -116,10 +131,19 @@ fn names(comparison: &Comparison) -> Vec<&str> {
     names
 }
 
+/// Accuracy over `axis`; a method's line goes through the best size of images at every budget.
 fn plot(comparison: &Comparison, axis: &Axis, healed: bool) -> String {
+    let accuracy = |e: &Entry| if healed { e.map50_95 } else { e.unhealed };
     let point = |e: &Entry| {
-        let y = if healed { e.map50_95 } else { e.unhealed };
-        [(axis.of)(e), y.mean, y.deviation]
+        let mut sizes = comparison.entries.iter().filter(|o| o.method == e.method && o.macs_kept == e.macs_kept);
+        let Spread { mean: y, deviation, .. } = accuracy(e);
+        Point {
+            x: (axis.of)(e),
+            y,
+            deviation,
+            is_best: sizes.all(|o| accuracy(o).mean.is_nan() || accuracy(o).mean <= y),
+            about: format!("{}, {} px: {}", e.method, e.imgsz, accuracy(e).text()),
+        }
     };
     let cloud = |name: &str| Cloud {
         name: name.into(),
@@ -146,12 +170,13 @@ pub fn render(comparison: &Comparison) -> String {
         px = c.imgsz
     );
     let mut body = String::new();
-    let names = names(c);
+    let (names, columns) = (names(c), columns(c));
+    let sizes = if has_sizes(c) { "; lines go through the best size of images at each budget" } else { "" };
     for (title, healed) in [("After healing", true), ("Before any healing", false)] {
         let _ = write!(
             body,
             "<section><h2>{title}</h2><p class=\"hint\">mAP50-95 on the validation split over size and time; bars are one \
-             standard deviation over seeds.</p><div class=\"panels\">"
+             standard deviation over seeds{sizes}.</p><div class=\"panels\">"
         );
         for axis in &AXES {
             body.push_str(&plot(c, axis, healed));
@@ -161,11 +186,11 @@ pub fn render(comparison: &Comparison) -> String {
     body.push_str(
         "<section><h2>Figures</h2><p class=\"hint\"></p><div class=\"scroll\"><table><thead><tr><th>method</th>",
     );
-    HEADINGS.iter().for_each(|h| body.push_str(&format!("<th>{h}</th>")));
+    columns.iter().for_each(|(heading, _)| body.push_str(&format!("<th>{heading}</th>")));
     body.push_str("</tr></thead><tbody>");
     for entry in sorted(c) {
         let _ = write!(body, "<tr><td title=\"{}\">{}</td>", escape(&entry.about), escape(&entry.method));
-        cells(entry).iter().for_each(|cell| body.push_str(&format!("<td>{cell}</td>")));
+        columns.iter().for_each(|(_, cell)| body.push_str(&format!("<td>{}</td>", cell(entry))));
         body.push_str("</tr>");
     }
     body.push_str("</tbody></table></div></section>\n<section><h2>Methods</h2><p class=\"hint\"></p><dl>");
@@ -195,6 +220,7 @@ mod tests {
             method: method.into(),
             about: "a <method>".into(),
             macs_kept: Some(macs),
+            imgsz: 320,
             params: Spread::of(&[1e6]),
             macs: Spread::of(&[macs * 1e9]),
             ms: Spread::of(&[3.0]),
@@ -203,7 +229,7 @@ mod tests {
             map50_95: Spread::of(&[0.3, 0.4]),
             test: Spread::of(&[]),
         };
-        let comparison = Comparison {
+        let mut comparison = Comparison {
             model: "a&b.pt".into(),
             data: "d".into(),
             imgsz: 320,
@@ -219,5 +245,21 @@ mod tests {
         let rows: Vec<&str> = table.lines().skip(2).collect();
         assert!(rows[0].starts_with("l1") && rows[0].contains("500M") && rows[2].contains("250M"), "{table}");
         assert!(rows[0].contains("0.350 ±0.071"), "{table}");
+        assert!(!page.contains("imgsz") && !table.contains("imgsz") && !page.contains("fill:none"));
+
+        // On smaller images a quarter is worth more.
+        let small = Entry { imgsz: 224, map50_95: Spread::of(&[0.38]), ..one("l1", 0.25) };
+        comparison.entries.insert(1, small);
+        let (page, table) = (render(&comparison), super::table(&comparison));
+        let row = table.lines().find(|line| line.contains("224")).unwrap_or_else(|| panic!("{table}"));
+        assert!(row.starts_with("l1") && row.contains("250M") && row.contains("0.380"), "{table}");
+        let marks = |about: &str, healed: bool| -> Vec<bool> {
+            let half = page.split("Before any healing").nth(usize::from(!healed)).unwrap_or("");
+            let marks = half.split("<circle").filter(|mark| mark.contains(&format!("<title>{about}")));
+            marks.map(|mark| !mark.contains("fill:none")).collect()
+        };
+        assert_eq!([marks("l1, 320 px: 0.350", true), marks("l1, 224 px: 0.380", true)].map(|m| m.len()), [6, 3]);
+        assert_eq!(marks("l1, 224 px: 0.380", true), [true; 3], "the line goes through it");
+        assert_eq!(marks("l1, 320 px: 0.350", true).iter().filter(|best| **best).count(), 3, "and of the others, half");
     }
 }

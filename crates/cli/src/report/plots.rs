@@ -161,17 +161,28 @@ pub fn precision_recall(panel: &PrPanel, stages: &[StageRow]) -> String {
 /// A method's points in a frontier plot.
 pub struct Cloud {
     pub name: String,
-    /// (x, y, deviation of y).
-    pub points: Vec<[f64; 3]>,
+    pub points: Vec<Point>,
 }
 
-/// Accuracy over some size: a mark and a line a method, the last in the accent colour, names at the right.
+/// One of them.
+pub struct Point {
+    pub x: f64,
+    pub y: f64,
+    /// Of y.
+    pub deviation: f64,
+    /// Whether the method's line goes through it.
+    pub is_best: bool,
+    /// What it is, for who points at it.
+    pub about: String,
+}
+
+/// Accuracy over some size: a mark a point and a line a method, the last in the accent colour, names at the right.
 pub fn frontier(label: &str, clouds: &[Cloud]) -> String {
     let (width, height) = (520.0, 330.0);
-    let points = || clouds.iter().flat_map(|c| &c.points).filter(|p| p[0].is_finite() && p[1].is_finite());
-    let right = points().map(|p| p[0]).fold(f64::MIN_POSITIVE, f64::max) * 1.08;
-    let low = points().map(|p| p[1] - p[2]).fold(f64::INFINITY, f64::min).clamp(0.0, 1.0);
-    let high = points().map(|p| p[1] + p[2]).fold(low, f64::max);
+    let points = || clouds.iter().flat_map(|c| &c.points).filter(|p| p.x.is_finite() && p.y.is_finite());
+    let right = points().map(|p| p.x).fold(f64::MIN_POSITIVE, f64::max) * 1.08;
+    let low = points().map(|p| p.y - p.deviation).fold(f64::INFINITY, f64::min).clamp(0.0, 1.0);
+    let high = points().map(|p| p.y + p.deviation).fold(low, f64::max);
     // From nought up, points that differ by what matters would lie on each other.
     let step = [0.01, 0.02, 0.05, 0.1].into_iter().find(|step| high - low <= 7.0 * step).unwrap_or(0.2);
     let first = (low / step).floor() as usize;
@@ -194,17 +205,20 @@ pub fn frontier(label: &str, clouds: &[Cloud]) -> String {
         let last = i + 1 == clouds.len();
         let colour =
             if last { "var(--accent)".into() } else { format!("hsl({:.0} 45% 50%)", 360.0 * share(i, clouds.len())) };
-        let mut points: Vec<[f64; 3]> = cloud.points.iter().copied().filter(|p| p[1].is_finite()).collect();
-        points.sort_by(|a, b| a[0].total_cmp(&b[0]));
-        let line = frame.points(points.iter().map(|p| [p[0], p[1]]));
+        let mut points: Vec<&Point> = cloud.points.iter().filter(|p| p.y.is_finite()).collect();
+        points.sort_by(|a, b| a.x.total_cmp(&b.x));
+        let line = frame.points(points.iter().filter(|p| p.is_best).map(|p| [p.x, p.y]));
         let _ = write!(svg, r#"<path class="curve" d="{line}" style="stroke:{colour}"/>"#);
-        for [x, y, deviation] in points {
-            let (px, py, half) = (frame.px(x), frame.py(y), frame.py(0.0) - frame.py(deviation));
-            let _ = write!(svg, r#"<path d="M{px:.1} {:.1}V{:.1}" style="stroke:{colour}"/>"#, py - half, py + half);
+        for point in points {
+            let (px, py) = (frame.px(point.x), frame.py(point.y));
+            let [top, bottom] = [point.deviation, -point.deviation].map(|off| frame.py(point.y + off));
+            let _ = write!(svg, r#"<path d="M{px:.1} {top:.1}V{bottom:.1}" style="stroke:{colour}"/>"#);
+            let radius = if last { 5 } else { 3 };
+            let fill = if point.is_best { format!("fill:{colour}") } else { format!("fill:none;stroke:{colour}") };
             let _ = write!(
                 svg,
-                r#"<circle cx="{px:.1}" cy="{py:.1}" r="{}" style="fill:{colour}"/>"#,
-                if last { 5 } else { 3 }
+                r#"<circle cx="{px:.1}" cy="{py:.1}" r="{radius}" style="{fill}"><title>{}</title></circle>"#,
+                escape(&point.about)
             );
         }
         let (x, y) = (frame.left + frame.width + 16.0, frame.top + 8.0 + 20.0 * i as f64);
@@ -241,7 +255,8 @@ mod tests {
 
     #[test]
     fn a_frontier_shows_what_lies_close_together() {
-        let cloud = |points: &[[f64; 3]]| Cloud { name: "a".into(), points: points.to_vec() };
+        let point = |&[x, y, deviation]: &[f64; 3]| Point { x, y, deviation, is_best: true, about: "a".into() };
+        let cloud = |points: &[[f64; 3]]| Cloud { name: "a".into(), points: points.iter().map(point).collect() };
         let close = frontier("GMACs", &[cloud(&[[0.1, 0.567, 0.003], [0.25, 0.599, 0.006], [0.5, 0.61, 0.008]])]);
         assert!(close.contains(">0.56<") && close.contains(">0.62<") && !close.contains("end\">0.00<"), "{close}");
         let points = &heights(&close)[..3];

@@ -24,16 +24,14 @@ pub struct Finished {
     summary: Summary,
 }
 
-/// Every finished run in the folder of a comparison, of this call or an earlier one: methods in their order, larger budgets first.
+/// Every finished run in the folder of a comparison, of this call or an earlier one: methods in their order, larger budgets first, then
+/// larger images.
 pub fn finished(out: &Path) -> miette::Result<Vec<Finished>> {
     let mut all = vec![];
     for (seed_name, seed_folder) in folders(out)? {
         let Some(seed) = seed_name.strip_prefix("seed").and_then(|s| s.parse().ok()) else { continue };
         for (name, folder) in folders(&seed_folder)? {
-            let (method, macs) = match name.rsplit_once('-') {
-                Some((method, macs)) if macs.parse::<f64>().is_ok() => (method, macs.parse().ok()),
-                _ => (name.as_str(), None),
-            };
+            let (method, macs) = named(&name);
             let file = folder.join("summary.json");
             let (Some(method), true) = (Method::named(method), file.is_file()) else { continue };
             let summary = runs::read_json(&file)?;
@@ -44,9 +42,21 @@ pub fn finished(out: &Path) -> miette::Result<Vec<Finished>> {
     // Folders are listed in no particular order.
     let largest_first = |a: &Finished, b: &Finished| b.macs.unwrap_or(1.0).total_cmp(&a.macs.unwrap_or(1.0));
     all.sort_by(|a, b| {
-        place(a.method).cmp(&place(b.method)).then_with(|| largest_first(a, b)).then(a.seed.cmp(&b.seed))
+        let by_size = || b.summary.imgsz.cmp(&a.summary.imgsz);
+        let by_budget = || largest_first(a, b);
+        place(a.method).cmp(&place(b.method)).then_with(by_budget).then_with(by_size).then(a.seed.cmp(&b.seed))
     });
     Ok(all)
+}
+
+/// Method and share kept of the run in a folder of that `name`; the size of its images is in its summary.
+fn named(name: &str) -> (&str, Option<f64>) {
+    let (start, end) = name.rsplit_once('-').unwrap_or((name, ""));
+    match (end.parse(), end.strip_suffix("px").is_some_and(|size| size.parse::<usize>().is_ok())) {
+        (Ok(macs), _) => (start, Some(macs)),
+        (_, true) => named(start),
+        _ => (name, None),
+    }
 }
 
 /// The folders within one, by name.
@@ -73,14 +83,15 @@ pub fn times(finished: &[Finished]) -> miette::Result<Vec<f64>> {
     Ok(in_turns(&stopwatch, &models, TURNS)?.into_iter().map(|ns| ns / 1e6).collect())
 }
 
-/// One entry a method and budget: means over seeds.
+/// One entry a method, budget and size of images: means over seeds.
 pub fn entries(runs: &[Finished], times: &[f64]) -> Vec<Entry> {
     let mut entries: Vec<Entry> = vec![];
-    for Finished { method, macs, .. } in runs {
-        if entries.iter().any(|e| e.method == method.name && e.macs_kept == *macs) {
+    for Finished { method, macs, summary, .. } in runs {
+        let imgsz = summary.imgsz;
+        if entries.iter().any(|e| e.method == method.name && e.macs_kept == *macs && e.imgsz == imgsz) {
             continue;
         }
-        let same = |r: &Finished| r.method.name == method.name && r.macs == *macs;
+        let same = |r: &Finished| r.method.name == method.name && r.macs == *macs && r.summary.imgsz == imgsz;
         let of: Vec<&Summary> = runs.iter().filter(|r| same(r)).map(|r| &r.summary).collect();
         let ms: Vec<f64> = runs.iter().zip(times).filter(|(r, _)| same(r)).map(|(_, ms)| *ms).collect();
         let spread = |value: &dyn Fn(&Summary) -> Option<f64>| {
@@ -91,6 +102,7 @@ pub fn entries(runs: &[Finished], times: &[f64]) -> Vec<Entry> {
             method: method.name.into(),
             about: method.about.into(),
             macs_kept: *macs,
+            imgsz,
             params: spread(&last(|r| r.params as f64)),
             macs: spread(&last(|r| r.macs as f64)),
             ms: Spread::of(&ms),
@@ -111,5 +123,20 @@ fn unhealed(stages: &[StageRow]) -> Option<f64> {
         [.., kept, last] if last.stage == "recalibrated" => Some(kept.map50_95.max(last.map50_95)),
         [.., last] => Some(last.map50_95),
         [] => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_say_what_is_in_them() {
+        let all =
+            ["longer", "stage1-reconstructed-0.25", "prunella-0.05", "prunella-0.05-224px", "bn-scale", "l1-0.5-px"];
+        let told = all.map(named);
+        let quarter = Some(0.25);
+        assert_eq!(told[..3], [("longer", None), ("stage1-reconstructed", quarter), ("prunella", Some(0.05))]);
+        assert_eq!(told[3..], [("prunella", Some(0.05)), ("bn-scale", None), ("l1-0.5-px", None)]);
     }
 }

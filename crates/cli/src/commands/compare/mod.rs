@@ -1,4 +1,4 @@
-//! `compare`: every method under one budget, recipe and list of seeds.
+//! `compare`: every method under one budget, recipe and list of seeds, on images of one size or of several.
 
 mod finished;
 
@@ -32,7 +32,11 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
     let dataset = args.data.open()?;
     tell_left_out(&dataset, &["train", "val"]);
     tell_split(&dataset, "val");
-    let imgsz = image_size(&model, args.imgsz)?;
+    let sizes = match &args.imgsz[..] {
+        [] => vec![image_size(&model, None)?],
+        asked => once(asked).into_iter().map(|size| image_size(&model, Some(size))).collect::<miette::Result<_>>()?,
+    };
+    let imgsz = sizes[0];
     let images = splits::labelled(&dataset, "train")?.len();
     let settings = Settings { recipe: recipe(args, imgsz, images) };
     settings.recipe.check()?;
@@ -40,18 +44,19 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
     let methods: Vec<&Method> =
         METHODS.iter().filter(|m| args.methods.is_empty() || args.methods.iter().any(|name| name == m.name)).collect();
     let first = fit(&model, &dataset, imgsz, settings.recipe.seed)?;
-    // What meets the smallest budget meets them all, by whichever method goes as far.
+    // What meets the smallest budget on the largest images meets them all, by whichever method goes as far.
     let smallest = budgets.iter().copied().fold(1.0, f64::min);
+    let largest = sizes.iter().copied().fold(imgsz, usize::max);
     let mut tried = vec![];
     for method in methods.iter().filter(|method| method.name != LONGER) {
-        let recipe = method.keeping(&settings.recipe, smallest);
+        let recipe = Variant { method, macs: smallest, imgsz: largest }.recipe(&settings.recipe);
         let reach = recipe.cut().reach();
         if tried.contains(&reach) {
             continue;
         }
         recipe.reachable(&first.for_inference(), images).map_err(|error| {
             let what = format!("`{}`: {error}", method.name);
-            Error::failed(what, "keep more, or leave the method out with `--methods`")
+            Error::failed(what, "keep more, allow smaller images, or leave the method out with `--methods`")
         })?;
         tried.push(reach);
     }
@@ -72,16 +77,11 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
         Ok(Start { base, folder, dense })
     };
     let starts = side_by_side(args.jobs, &seeds, start)?;
-    let mut tasks: Vec<(&Start, &Method, f64)> = vec![];
-    for start in &starts {
-        for &method in &methods {
-            let budgets: &[f64] = if method.name == LONGER { &[1.0] } else { &budgets };
-            tasks.extend(budgets.iter().map(|&macs| (start, method, macs)));
-        }
-    }
-    side_by_side(args.jobs, &tasks, |&(start, method, macs)| {
-        let (recipe, name) = (method.keeping(&start.base, macs), folder_name(method, macs));
-        ui::note(format_args!("Seed {}, {name}: {}", recipe.seed, method.about));
+    let variants = variants(&methods, &budgets, &sizes);
+    let tasks: Vec<(&Start, &Variant)> = starts.iter().flat_map(|s| variants.iter().map(move |v| (s, v))).collect();
+    side_by_side(args.jobs, &tasks, |&(start, variant)| {
+        let (recipe, name) = (variant.recipe(&start.base), variant.folder_name(imgsz));
+        ui::note(format_args!("Seed {}, {name}: {}", recipe.seed, variant.method.about));
         finish(&recipe, &dataset, &start.folder.join(name), &start.dense)
     })?;
     let finished = finished::finished(&out)?;
@@ -115,6 +115,50 @@ fn once<T: PartialEq + Copy>(values: &[T]) -> Vec<T> {
         }
     });
     once
+}
+
+/// A method at one budget, on images of one size.
+struct Variant<'a> {
+    method: &'a Method,
+    /// Share of the dense detector's multiply-accumulates to keep.
+    macs: f64,
+    imgsz: usize,
+}
+
+impl Variant<'_> {
+    /// `base` by this method.
+    fn recipe(&self, base: &Recipe) -> Recipe {
+        let mut recipe = self.method.keeping(base, self.macs);
+        recipe.sizes = if self.imgsz == base.dense.imgsz { vec![] } else { vec![self.imgsz] };
+        recipe
+    }
+
+    /// Its folder within its seed's, when the dense detector is for images of `own`.
+    fn folder_name(&self, own: usize) -> String {
+        let Self { method, macs, imgsz } = self;
+        if method.name == LONGER {
+            method.name.into()
+        } else if *imgsz == own {
+            format!("{}-{macs}", method.name)
+        } else {
+            format!("{}-{macs}-{imgsz}px", method.name)
+        }
+    }
+}
+
+/// All that is to be compared. What removes nothing is what it is on images of the dense detector's size, the first of `sizes`.
+fn variants<'a>(methods: &[&'a Method], budgets: &[f64], sizes: &[usize]) -> Vec<Variant<'a>> {
+    let mut variants = vec![];
+    for &method in methods {
+        if method.name == LONGER {
+            variants.push(Variant { method, macs: 1.0, imgsz: sizes[0] });
+            continue;
+        }
+        for &macs in budgets {
+            variants.extend(sizes.iter().map(|&imgsz| Variant { method, macs, imgsz }));
+        }
+    }
+    variants
 }
 
 /// What the runs of one seed start from.
@@ -175,11 +219,6 @@ fn finish(recipe: &Recipe, dataset: &data::Dataset, folder: &Path, dense: &graph
     runs::write_toml(&folder.join("recipe.toml"), recipe)?;
     Pipeline::new(recipe, dataset, folder, dense.meta.family)?.run(dense)?;
     Ok(())
-}
-
-/// The folder of `method` keeping `macs`, within its seed's.
-fn folder_name(method: &Method, macs: f64) -> String {
-    if method.name == LONGER { method.name.into() } else { format!("{}-{macs}", method.name) }
 }
 
 fn recipe(args: &Compare, imgsz: usize, images: usize) -> Recipe {
