@@ -83,17 +83,15 @@ impl Speed {
         let mut stopwatch = Stopwatch::new(threads);
         let kinds = kinds(graph)?;
         let bar = ui::bar("Timing", kinds.len(), "kinds of operators");
-        let start = stopwatch.model("start", probe::nothing()?)?;
-        let start = stopwatch.alternate(&[start], WHOLE_TURNS, || {})?[0];
         let mut tables = BTreeMap::new();
         for (name, probe) in &kinds {
-            tables.insert(name.clone(), table(&mut stopwatch, name, probe, start)?);
+            tables.insert(name.clone(), table(&mut stopwatch, name, probe)?);
             bar.inc(1);
         }
         bar.finish_and_clear();
         let [body, whole] = whole(&mut stopwatch, graph)?;
         let latency = Latency::fit(tables, graph, body.min(whole), (whole - body).max(0.0))?;
-        let gains = multiple::gains(&mut stopwatch, &kinds, &latency.parts(graph)?, start)?;
+        let gains = multiple::gains(&mut stopwatch, &kinds, &latency.parts(graph)?)?;
         let imgsz = graph.meta.imgsz[0];
         let speed = Self { threads, imgsz, latency, confirmed: false, multiple: multiple::best(&gains), gains };
         ui::note(format_args!(
@@ -144,27 +142,24 @@ fn kinds(graph: &Graph) -> miette::Result<BTreeMap<String, Probe>> {
 }
 
 /// Times of one kind over its channel counts.
-fn table(stopwatch: &mut Stopwatch, name: &str, probe: &Probe, start: f64) -> miette::Result<Table> {
+fn table(stopwatch: &mut Stopwatch, name: &str, probe: &Probe) -> miette::Result<Table> {
     let (inputs, outputs) = probe.axes();
     let pairs: Vec<(usize, usize)> = inputs.iter().flat_map(|&i| outputs.iter().map(move |&o| (i, o))).collect();
-    let nanos = timed(stopwatch, name, probe, &pairs, start)?;
+    let nanos = timed(stopwatch, name, probe, &pairs)?;
     Ok(Table::try_from(Measured { inputs, outputs, nanos })?)
 }
 
-/// Nanoseconds of one operator of that kind at each pair of (input, output) channels, starting a run not counted.
-fn timed(
-    stopwatch: &mut Stopwatch,
-    name: &str,
-    probe: &Probe,
-    pairs: &[(usize, usize)],
-    start: f64,
-) -> miette::Result<Vec<f64>> {
+/// Nanoseconds of one operator of that kind at each pair of (input, output) channels, starting a run not counted: that has its
+/// turns among them, so that it is as slow as they are where the machine is busy.
+fn timed(stopwatch: &mut Stopwatch, name: &str, probe: &Probe, pairs: &[(usize, usize)]) -> miette::Result<Vec<f64>> {
     let copies: Vec<usize> = pairs.iter().map(|&(_, o)| probe.copies(o)).collect();
-    let models = pairs.iter().zip(&copies);
-    let models = models.map(|(&(i, o), &copies)| Ok(stopwatch.model(name, probe.model(i, o, copies)?)?));
-    let models = models.collect::<miette::Result<Vec<_>>>()?;
+    let mut models = vec![stopwatch.model("start", probe::nothing()?)?];
+    for (&(i, o), &copies) in pairs.iter().zip(&copies) {
+        models.push(stopwatch.model(name, probe.model(i, o, copies)?)?);
+    }
     let times = stopwatch.alternate(&models, TURNS, || {})?;
-    Ok(times.iter().zip(copies).map(|(t, copies)| (t - start).max(0.0) / copies as f64).collect())
+    let start = times[0];
+    Ok(times[1..].iter().zip(copies).map(|(t, copies)| (t - start).max(0.0) / copies as f64).collect())
 }
 
 /// Nanoseconds of an image up to the head, and of all of it.

@@ -30,7 +30,6 @@ pub fn gains(
     stopwatch: &mut Stopwatch,
     kinds: &BTreeMap<String, Probe>,
     parts: &[(String, u64)],
-    start: f64,
 ) -> miette::Result<Vec<Gain>> {
     let convs =
         parts.iter().filter_map(|(name, nanos)| Some((name, kinds.get(name).filter(|p| p.is_dense())?, *nanos)));
@@ -43,7 +42,7 @@ pub fn gains(
         for by_input in [true, false] {
             let pair = |&count: &usize| if by_input { (count, probe.outputs) } else { (probe.inputs, count) };
             let pairs: Vec<(usize, usize)> = counts.iter().map(pair).collect();
-            let times = timed(stopwatch, name, probe, &pairs, start)?;
+            let times = timed(stopwatch, name, probe, &pairs)?;
             for (sum, multiple) in sums.iter_mut().zip(CANDIDATES) {
                 *sum += nanos as f64 * below_trend(&counts, &times, multiple);
             }
