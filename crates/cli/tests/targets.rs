@@ -264,4 +264,11 @@ fn methods_are_compared_on_images_of_every_size() {
     assert_eq!(compared["entries"].as_array().map(Vec::len), Some(7));
     let (code, _, err) = prunella(dir.path(), &run.replace("96,64", "64,96"));
     assert!(code == 1 && err.contains("`dense.imgsz` is 96, not 64"), "{err}");
+    // What is out of reach on one size is left out there; on all of them it is an error.
+    let far = |macs: &str| run.replace("0.3", macs).replace("longer,l1,prunella", "l1");
+    let (code, out, err) = prunella(dir.path(), &far("0.05"));
+    let left_out = "warning: `l1` is left out where it cannot go: on images of 96 px, the budget cannot be met";
+    assert!(code == 0 && err.contains(left_out) && out.contains("\"macs_kept\": 0.05"), "{err}");
+    let (code, _, err) = prunella(dir.path(), &far("0.001"));
+    assert!(code == 1 && err.contains("error: `l1`: on images of 96 px, the budget cannot be met"), "{err}");
 }

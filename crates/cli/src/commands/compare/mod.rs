@@ -44,22 +44,7 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
     let methods: Vec<&Method> =
         METHODS.iter().filter(|m| args.methods.is_empty() || args.methods.iter().any(|name| name == m.name)).collect();
     let first = fit(&model, &dataset, imgsz, settings.recipe.seed)?;
-    // What meets the smallest budget on the largest images meets them all, by whichever method goes as far.
-    let smallest = budgets.iter().copied().fold(1.0, f64::min);
-    let largest = sizes.iter().copied().fold(imgsz, usize::max);
-    let mut tried = vec![];
-    for method in methods.iter().filter(|method| method.name != LONGER) {
-        let recipe = Variant { method, macs: smallest, imgsz: largest }.recipe(&settings.recipe);
-        let reach = recipe.cut().reach();
-        if tried.contains(&reach) {
-            continue;
-        }
-        recipe.reachable(&first.for_inference(), images).map_err(|error| {
-            let what = format!("`{}`: {error}", method.name);
-            Error::failed(what, "keep more, allow smaller images, or leave the method out with `--methods`")
-        })?;
-        tried.push(reach);
-    }
+    let variants = within_reach(variants(&methods, &budgets, &sizes), &settings.recipe, &first, images)?;
     tell_head(&model, &first);
     let out = runs::folder(Some(&args.out), "compare", true)?;
     check_folder(&out, &settings)?;
@@ -77,7 +62,6 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
         Ok(Start { base, folder, dense })
     };
     let starts = side_by_side(args.jobs, &seeds, start)?;
-    let variants = variants(&methods, &budgets, &sizes);
     let tasks: Vec<(&Start, &Variant)> = starts.iter().flat_map(|s| variants.iter().map(move |v| (s, v))).collect();
     side_by_side(args.jobs, &tasks, |&(start, variant)| {
         let (recipe, name) = (variant.recipe(&start.base), variant.folder_name(imgsz));
@@ -159,6 +143,47 @@ fn variants<'a>(methods: &[&'a Method], budgets: &[f64], sizes: &[usize]) -> Vec
         }
     }
     variants
+}
+
+/// `variants` without those whose budget is out of reach, of which it tells.
+///
+/// # Errors
+/// A method is within reach of nothing.
+fn within_reach<'a>(
+    variants: Vec<Variant<'a>>,
+    base: &Recipe,
+    start: &Graph,
+    images: usize,
+) -> miette::Result<Vec<Variant<'a>>> {
+    let start = start.for_inference();
+    let mut tried = vec![];
+    let mut within: Vec<Variant> = vec![];
+    let mut beyond: Vec<(&str, String)> = vec![];
+    for variant in variants {
+        let Variant { method, macs, imgsz } = variant;
+        let recipe = variant.recipe(base);
+        // Methods of the same limits go as far.
+        let key = (recipe.cut().reach(), macs, imgsz);
+        let known = tried.iter().find(|(other, _)| *other == key).map(|(_, why): &(_, Option<String>)| why.clone());
+        let why = match known {
+            Some(why) => why,
+            None if method.name == LONGER => None,
+            None => recipe.reachable(&start, images).err().map(|error| error.to_string()),
+        };
+        match &why {
+            None => within.push(variant),
+            Some(why) => beyond.push((method.name, format!("on images of {imgsz} px, {why}"))),
+        }
+        tried.push((key, why));
+    }
+    for (name, why) in &beyond {
+        if !within.iter().any(|variant| variant.method.name == *name) {
+            let help = "keep more, allow smaller images, or leave the method out with `--methods`";
+            return Err(Error::failed(format!("`{name}`: {why}"), help));
+        }
+        ui::warn(format_args!("`{name}` is left out where it cannot go: {why}"));
+    }
+    Ok(within)
 }
 
 /// What the runs of one seed start from.
