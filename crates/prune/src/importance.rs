@@ -44,6 +44,12 @@ pub enum Criterion {
     /// Sum of the distances of its filter to the layer's other filters (FPGM, He 2019), relative to the layer's mean: the
     /// filter nearest the geometric median is the most replaceable.
     Fpgm,
+    /// Squares of all its weights, of its filters and scales and of its columns in the readers, relative to the mean of the channels
+    /// tied to its layer (DepGraph, Fang 2023, without its sparse training; as Torch-Pruning's `GroupMagnitudeImportance`).
+    GroupNorm,
+    /// The same squares relative to the sum of those of its layer's channels that have no smaller ones (LAMP, Lee 2021, on whole
+    /// channels; as Torch-Pruning's `LAMPImportance`): a layer's last channel is worth all there is.
+    Lamp,
     /// What the loss would lose to first order (Molchanov 2019), measured on labelled images.
     Taylor,
     /// A seeded coin: the least a criterion has to beat.
@@ -144,6 +150,14 @@ pub fn scores(
         Criterion::Random { seed } => {
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             members.iter_mut().for_each(|scores| scores.push(rng.random::<f64>()));
+        }
+        Criterion::GroupNorm | Criterion::Lamp => {
+            let squares = squares(graph, coupling);
+            for set in &coupling.sets {
+                let of: Vec<f64> = set.classes.iter().map(|&class| squares[class]).collect();
+                let scores = if settings.criterion == Criterion::Lamp { lamp(&of) } else { relative(of) };
+                set.classes.iter().zip(scores).for_each(|(&class, score)| members[class].push(score));
+            }
         }
         Criterion::OutputError => {
             for (class, error) in output_errors(graph, coupling, sensitivity)?.into_iter().enumerate() {
@@ -296,6 +310,37 @@ fn distances(conv: &Conv) -> Vec<f64> {
 fn relative(scores: Vec<f64>) -> Vec<f64> {
     let mean = scores.iter().sum::<f64>() / scores.len().max(1) as f64;
     if mean > 0.0 { scores.iter().map(|s| s / mean).collect() } else { scores }
+}
+
+/// Sum of the squares of every class's weights: filters and scales that make it, columns of dense convolutions that read it.
+fn squares(graph: &Graph, coupling: &Coupling) -> Vec<f64> {
+    let mut sums = vec![0.0; coupling.classes.len()];
+    for (id, node) in graph.nodes.iter().enumerate() {
+        let mut add = |squares: Vec<f64>| {
+            coupling.channels(id).iter().zip(squares).for_each(|(&class, square)| sums[class] += square);
+        };
+        match &node.op {
+            Op::Conv(conv) => add(filters(conv).map(|f| f.map(|w| w * w).sum()).collect()),
+            Op::BatchNorm(bn) => add(bn.gamma.iter().map(|&g| f64::from(g) * f64::from(g)).collect()),
+            _ => {}
+        }
+        for (reader, conv) in dense_readers(graph, coupling, id) {
+            add(input_energy(graph, reader, &vec![1.0; conv.out_channels()]));
+        }
+    }
+    sums
+}
+
+/// Every square over the sum of those that are no smaller; of equal ones the first counts as the smaller.
+fn lamp(squares: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..squares.len()).collect();
+    order.sort_by(|&a, &b| squares[b].total_cmp(&squares[a]).then(b.cmp(&a)));
+    let (mut scores, mut sum) = (vec![0.0; squares.len()], 0.0);
+    for i in order {
+        sum += squares[i];
+        scores[i] = if sum > 0.0 { squares[i] / sum } else { 0.0 };
+    }
+    scores
 }
 
 /// [`Criterion::OutputError`] of every class: summed over its readers, `Var(x_i) |W[:, i]|^2 / sum_j Var(x_j) |W[:, j]|^2`

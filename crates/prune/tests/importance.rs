@@ -176,6 +176,39 @@ fn filters_score_by_their_share_of_the_layers_mean() {
     }
 }
 
+/// All weights of two channels that a sum ties together, added up by hand.
+#[test]
+fn norms_of_groups_count_everything_that_is_tied() {
+    let mut b = Builder::new(2);
+    let first = b.conv(0, 2, 1, 1, 1, false);
+    let norm = b.norm(first);
+    let second = b.conv(norm, 2, 1, 1, 1, false);
+    let inner = b.norm(second);
+    let add = b.push("add", Op::Add, vec![norm, inner]);
+    let reader = b.conv(add, 1, 1, 1, 1, true);
+    b.finish(true);
+    for (conv, weights) in
+        [(first, &[1.0, 2.0, 2.0, 0.0, 3.0, 4.0][..]), (second, &[1.0, 2.0, 3.0, 1.0]), (reader, &[2.0, 1.0])]
+    {
+        if let Op::Conv(conv) = &mut b.graph.nodes[conv].op {
+            conv.weight.data.copy_from_slice(weights);
+        }
+    }
+    set_gammas(&mut b.graph, norm, &[1.0, 2.0]);
+    set_gammas(&mut b.graph, inner, &[0.5, 1.0]);
+    let coupling = Coupling::of(&b.graph).unwrap();
+    // Squares: 29.25 and 46.
+    for (criterion, expected) in
+        [(Criterion::GroupNorm, [29.25 / 37.625, 46.0 / 37.625]), (Criterion::Lamp, [29.25 / 75.25, 1.0])]
+    {
+        let settings = Importance { criterion, ..Importance::default() };
+        let scores = importance::scores(&b.graph, &coupling, &settings, &Sensitivity::default()).unwrap();
+        for (&class, expected) in coupling.channels(first).iter().zip(expected) {
+            assert!((scores[class] - expected).abs() < 1e-9, "{criterion:?}: {} for {expected}", scores[class]);
+        }
+    }
+}
+
 /// A step of several classes goes when its most important one would.
 #[test]
 fn a_step_is_as_important_as_its_most_important_class() {

@@ -68,6 +68,16 @@ pub const METHODS: &[Method] = &[
         },
     },
     Method { name: "fpgm", about: "geometric median of filters (He 2019)", set: |r| plain(r, Criterion::Fpgm) },
+    Method {
+        name: "depgraph",
+        about: "norms over all coupled weights (DepGraph, Fang 2023)",
+        set: |r| plain(r, Criterion::GroupNorm),
+    },
+    Method {
+        name: "lamp",
+        about: "the same norms, layers weighed against each other (LAMP, Lee 2021)",
+        set: |r| plain(r, Criterion::Lamp),
+    },
     Method { name: "bn-scale", about: "BatchNorm scales (Liu 2017)", set: |r| plain(r, Criterion::BnScale) },
     Method {
         name: "bn-scale-folded",
