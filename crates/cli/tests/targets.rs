@@ -219,6 +219,10 @@ fn the_size_of_images_is_chosen_by_what_is_left_at_each() {
     let (code, _, err) = prunella(dir.path(), "compress --out run --resume --imgsz 96");
     assert!(code == 1 && err.contains("`sizes` is"), "{err}");
 
+    assert!(!err.contains("smaller images may be worth more"), "{err}");
+    let small = "prune --model run/stages/dense.safetensors --data ds --imgsz 96 --macs 0.15 --dry-run";
+    let (code, _, err) = prunella(dir.path(), small);
+    assert!(code == 0 && err.contains("smaller images may be worth more than channels; try `--imgsz 96,64`"), "{err}");
     let prune = "prune --model run/stages/dense.safetensors --data ds --imgsz 96,64 --macs 0.5";
     let (code, _, err) = prunella(dir.path(), &format!("{prune} --out slim.safetensors"));
     assert!(code == 0 && err.contains("96 px: ") && err.contains("64 px: "), "{err}");

@@ -13,7 +13,7 @@ use crate::args::Prune;
 use crate::detector::image_size;
 use crate::exit::{Error, Exit};
 use crate::pipeline::cut::{CALIBRATION_IMAGES, Calibration, Cut, Outcome};
-use crate::pipeline::{Goal, best_size, search, size_of, with_images_of};
+use crate::pipeline::{Goal, best_size, search, size_of, suggest, with_images_of};
 use crate::report::{Left, Trials};
 use crate::score::{Judge, by_place};
 use crate::speed::Speed;
@@ -78,6 +78,9 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
     // What cannot be reached with the smallest images can be with none.
     if let Some(smallest) = jobs.iter().min_by_key(|job| job.model.meta.imgsz) {
         smallest.goal(&budget, reference)?.within_reach(smallest.cut())?;
+    }
+    if sizes.len() == 1 && dataset.is_some() && args.budget.max_drop.is_none() {
+        suggest(&budget, &jobs[0].model, jobs[0].speed.as_ref())?;
     }
     let is_written = !args.dry_run && args.out.is_some();
     let Made { outcome, slim, goal } = match (&jobs[..], judged_by) {

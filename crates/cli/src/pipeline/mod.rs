@@ -41,7 +41,7 @@ pub use goal::{Goal, size_of};
 pub use methods::{LONGER, METHODS, Method};
 pub use outcome::stage_table;
 pub use recipe::Recipe;
-pub use sizes::{best_size, with_images_of};
+pub use sizes::{best_size, suggest, with_images_of};
 
 /// Turns that the detectors of all stages take on the stopwatch, and runs a turn.
 const TURNS: [usize; 2] = [9, 3];
@@ -250,6 +250,8 @@ impl<'a> Pipeline<'a> {
                 std::fs::rename(file.path(), &to).map_err(|e| Error::io("write", &to, &e))?;
             }
         }
+        // Nothing is in it any more; where it stays, it does no harm.
+        let _ = std::fs::remove_dir_all(&self.work);
         Ok(())
     }
 

@@ -4,16 +4,53 @@
 //! depends on the detector, on the objects and on how hard is cut. What is looked at is the detector as it is before any healing.
 
 use graph::Graph;
+use prune::{Amount, Budget};
 
 use crate::exit::Error;
 use crate::report::{Left, SizeTrial};
+use crate::speed::Speed;
 use crate::ui;
+
+/// Shares of the multiply-accumulates and of the time up to which smaller images are worth a trial. Fewer channels save less time than
+/// multiply-accumulates; smaller images save as much of both (docs/results/bccd-yolov5n.md, "Which size of images").
+const SMALL: [f64; 2] = [0.15, 0.4];
+/// What else is suggested then, in shares of a side.
+const SMALLER: [f64; 2] = [0.8, 0.7];
 
 /// `graph`, meant for images of `imgsz`.
 pub fn with_images_of(graph: &Graph, imgsz: usize) -> Graph {
     let mut other = graph.clone();
     other.meta.imgsz = [imgsz; 2];
     other
+}
+
+/// Tells of smaller images where `budget` is so small for `graph`, whose times are `speed`, that they may be worth more than channels.
+///
+/// # Errors
+/// The graph has no head, or the times are not its own.
+pub fn suggest(budget: &Budget, graph: &Graph, speed: Option<&Speed>) -> miette::Result<()> {
+    let latency = match (budget.latency, speed) {
+        (Some(Amount::Share(share)), _) => Some(share),
+        (Some(Amount::Absolute(ms)), Some(speed)) => Some(ms * 1e6 / speed.latency.total(graph)? as f64),
+        _ => None,
+    };
+    let is_small =
+        [budget.macs, latency].into_iter().zip(SMALL).any(|(share, small)| share.is_some_and(|s| s <= small));
+    if is_small {
+        let own = graph.meta.imgsz[0];
+        let stride = graph.head()?.0.strides().into_iter().max().unwrap_or(1);
+        let mut sizes = vec![own];
+        sizes.extend(
+            SMALLER.map(|share| (own as f64 * share) as usize / stride * stride).into_iter().filter(|&s| s > 0),
+        );
+        sizes.dedup();
+        let listed: Vec<String> = sizes.iter().map(usize::to_string).collect();
+        ui::note(format_args!(
+            "With so small a budget smaller images may be worth more than channels; try `--imgsz {}`",
+            listed.join(",")
+        ));
+    }
+    Ok(())
 }
 
 /// mAP50-95 to expect of what is `left`, `healed` or not. Healing gives back about half of what a cut took, and nothing of what smaller

@@ -14,7 +14,7 @@ use crate::commands::prune::show;
 use crate::detector::image_size;
 use crate::exit::{Error, Exit};
 use crate::pipeline::cut::Calibration;
-use crate::pipeline::{Goal, Pipeline, Recipe, stage_table, with_images_of};
+use crate::pipeline::{Goal, Pipeline, Recipe, stage_table, suggest, with_images_of};
 use crate::score::by_place;
 use crate::speed::Speed;
 use crate::training::{fit, tell_head, tell_left_out, tell_loss, tell_split};
@@ -71,6 +71,9 @@ pub fn run(args: &Compress) -> miette::Result<Exit> {
     };
     if stored.is_none() {
         tell_head(&model, &fitted);
+        if recipe.sizes().len() == 1 {
+            suggest(&recipe.budget, &start, speeds.first())?;
+        }
     }
     let out = runs::folder(args.out.as_deref(), "compress", args.resume)?;
     speeds.iter().try_for_each(|speed| speed.keep(&out))?;
