@@ -175,10 +175,14 @@ fn folding_leaves_no_batch_norm_and_changes_nothing() {
     };
     let (before, after) =
         (crate::reference::forward(&graph, &image).unwrap(), crate::reference::forward(&flat, &image).unwrap());
-    for &id in graph.head().unwrap().1 {
-        let worst =
-            before[id].data.iter().zip(&after[place[id]].data).map(|(a, b)| (a - b).abs()).fold(0.0, testkit::larger);
-        assert!(worst < 1e-4, "{worst}");
+    // Every map, not those of the head alone: what reaches them of an untrained detector's image is all but lost in biases.
+    let readers = graph.consumers();
+    for (id, node) in graph.nodes.iter().enumerate().filter(|&(id, _)| graph.norm_behind(&readers, id).is_none()) {
+        let (a, b) = (&before[id].data, &after[place[id]].data);
+        assert_eq!(a.len(), b.len(), "`{}`", node.name);
+        let size = a.iter().map(|v| v.abs()).fold(0.0, testkit::larger);
+        let worst = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, testkit::larger);
+        assert!(worst <= 1e-5 * size && worst < 1e-4, "`{}`: {worst} of {size}", node.name);
     }
 }
 
