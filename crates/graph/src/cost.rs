@@ -60,7 +60,7 @@ pub fn total(graph: &Graph, imgsz: [usize; 2]) -> Result<Cost> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Attention, Family, Meta};
+    use crate::{Attention, BatchNorm, Conv, Family, Meta, Tensor};
 
     #[test]
     fn attention_costs_both_of_its_products() {
@@ -69,5 +69,19 @@ mod tests {
         graph.push("attention", Op::Attention(Attention { heads: 2, key: 4, value: 3, areas: 1 }), vec![0]);
         // Two heads; 20 x 20 pairs of positions; 4 products for a score, 3 to mix the values.
         assert_eq!(total(&graph, [4, 5]).unwrap(), Cost { params: 0, macs: 2 * 20 * 20 * (4 + 3) });
+    }
+
+    #[test]
+    fn all_that_is_trained_counts_and_areas_are_attended_over_apart() {
+        let meta = Meta { family: Family::Other, names: vec![], imgsz: [4, 5] };
+        let mut graph = Graph::new(meta, 3);
+        let weight = Tensor::zeros([22, 3, 1, 1]);
+        let conv = Conv { weight, bias: Some(vec![0.0; 22]), stride: [1, 1], pad: [0, 0], groups: 1 };
+        graph.push("conv", Op::Conv(conv), vec![0]);
+        graph.push("bn", Op::BatchNorm(BatchNorm::identity(22, 1e-3, 0.03)), vec![1]);
+        graph.push("attention", Op::Attention(Attention { heads: 2, key: 4, value: 3, areas: 2 }), vec![2]);
+        // 66 weights at 20 positions; 20 positions with the 10 of their own half.
+        let expected = Cost { params: 66 + 22 + 2 * 22, macs: 66 * 20 + 2 * 20 * 10 * (4 + 3) };
+        assert_eq!(total(&graph, [4, 5]).unwrap(), expected);
     }
 }

@@ -452,3 +452,104 @@ pub struct YoloxHead {
     pub classes: usize,
     pub strides: Vec<usize>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Shape;
+    use crate::reference::{Map, run};
+
+    /// Values worked out from the formulas with sixteen digits, apart from this crate.
+    #[test]
+    fn activations_are_what_their_formulas_say() {
+        for (act, x, y) in [
+            (Act::Identity, -1.5_f32, -1.5),
+            (Act::Silu, 1.0, 0.731_058_578_630_004_9),
+            (Act::Silu, -2.0, -0.238_405_844_044_235_1),
+            (Act::Leaky, 2.0, 2.0),
+            (Act::Leaky, -2.0, -0.2),
+            (Act::Mish, 1.0, 0.865_098_388_267_310_3),
+            (Act::Mish, -2.0, -0.252_501_482_695_708_9),
+            // Past where e^x squared is no number of f32 any more.
+            (Act::Mish, 100.0, 100.0),
+            (Act::Relu, -1.0, 0.0),
+            (Act::Relu, 7.0, 7.0),
+            (Act::Relu6, -1.0, 0.0),
+            (Act::Relu6, 5.5, 5.5),
+            (Act::Relu6, 7.0, 6.0),
+            (Act::Sigmoid, 0.0, 0.5),
+            (Act::Sigmoid, 2.0, 0.880_797_077_977_882_3),
+        ] {
+            let shape = Shape { c: 1, h: 1, w: 1 };
+            let slow = run(&Op::Act(act), &[&Map { shape, data: vec![f64::from(x)] }], shape)[0];
+            assert!((slow - y).abs() <= 1e-15, "{act:?} of {x}: {slow}");
+            assert!((f64::from(act.apply(x)) - y).abs() <= 2e-7 * y.abs(), "{act:?} of {x}: {}", act.apply(x));
+        }
+    }
+
+    /// Variance and eps add up to squares, so that every number is exact.
+    #[test]
+    fn a_norm_is_a_factor_and_a_shift_wherever_it_goes() {
+        let norm = BatchNorm {
+            gamma: vec![3.0, -1.0],
+            beta: vec![0.25, 4.0],
+            mean: vec![2.0, -8.0],
+            var: vec![3.0, 0.0],
+            eps: 1.0,
+            momentum: 0.03,
+        };
+        // 3 / 2 and -1 / 1; 1/4 - 2 * 3/2 and 4 - 8.
+        assert_eq!(norm.scale_shift(), (vec![1.5, -1.0], vec![-2.75, -4.0]));
+        let bare = Conv {
+            weight: Tensor::new([2, 2, 1, 1], vec![1.0, 2.0, -3.0, 0.5]),
+            bias: None,
+            stride: [1, 1],
+            pad: [0, 0],
+            groups: 1,
+        };
+        let weight = vec![1.5, 3.0, 3.0, -0.5];
+        assert_eq!(bare.folded(&norm), (weight.clone(), vec![-2.75, -4.0]));
+        // What it adds itself is scaled too: 1/2 * 3/2 and 10 * -1.
+        let biased = Conv { bias: Some(vec![0.5, 10.0]), ..bare };
+        assert_eq!(biased.folded(&norm), (weight, vec![-2.0, -14.0]));
+    }
+
+    #[test]
+    fn depthwise_is_one_filter_a_channel_of_several() {
+        let conv = |shape: [usize; 4], groups| Conv {
+            weight: Tensor::zeros(shape),
+            bias: None,
+            stride: [1, 1],
+            pad: [0, 0],
+            groups,
+        };
+        assert!(conv([4, 1, 3, 3], 4).is_depthwise());
+        for (shape, groups) in [([1, 1, 3, 3], 1), ([4, 1, 3, 3], 2), ([4, 2, 3, 3], 4), ([4, 4, 3, 3], 1)] {
+            assert!(!conv(shape, groups).is_depthwise(), "{shape:?} in {groups} groups");
+        }
+    }
+
+    /// (Stride, channels) of every map a head of two levels reads, by its documentation.
+    #[test]
+    fn heads_read_the_maps_they_say() {
+        let told = |change: fn(&mut DflHead)| {
+            let mut head = DflHead::new(3, 16, vec![8, 16]);
+            change(&mut head);
+            let head = Head::Dfl(head);
+            (0..head.inputs()).map(|i| (head.input_stride(i), head.input_channels(i))).collect::<Vec<_>>()
+        };
+        let pairs = [(8, 64), (8, 3), (16, 64), (16, 3)];
+        let with = |more: &[(usize, usize)]| [&pairs, more].concat();
+        assert_eq!(told(|_| {}), pairs);
+        assert_eq!(told(|h| (h.end_to_end, h.one_to_many) = (true, true)), with(&pairs));
+        assert_eq!(told(|h| h.extra = Some(Extra::Angle)), with(&[(8, 1), (16, 1)]));
+        let points = |h: &mut DflHead| h.extra = Some(Extra::Keypoints { points: 5, values: 3 });
+        assert_eq!(told(points), with(&[(8, 15), (16, 15)]));
+        // The prototypes have half the finest level's stride.
+        let masks = |h: &mut DflHead| h.extra = Some(Extra::Masks { prototypes: 32 });
+        assert_eq!(told(masks), with(&[(8, 32), (16, 32), (4, 32)]));
+        let yolox = Head::Yolox(YoloxHead { classes: 3, strides: vec![8, 16] });
+        let maps = (0..yolox.inputs()).map(|i| (yolox.input_stride(i), yolox.input_channels(i)));
+        assert_eq!(maps.collect::<Vec<_>>(), [(8, 4), (8, 1), (8, 3), (16, 4), (16, 1), (16, 3)]);
+    }
+}

@@ -98,6 +98,7 @@ mod tests {
         reads.nodes[5].inputs = vec![1];
         assert_eq!(reads.residual_branches().iter().map(|b| b.add).collect::<Vec<_>>(), [4]);
         reads.nodes[6].inputs = vec![4, 4];
+        assert_eq!(reads.consumers()[4], [6], "one reader, though it reads it twice");
         assert_eq!(reads.residual_branches().iter().map(|b| b.add).collect::<Vec<_>>(), [4]);
     }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use graph::format::{LoadOptions, darknet::save, darknet::untrained, load};
 use graph::reference::{Map, forward};
-use graph::{BoxDecode, Error, Family, Graph, Head, Op, Shape, cost};
+use graph::{Act, AnchorHead, AnchorLevel, BoxDecode, Error, Family, Graph, Head, MaxPool, Op, Shape, Tensor, cost};
 use proptest::prelude::*;
 use testkit::{shared, tensors};
 
@@ -12,6 +12,15 @@ const SMALL: &str = "[net]\nheight=32\nwidth=32\nchannels=3\n[convolutional]\nba
 activation=leaky\n[maxpool]\nsize=2\nstride=2\n[convolutional]\nfilters=4\nsize=1\nactivation=mish\n[shortcut]\nfrom=-2\n\
 activation=linear\n[route]\nlayers=-1\ngroups=2\ngroup_id=1\n[route]\nlayers=-1,1\n[convolutional]\nfilters=7\nsize=1\n\
 activation=linear\n[yolo]\nmask=0\nanchors=10,14\nclasses=2\nnum=1\n";
+
+/// What published files say seldom or leave to Darknet's defaults.
+const SELDOM: &str = "[net]\n# No line of these two counts.\n;width=8\nheight=24\nwidth=32\nchannels=3\n[convolutional]\nfilters=4\nsize=3\nstride_x=2\nstride_y=1\npad=1\n\
+activation=relu6\n[convolutional]\ncbn=1\nfilters=6\nsize=4\nstride_y=2\nstride_x=1\npadding=2\ngroups=2\nactivation=swish\n\
+[maxpool]\nsize=3\nstride=1\npadding=1\n[convolutional]\nfilters=6\nsize=1\npad=0\npadding=1\n[maxpool]\nsize=3\nstride=1\n\
+padding=0\n[maxpool]\nsize=2\nstride=1\n[route]\nlayers=-1\ngroups=3\ngroup_id=2\n[convolutional]\nfilters=2\nsize=1\n\
+activation=relu\n[shortcut]\nfrom=-2\n[dropout]\nprobability=.5\n[convolutional]\nfilters=12\nsize=1\nactivation=linear\n\
+[yolo]\nanchors=23,27, 10,14\nclasses=1\nscale_x_y=1.05\nnew_coords=1\n[route]\nlayers=8\n[upsample]\nstride=2\n\
+[convolutional]\nfilters=6\nsize=1\nactivation=linear\n[yolo]\nmask=1\nanchors=23,27, 10,14\nclasses=1\nnum=2\n";
 
 /// Numbers `SMALL` asks for: 3x3x3x4 + 4x4 (normalised), 4x4 + 4, 6x7 + 7.
 const FLOATS: usize = 108 + 16 + 20 + 49;
@@ -126,7 +135,13 @@ fn damaged_weights_are_named_with_their_file_and_layer() {
     std::fs::write(&cfg, SMALL).unwrap();
     // Biases, gammas, means and variances of four filters; then the weights.
     for (at, value, told) in
-        [(5, f32::NAN, "holds NaN"), (12, -1.0, "a variance of -1"), (16, f32::INFINITY, "holds inf")]
+        // -1e-6 and Darknet's eps are 0 together.
+        [
+            (5, f32::NAN, "holds NaN"),
+            (12, -1.0, "a variance of -1"),
+            (13, -1e-6, "a variance of -0.000001"),
+            (16, f32::INFINITY, "holds inf"),
+        ]
     {
         let mut numbers = [0.5_f32; FLOATS];
         numbers[at] = value;
@@ -156,10 +171,33 @@ fn mistakes_in_a_cfg_are_named_with_their_line() {
         ("num=1", "num=1\nscale_x_y=nan", "line 37, [yolo]: `scale_x_y` is NaN"),
         ("channels=3", "channels=4", "line 4, [net]: `channels=4` is not supported"),
         ("[route]\n", "[net]\n[route]\n", "line 22, [net]: `[net]` stands among"),
+        ("size=2\n", "size=2\npadding=5\n", "line 14, [maxpool]: pads 5 pixels for a window of 2"),
+        ("filters=4\nsize=1", "filters=6\ngroups=3\nsize=1", "line 17, [convolutional]: 3 groups do not divide 4 or 6"),
+        ("filters=4\nsize=1", "filters=6\ngroups=4\nsize=1", "line 17, [convolutional]: 4 groups do not divide 4 or 6"),
+        ("groups=2", "groups=3", "line 24, [route]: no part 1 of 3 in 4 channels"),
+        ("stride=2\npad=1", "stride=2\ndilation=2", "line 10, [convolutional]: `dilation=2` is not supported"),
+        ("stride=2\npad=1", "stride=2\nflipped=1", "line 10, [convolutional]: `flipped=1` is not supported"),
+        ("stride=2\npad=1", "stride=2\ndeform=1", "line 10, [convolutional]: `deform=1` is not supported"),
+        ("size=2\nstride=2", "size=2\nstride_x=1\nstride=2", "line 14, [maxpool]: `stride_x=1` is not supported"),
+        ("[shortcut]", "[upsample]\nscale=2\n[shortcut]", "line 20, [upsample]: `scale=2` is not supported"),
+        ("from=-2", "from=-2\nweights_type=per_feature", "line 21, [shortcut]: `weights_type=per_feature` is not"),
+        ("from=-2\n", "", "line 19, [shortcut]: `from` names no layer"),
+        ("anchors=10,14", "anchors=10,inf", "line 34, [yolo]: an anchor of inf"),
+        ("anchors=10,14", "anchors=10,0", "line 34, [yolo]: an anchor of 0"),
+        ("mask=0", "mask=", "line 33, [yolo]: picks none"),
+        ("num=1", "num=2", "line 34, [yolo]: 2 numbers are not `num` pairs"),
+        ("anchors=10,14", "anchors=10,14,3", "line 34, [yolo]: 3 numbers are not `num` pairs"),
+        ("mask=0", "mask=1", "line 33, [yolo]: picks none, or past 1 anchors"),
+        ("num=1\n", "num=1\n[upsample]\n", "line 37, [upsample]: reads the boxes"),
+        ("num=1\n", "num=1\n[route]\nlayers=-1\n", "line 38, [route]: layer -1 is a `[yolo]` section"),
+        ("num=1\n", "num=1\n[route]\nlayers=6\n[yolo]\nclasses=3\n", "line 40, [yolo]: differs from the `[yolo]`"),
     ] {
         let error = small(&SMALL.replacen(from, to, 1)).unwrap_err();
         assert!(error.contains(want), "{from} -> {to}: {error}");
     }
+    assert!(
+        small("[convolutional]\nfilters=4\n").unwrap_err().contains("line 1: does not begin with a `[net]` section")
+    );
     let long = "9".repeat(1 << 20);
     for from in ["filters=4", "activation=mish", "from=-2", "[maxpool", "height"] {
         let error = small(&SMALL.replacen(from, &format!("{from}{long}"), 1)).unwrap_err();
@@ -167,6 +205,52 @@ fn mistakes_in_a_cfg_are_named_with_their_line() {
     }
     let doubling = SMALL.replacen("[shortcut]", &("[route]\nlayers=-1,-1\n".repeat(30) + "[shortcut]"), 1);
     assert!(small(&doubling).unwrap_err().contains("[route]: makes a map of 131072x"));
+}
+
+/// Shapes and windows worked out by hand from Darknet's rules.
+#[test]
+fn options_are_read_as_darknet_reads_them() {
+    let graph = small(SELDOM).unwrap();
+    let shapes = graph.shapes(graph.meta.imgsz).unwrap();
+    let told: Vec<String> = graph.nodes.iter().zip(&shapes).map(|(n, s)| format!("{} {s}", n.name)).collect();
+    let expected = "images 3x24x32, layer0.conv 4x24x16, layer0.act 4x24x16, layer1.conv 6x13x17, layer1.bn 6x13x17, \
+        layer1.act 6x13x17, layer2 6x12x16, layer3.conv 6x14x18, layer3.act 6x14x18, layer4 6x12x16, layer5 6x12x16, \
+        layer6.slice0 2x12x16, layer7.conv 2x12x16, layer7.act 2x12x16, layer8.add 2x12x16, layer10.conv 12x12x16, \
+        layer13 2x24x32, layer14.conv 6x24x32, head 0x0x0";
+    assert_eq!(told.join(", "), expected);
+    let node = |name: &str| graph.nodes.iter().find(|n| n.name == name).unwrap();
+    let reads = |name: &str| node(name).inputs.iter().map(|&i| graph.nodes[i].name.as_str()).collect::<Vec<_>>();
+    // Steps and padding along rows and columns, and groups.
+    for (name, stride, pad, groups) in [
+        ("layer0.conv", [1, 2], [1, 1], 1),
+        ("layer1.conv", [2, 1], [2, 2], 2),
+        ("layer3.conv", [1, 1], [1, 1], 1),
+        ("layer7.conv", [1, 1], [0, 0], 1),
+    ] {
+        let Op::Conv(conv) = &node(name).op else { panic!("`{name}` is no convolution") };
+        assert_eq!((conv.stride, conv.pad, conv.groups), (stride, pad, groups), "{name}");
+    }
+    // Half the padding, rounded down, is before the map; without a word it is one less than the window.
+    for (name, kernel, pad) in [("layer2", 3, [0, 1]), ("layer4", 3, [0, 0]), ("layer5", 2, [0, 1])] {
+        assert_eq!(node(name).op, Op::MaxPool(MaxPool { kernel, stride: 1, pad }), "{name}");
+    }
+    let acts = [("layer0", Act::Relu6), ("layer1", Act::Silu), ("layer3", Act::Sigmoid), ("layer7", Act::Relu)];
+    for (name, act) in acts {
+        assert_eq!(node(&format!("{name}.act")).op, Op::Act(act), "{name}");
+    }
+    assert_eq!(node("layer6.slice0").op, Op::Slice { start: 4, len: 2 });
+    assert_eq!(reads("layer8.add"), ["layer7.act", "layer6.slice0"]);
+    // Neither the dropout nor the boxes in between are anything to read.
+    assert_eq!((reads("layer10.conv"), reads("layer13")), (vec!["layer8.add"], vec!["layer8.add"]));
+    let level = |stride, anchors: &[[f32; 2]], decode| AnchorLevel { stride, anchors: anchors.to_vec(), decode };
+    let levels = vec![
+        level(2, &[[23.0, 27.0], [10.0, 14.0]], BoxDecode::DarknetNew { scale_xy: 1.05 }),
+        level(1, &[[10.0, 14.0]], BoxDecode::Darknet { scale_xy: 1.0 }),
+    ];
+    assert_eq!(node("head").op, Op::Head(Head::Anchor(AnchorHead { classes: 1, levels })));
+    assert_eq!(reads("head"), ["layer10.conv", "layer14.conv"]);
+    // And all of it can be said again.
+    assert_eq!(nameless(saved(&graph)), nameless(graph));
 }
 
 #[test]
@@ -226,6 +310,11 @@ fn untrained_weights_depend_on_the_seed_alone() {
     let start = |seed| untrained(SMALL, Path::new("small.cfg"), seed).unwrap();
     assert_eq!(start(1), start(1));
     assert_ne!(start(1), start(2));
+    // He's: a variance of 2 over the 3 x 3 x 3 inputs of a filter, and uniform numbers have a third of their bound squared.
+    let graph = start(1);
+    let Op::Conv(conv) = &graph.nodes[1].op else { panic!("node 1 is a convolution") };
+    let (bound, far) = ((3.0_f32 * 2.0 / 27.0).sqrt(), conv.weight.data.iter().fold(0.0, |m: f32, w| m.max(w.abs())));
+    assert!(far <= bound && far > 0.95 * bound, "{far} of {bound}");
     let huge = SMALL.replace("filters=4", "filters=60000").replace("size=1", "size=3");
     assert!(small(&huge).unwrap_err().contains("out of all proportion"));
     let many = "[net]\nheight=32\nwidth=32\n[convolutional]\nfilters=16000\n".to_owned()
@@ -265,6 +354,27 @@ fn what_was_saved_is_what_was_loaded() {
     }
 }
 
+/// What is read back does not show it: no layer more than is needed, and the anchors as Darknet's own files have them.
+#[test]
+fn what_is_saved_looks_like_darknets_own() {
+    let graph = small(SELDOM).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    save(&graph, &dir.path().join("x.cfg")).unwrap();
+    let text = std::fs::read_to_string(dir.path().join("x.cfg")).unwrap();
+    assert_eq!(text.matches("[route]").count(), SELDOM.matches("[route]").count(), "{text}");
+    for line in ["mask=1,0", "mask=0", "anchors=10,14, 23,27", "num=2"] {
+        assert!(text.lines().any(|l| l == line), "no `{line}` in {text}");
+    }
+    // Where the head reads its maps in another order than they come in, boxes wait for the end.
+    let mut turned = graph;
+    turned.meta.names = vec!["white cell".into()];
+    let head = turned.nodes.last_mut().unwrap();
+    head.inputs.reverse();
+    let Op::Head(Head::Anchor(anchors)) = &mut head.op else { panic!("the last node is no head of anchors") };
+    anchors.levels.reverse();
+    assert_eq!(nameless(saved(&turned)), nameless(turned));
+}
+
 /// Other frameworks' eps and biases before BatchNorm go into the numbers Darknet has.
 #[test]
 fn a_foreign_norm_is_saved_as_darknets() {
@@ -296,7 +406,15 @@ fn what_darknet_cannot_say_is_not_saved() {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left behind: {error}");
         error
     };
-    assert!(change(|g| g.meta.names[1] = "a\nb".into()).contains("class 1"));
+    for told in [
+        change(|g| g.meta.names[1] = "a\nb".into()),
+        change(|g| g.meta.names[1] = " a".into()),
+        change(|g| g.meta.names[1] = String::new()),
+    ] {
+        assert!(told.contains("class 1"), "{told}");
+    }
+    let damaged = change(|g| g.nodes[1].op.weights_mut()[0].1[0] = f32::NAN);
+    assert!(damaged.contains("layer0.conv") && damaged.contains("holds NaN"), "{damaged}");
     let decode = change(|g| {
         let Some(Op::Head(Head::Anchor(head))) = g.nodes.last_mut().map(|n| &mut n.op) else { panic!("no head") };
         head.levels[0].decode = BoxDecode::V5;
@@ -307,6 +425,23 @@ fn what_darknet_cannot_say_is_not_saved() {
         g.nodes[i].op = Op::Slice { start: 1, len: 2 };
     });
     assert!(slice.contains("slice0") && slice.contains("1..3 of 4"), "{slice}");
+    let oblong = change(|g| {
+        let Op::Conv(conv) = &mut g.nodes[1].op else { panic!("node 1 is a convolution") };
+        conv.weight = Tensor::zeros([4, 3, 3, 4]);
+    });
+    assert!(oblong.contains("layer0.conv") && oblong.contains("3x4 with 1x1"), "{oblong}");
+    let before = change(|g| {
+        let pool = g.nodes.iter_mut().find(|n| n.name == "layer1").unwrap();
+        pool.op = Op::MaxPool(MaxPool { kernel: 2, stride: 2, pad: [1, 0] });
+    });
+    assert!(before.contains("layer1") && before.contains("pads 1 before and 0 after"), "{before}");
+    // What another layer reads too cannot be a part of its own.
+    let shared = change(|g| {
+        let conv = g.nodes.iter().position(|n| n.name == "layer2.conv").unwrap();
+        let sum = g.nodes.iter().position(|n| n.name == "layer3.add").unwrap();
+        g.nodes[sum].inputs[1] = conv;
+    });
+    assert!(shared.contains("layer2.act") && shared.contains("activations follow"), "{shared}");
 }
 
 proptest! {

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use graph::format::{LoadOptions, load, save, write_whole};
 use graph::{
-    Act, AnchorHead, AnchorLevel, Attention, BatchNorm, BoxDecode, Conv, DflHead, Family, Graph, Head, MaxPool, Meta,
-    Node, Op, Tensor, YoloxHead,
+    Act, AnchorHead, AnchorLevel, Attention, BatchNorm, BoxDecode, Conv, DflHead, Extra, Family, Graph, Head, MaxPool,
+    Meta, Node, Op, Tensor, YoloxHead,
 };
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -164,12 +164,118 @@ fn hostile_descriptions_are_refused() {
     }
 }
 
+fn node<'a>(g: &'a mut Graph, name: &str) -> &'a mut Op {
+    &mut g.nodes.iter_mut().find(|n| n.name == name).unwrap().op
+}
+
+/// Puts `head`, which reads nothing, in the place of the graph's own.
+fn head(g: &mut Graph, head: Head) {
+    g.nodes.pop();
+    g.push("head", Op::Head(head), vec![]);
+}
+
+/// One thing wrong at a time in a graph that is in order.
+#[test]
+fn parts_that_do_not_fit_each_other_are_refused() {
+    fn conv<'a>(g: &'a mut Graph, name: &str) -> &'a mut Conv {
+        let Op::Conv(conv) = node(g, name) else { panic!("`{name}` is no convolution") };
+        conv
+    }
+    fn norm(g: &mut Graph) -> &mut BatchNorm {
+        let Op::BatchNorm(bn) = node(g, "model.0.bn") else { panic!("`model.0.bn` is no BatchNorm") };
+        bn
+    }
+    fn pool(g: &mut Graph, kernel: usize, stride: usize, pad: [usize; 2]) {
+        *node(g, "model.2.pool") = Op::MaxPool(MaxPool { kernel, stride, pad });
+    }
+    fn dfl(g: &mut Graph, change: fn(&mut DflHead)) {
+        let mut dfl = DflHead::new(2, 16, vec![2]);
+        change(&mut dfl);
+        head(g, Head::Dfl(dfl));
+    }
+    type Change = fn(&mut Graph);
+    let cases: &[(Change, &str)] = &[
+        (|g| g.nodes[3].name = g.nodes[2].name.clone(), "in node `model.0.bn`: two nodes have this name"),
+        (
+            |g| *node(g, "model.2.pool") = Op::Input { channels: 3 },
+            "in node `model.2.pool`: a graph has one input node",
+        ),
+        (|g| *node(g, "images") = Op::Act(Act::Relu), "in node `images`: a graph has one input node"),
+        (|g| drop(g.meta.names.pop()), "the head has 2 classes, 1 names are given"),
+        (|g| conv(g, "model.0.conv").groups = 3, "8 filters in 3 groups"),
+        (|g| conv(g, "model.0.conv").stride = [2, 0], "stride [2, 0]"),
+        (
+            |g| conv(g, "model.0.conv").weight = Tensor::zeros([8, 4, 3, 3]),
+            "weight expects 4 channels, the input has 3",
+        ),
+        (|g| conv(g, "model.0.conv").weight = Tensor::zeros([8, 27, 1]), "not (O, I, KH, KW)"),
+        (|g| conv(g, "model.1.dw").bias = Some(vec![0.0; 7]), "7 biases for 8 filters"),
+        (|g| conv(g, "model.1.dw").stride = [2, 2], "adds 8x16x32 and 8x8x16"),
+        (|g| norm(g).mean = vec![0.0; 7], "`running_mean` has 7 values, the input 8 channels"),
+        (|g| norm(g).momentum = 1.5, "momentum is 1.5"),
+        (|g| norm(g).eps = 0.0, "eps is 0"),
+        // Together with eps it is 0, by which nothing can be divided.
+        (|g| norm(g).var[2] = -1e-3, "`running_var` holds -0.001 at index 2"),
+        (|g| pool(g, 2, 0, [0, 0]), "pools with kernel 2, stride 0"),
+        (|g| pool(g, 2, 2, [2, 0]), "pools with kernel 2, stride 2, pad [2, 0]"),
+        (|g| pool(g, 2, 2, [0, 2]), "pools with kernel 2, stride 2, pad [0, 2]"),
+        (|g| pool(g, 17, 1, [0, 0]), "a window of 17 does not fit 16 pixels with 0 of padding"),
+        (|g| *node(g, "model.4.part") = Op::Slice { start: 5, len: 4 }, "takes channels 5..9 of 8"),
+        (|g| *node(g, "model.4.part") = Op::Slice { start: 2, len: 0 }, "takes channels 2..2 of 8"),
+        (|g| *node(g, "model.3.up") = Op::Upsample { factor: 0 }, "upsamples by 0"),
+        (|g| *node(g, "model.3.up") = Op::Upsample { factor: 1 }, "joins maps of 8x16 and 16x32"),
+        (|g| *node(g, "model.3.up") = Op::PixelShuffle { factor: 3 }, "every 3 x 3, the input has 8"),
+        (|g| *node(g, "model.3.up") = Op::PixelShuffle { factor: 0 }, "every 0 x 0, the input has 8"),
+        (
+            |g| *node(g, "model.4.attention") = Op::Attention(Attention { heads: 2, key: 1, value: 3, areas: 4 }),
+            "2 heads of 2 x 1 + 3 channels attend over a map of 8",
+        ),
+        (|g| g.nodes[3].inputs = vec![2, 2], "takes 1 inputs, got 2"),
+        (|g| g.nodes[3].inputs = vec![3], "in node `model.0.act`: reads node 3, which comes after it"),
+        // Each of them makes maps of 16 x 32, which are not half as long on the side that is odd.
+        (|g| g.meta.imgsz = [32, 63], "input 0 is 16x32 at stride 2, the image 32x63"),
+        (|g| g.meta.imgsz = [31, 64], "input 0 is 16x32 at stride 2, the image 31x64"),
+        (
+            |g| {
+                let Op::Head(Head::Anchor(head)) = node(g, "model.6") else { panic!("`model.6` is no head") };
+                head.classes = 3;
+            },
+            "input 0 has 14 channels, the head needs 16",
+        ),
+        (|g| dfl(g, |h| h.one_to_many = true), "one-to-many branches, which only end-to-end heads"),
+        (
+            |g| dfl(g, |h| (h.end_to_end, h.one_to_many, h.extra) = (true, true, Some(Extra::Angle))),
+            "one-to-many branches, which only end-to-end heads of boxes and classes have",
+        ),
+        (|g| dfl(g, |h| h.extra = Some(Extra::Keypoints { points: 0, values: 3 })), "tells 0 keypoints of 3 values"),
+        (|g| dfl(g, |h| h.extra = Some(Extra::Keypoints { points: 5, values: 1 })), "tells 5 keypoints of 1 values"),
+        (|g| dfl(g, |h| h.extra = Some(Extra::Keypoints { points: 5, values: 4 })), "tells 5 keypoints of 4 values"),
+        (|g| dfl(g, |h| h.extra = Some(Extra::Masks { prototypes: 0 })), "makes masks of no prototypes"),
+    ];
+    for (i, (change, needle)) in cases.iter().enumerate() {
+        let mut graph = detector();
+        change(&mut graph);
+        let report = graph.validate().expect_err(needle).to_string();
+        assert!(report.contains(needle), "case {i}, {needle}: {report}");
+    }
+    // The ends of what there can be.
+    let ends: &[Change] = &[
+        |g| norm(g).momentum = 0.0,
+        |g| norm(g).momentum = 1.0,
+        |g| norm(g).var[2] = 0.0,
+        |g| *node(g, "model.4.part") = Op::Slice { start: 4, len: 4 },
+        |g| pool(g, 3, 2, [0, 1]),
+    ];
+    for (i, change) in ends.iter().enumerate() {
+        let mut graph = detector();
+        change(&mut graph);
+        graph.validate().unwrap_or_else(|e| panic!("end {i}: {e}"));
+    }
+}
+
 /// Graphs whose parts fit each other, and that are no detectors all the same.
 #[test]
 fn what_no_detector_is_is_refused() {
-    fn node<'a>(g: &'a mut Graph, name: &str) -> &'a mut Op {
-        &mut g.nodes.iter_mut().find(|n| n.name == name).unwrap().op
-    }
     /// `concat` of what a graph of one pixel has, `times` over.
     fn joined(g: &mut Graph, times: usize, concat: impl Fn(usize) -> Vec<usize>) {
         g.nodes.truncate(1);
@@ -177,10 +283,6 @@ fn what_no_detector_is_is_refused() {
         for i in 0..times {
             g.push(format!("cat{i}"), Op::Concat, concat(i));
         }
-    }
-    fn head(g: &mut Graph, head: Head) {
-        g.nodes.pop();
-        g.push("head", Op::Head(head), vec![]);
     }
     type Change = fn(&mut Graph);
     let cases: [(Change, &str); 12] = [

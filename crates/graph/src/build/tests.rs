@@ -47,7 +47,13 @@ fn a_detector_is_untrained_until_it_has_met_an_image() -> Result<()> {
     assert!(graph.is_untrained());
     let norm =
         graph.nodes.iter_mut().rev().find_map(|n| if let Op::BatchNorm(bn) = &mut n.op { Some(bn) } else { None });
-    norm.expect("it has some").var[0] = 0.9;
+    let norm = norm.expect("it has some");
+    norm.var[0] = 0.9;
+    assert!(!graph.is_untrained());
+    let norm =
+        graph.nodes.iter_mut().rev().find_map(|n| if let Op::BatchNorm(bn) = &mut n.op { Some(bn) } else { None });
+    let norm = norm.expect("it has some");
+    (norm.var[0], norm.mean[0]) = (1.0, 0.1);
     assert!(!graph.is_untrained());
     graph.nodes.retain(|n| !matches!(n.op, Op::BatchNorm(_)));
     assert!(!graph.is_untrained(), "nothing tells");
