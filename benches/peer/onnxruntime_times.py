@@ -1,4 +1,4 @@
-"""Times ONNX files in onnxruntime, in turns, and prints each one's share of the first one's time."""
+"""Times ONNX files in onnxruntime, each on images of its own size, in turns, and prints each one's share of the first one's time."""
 
 import argparse
 import statistics
@@ -30,11 +30,11 @@ def main():
     args = parser.parse_args()
 
     sessions = [session(path, args.threads) for path in args.files]
-    size = sessions[0].get_inputs()[0].shape
-    image = numpy.random.default_rng(0).random(size, dtype=numpy.float32)
+    random = numpy.random.default_rng(0)
+    images = [random.random(one.get_inputs()[0].shape, dtype=numpy.float32) for one in sessions]
     rounds = [[] for _ in sessions]
     for turn in range(args.rounds + 1):
-        for times, one in zip(rounds, sessions):
+        for times, one, image in zip(rounds, sessions, images):
             measured = [run(one, image) for _ in range(args.runs)]
             # The first turn warms up.
             if turn > 0:
