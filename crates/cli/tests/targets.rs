@@ -219,10 +219,18 @@ fn the_size_of_images_is_chosen_by_what_is_left_at_each() {
     let (code, _, err) = prunella(dir.path(), "compress --out run --resume --imgsz 96");
     assert!(code == 1 && err.contains("`sizes` is"), "{err}");
 
-    assert!(!err.contains("smaller images may be worth more"), "{err}");
-    let small = "prune --model run/stages/dense.safetensors --data ds --imgsz 96 --macs 0.15 --dry-run";
-    let (code, _, err) = prunella(dir.path(), small);
-    assert!(code == 0 && err.contains("smaller images may be worth more than channels; try `--imgsz 96,64`"), "{err}");
+    // Only a small budget is told of smaller images, and only where there are any.
+    let hint = "smaller images may be worth more than channels; try `--imgsz 96,64`";
+    for (args, is_told) in
+        [("--imgsz 96 --macs 0.15", true), ("--imgsz 96 --macs 0.16", false), ("--imgsz 32 --macs 0.15", false)]
+    {
+        let small = format!("prune --model run/stages/dense.safetensors --data ds {args} --dry-run");
+        let (code, _, err) = prunella(dir.path(), &small);
+        assert!(
+            code == 0 && err.contains(hint) == is_told && err.contains("smaller images") == is_told,
+            "{args}: {err}"
+        );
+    }
     let prune = "prune --model run/stages/dense.safetensors --data ds --imgsz 96,64 --macs 0.5";
     let (code, _, err) = prunella(dir.path(), &format!("{prune} --out slim.safetensors"));
     assert!(code == 0 && err.contains("96 px: ") && err.contains("64 px: "), "{err}");

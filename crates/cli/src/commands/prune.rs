@@ -10,7 +10,7 @@ use train::unfold;
 
 use crate::answers;
 use crate::args::Prune;
-use crate::detector::image_size;
+use crate::detector::image_sizes;
 use crate::exit::{Error, Exit};
 use crate::pipeline::cut::{CALIBRATION_IMAGES, Calibration, Cut, Outcome};
 use crate::pipeline::{Goal, best_size, search, size_of, suggest, with_images_of};
@@ -79,8 +79,8 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
     if let Some(smallest) = jobs.iter().min_by_key(|job| job.model.meta.imgsz) {
         smallest.goal(&budget, reference)?.within_reach(smallest.cut())?;
     }
-    if sizes.len() == 1 && dataset.is_some() && args.budget.max_drop.is_none() {
-        suggest(&budget, &jobs[0].model, jobs[0].speed.as_ref())?;
+    if sizes.len() == 1 && dataset.is_some() {
+        suggest(&args.budget.budget(), &jobs[0].model, jobs[0].speed.as_ref())?;
     }
     let is_written = !args.dry_run && args.out.is_some();
     let Made { outcome, slim, goal } = match (&jobs[..], judged_by) {
@@ -103,10 +103,7 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
 
 /// The sizes of images to choose from.
 fn sizes(args: &Prune, model: &Graph) -> miette::Result<Vec<usize>> {
-    let sizes = match &args.imgsz[..] {
-        [] => vec![image_size(model, None)?],
-        asked => asked.iter().map(|&size| image_size(model, Some(size))).collect::<miette::Result<_>>()?,
-    };
+    let sizes = image_sizes(model, &args.imgsz)?;
     if sizes.len() > 1 && args.data.is_none() {
         return Err(Error::usage("of several `--imgsz` the most accurate is measured on images", "give `--data`"));
     }

@@ -99,6 +99,17 @@ pub fn image_size(graph: &Graph, asked: Option<usize>) -> miette::Result<usize> 
     whole_cells(size, head.strides().into_iter().max().unwrap_or(1))
 }
 
+/// The same for every size `asked` for; the detector's own where none is.
+///
+/// # Errors
+/// As [`image_size`].
+pub fn image_sizes(graph: &Graph, asked: &[usize]) -> miette::Result<Vec<usize>> {
+    match asked {
+        [] => Ok(vec![image_size(graph, None)?]),
+        asked => asked.iter().map(|&size| image_size(graph, Some(size))).collect(),
+    }
+}
+
 /// `--imgsz`, where it is a multiple of a detector's largest stride.
 ///
 /// # Errors

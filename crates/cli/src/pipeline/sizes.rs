@@ -11,9 +11,10 @@ use crate::report::{Left, SizeTrial};
 use crate::speed::Speed;
 use crate::ui;
 
-/// Shares of the multiply-accumulates and of the time up to which smaller images are worth a trial. Fewer channels save less time than
-/// multiply-accumulates; smaller images save as much of both (docs/results/bccd-yolov5n.md, "Which size of images").
-const SMALL: [f64; 2] = [0.15, 0.4];
+/// Share of the multiply-accumulates up to which smaller images are worth a trial (docs/results/bccd-yolov5n.md, "Which size of images").
+const SMALL: f64 = 0.15;
+/// The same of the time. Fewer channels save less of that than of multiply-accumulates; smaller images save as much of both.
+const SHORT: f64 = 0.4;
 /// What else is suggested then, in shares of a side.
 const SMALLER: [f64; 2] = [0.8, 0.7];
 
@@ -34,16 +35,15 @@ pub fn suggest(budget: &Budget, graph: &Graph, speed: Option<&Speed>) -> miette:
         (Some(Amount::Absolute(ms)), Some(speed)) => Some(ms * 1e6 / speed.latency.total(graph)? as f64),
         _ => None,
     };
-    let is_small =
-        [budget.macs, latency].into_iter().zip(SMALL).any(|(share, small)| share.is_some_and(|s| s <= small));
-    if is_small {
-        let own = graph.meta.imgsz[0];
-        let stride = graph.head()?.0.strides().into_iter().max().unwrap_or(1);
-        let mut sizes = vec![own];
-        sizes.extend(
-            SMALLER.map(|share| (own as f64 * share) as usize / stride * stride).into_iter().filter(|&s| s > 0),
-        );
-        sizes.dedup();
+    if !budget.macs.is_some_and(|share| share <= SMALL) && !latency.is_some_and(|share| share <= SHORT) {
+        return Ok(());
+    }
+    let own = graph.meta.imgsz[0];
+    let stride = graph.head()?.0.strides().into_iter().max().unwrap_or(1);
+    let smaller = SMALLER.map(|share| (own as f64 * share) as usize / stride * stride);
+    let mut sizes: Vec<usize> = std::iter::once(own).chain(smaller).filter(|&size| size > 0).collect();
+    sizes.dedup();
+    if sizes.len() > 1 {
         let listed: Vec<String> = sizes.iter().map(usize::to_string).collect();
         ui::note(format_args!(
             "With so small a budget smaller images may be worth more than channels; try `--imgsz {}`",

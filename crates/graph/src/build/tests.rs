@@ -45,16 +45,13 @@ fn classes(n: usize) -> Vec<String> {
 fn a_detector_is_untrained_until_it_has_met_an_image() -> Result<()> {
     let mut graph = Design::named("yolov8n").expect("it is listed").build(&classes(1), 64, 0)?;
     assert!(graph.is_untrained());
-    let norm =
-        graph.nodes.iter_mut().rev().find_map(|n| if let Op::BatchNorm(bn) = &mut n.op { Some(bn) } else { None });
-    let norm = norm.expect("it has some");
-    norm.var[0] = 0.9;
-    assert!(!graph.is_untrained());
-    let norm =
-        graph.nodes.iter_mut().rev().find_map(|n| if let Op::BatchNorm(bn) = &mut n.op { Some(bn) } else { None });
-    let norm = norm.expect("it has some");
-    (norm.var[0], norm.mean[0]) = (1.0, 0.1);
-    assert!(!graph.is_untrained());
+    for (mean, var) in [(0.0, 0.9), (0.1, 1.0)] {
+        let norm =
+            graph.nodes.iter_mut().rev().find_map(|n| if let Op::BatchNorm(bn) = &mut n.op { Some(bn) } else { None });
+        let norm = norm.expect("it has some");
+        (norm.mean[0], norm.var[0]) = (mean, var);
+        assert!(!graph.is_untrained());
+    }
     graph.nodes.retain(|n| !matches!(n.op, Op::BatchNorm(_)));
     assert!(!graph.is_untrained(), "nothing tells");
     Ok(())

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use train::net::Isa;
 
 use crate::args::Compare;
-use crate::detector::image_size;
+use crate::detector::image_sizes;
 use crate::exit::{Error, Exit};
 use crate::pipeline::{LONGER, METHODS, Method, Pipeline, Recipe};
 use crate::report::compare::{Comparison, picture, render, table};
@@ -32,10 +32,7 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
     let dataset = args.data.open()?;
     tell_left_out(&dataset, &["train", "val"]);
     tell_split(&dataset, "val");
-    let sizes = match &args.imgsz[..] {
-        [] => vec![image_size(&model, None)?],
-        asked => once(asked).into_iter().map(|size| image_size(&model, Some(size))).collect::<miette::Result<_>>()?,
-    };
+    let sizes = once(&image_sizes(&model, &args.imgsz)?);
     let imgsz = sizes[0];
     let images = splits::labelled(&dataset, "train")?.len();
     let settings = Settings { recipe: recipe(args, imgsz, images) };
@@ -156,25 +153,28 @@ fn within_reach<'a>(
     images: usize,
 ) -> miette::Result<Vec<Variant<'a>>> {
     let start = start.for_inference();
+    // Methods of the same limits go as far.
     let mut tried = vec![];
-    let mut within: Vec<Variant> = vec![];
-    let mut beyond: Vec<(&str, String)> = vec![];
+    let (mut within, mut beyond): (Vec<Variant>, Vec<(&str, String)>) = (vec![], vec![]);
     for variant in variants {
         let Variant { method, macs, imgsz } = variant;
+        if method.name == LONGER {
+            within.push(variant);
+            continue;
+        }
         let recipe = variant.recipe(base);
-        // Methods of the same limits go as far.
         let key = (recipe.cut().reach(), macs, imgsz);
-        let known = tried.iter().find(|(other, _)| *other == key).map(|(_, why): &(_, Option<String>)| why.clone());
-        let why = match known {
-            Some(why) => why,
-            None if method.name == LONGER => None,
-            None => recipe.reachable(&start, images).err().map(|error| error.to_string()),
+        let at = match tried.iter().position(|(other, _)| *other == key) {
+            Some(at) => at,
+            None => {
+                tried.push((key, recipe.reachable(&start, images).err()));
+                tried.len() - 1
+            }
         };
-        match &why {
+        match &tried[at].1 {
             None => within.push(variant),
             Some(why) => beyond.push((method.name, format!("on images of {imgsz} px, {why}"))),
         }
-        tried.push((key, why));
     }
     for (name, why) in &beyond {
         if !within.iter().any(|variant| variant.method.name == *name) {
