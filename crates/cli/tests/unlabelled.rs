@@ -40,6 +40,12 @@ fn a_detector_is_compressed_by_what_it_finds_itself() {
     assert!(last["macs"].as_f64() <= first["macs"].as_f64().map(|macs| 0.8 * macs));
     let report = fs::read_to_string(dir.join("run/report.html")).expect("written");
     assert!(report.contains("mAP is agreement with the detector"));
+    // What is shipped is the best there is: what healing started from, what it ended at, or an average of both.
+    let averages = fs::read_to_string(dir.join("run/heal/averages.json")).expect("written");
+    let averages: Vec<Value> = serde_json::from_str(&averages).expect("JSON");
+    assert_eq!(averages.iter().map(|a| a["share"].as_f64()).collect::<Vec<_>>(), [0.25, 0.5, 0.75].map(Some));
+    let best = stages[1..].iter().chain(&averages).map(map).fold(0.0, f64::max);
+    assert_eq!(map(last), best, "{stages:?} {averages:?}");
 
     // A stage that is lost is made again as it was: the same answers, the same split.
     let slim = fs::read(dir.join("run/slim.safetensors")).expect("written");

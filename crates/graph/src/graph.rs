@@ -235,6 +235,20 @@ impl Graph {
         }
         Ok(())
     }
+
+    /// Makes every weight and running statistic `own` times what it is plus `share` times what it is in `other`.
+    ///
+    /// # Panics
+    /// If `other` has other weights.
+    pub fn mix(&mut self, own: f32, other: &Self, share: f32) {
+        assert_eq!(self.nodes.len(), other.nodes.len(), "the other is another model");
+        for (mine, theirs) in self.nodes.iter_mut().zip(&other.nodes) {
+            for ((_, a), (name, b)) in mine.op.weights_mut().into_iter().zip(theirs.op.weights()) {
+                assert_eq!(a.len(), b.len(), "`{}.{name}` differs in size", theirs.name);
+                a.iter_mut().zip(b).for_each(|(a, b)| *a = own * *a + share * b);
+            }
+        }
+    }
 }
 
 impl Op {

@@ -45,14 +45,7 @@ impl Ema {
     pub fn update(&mut self, model: &Graph) {
         self.updates += 1;
         let keep = self.config.decay * (1.0 - (-(self.updates as f64) / self.config.tau).exp());
-        let (keep, take) = (keep as f32, (1.0 - keep) as f32);
-        assert_eq!(self.graph.nodes.len(), model.nodes.len(), "the average is of another model");
-        for (average, node) in self.graph.nodes.iter_mut().zip(&model.nodes) {
-            for ((_, a), (name, w)) in average.op.weights_mut().into_iter().zip(node.op.weights()) {
-                assert_eq!(a.len(), w.len(), "`{}.{name}` has changed its size", node.name);
-                a.iter_mut().zip(w).for_each(|(a, w)| *a = keep * *a + take * w);
-            }
-        }
+        self.graph.mix(keep as f32, model, (1.0 - keep) as f32);
     }
 
     /// The average.

@@ -5,15 +5,30 @@
 
 use graph::Graph;
 use prune::{Latency, Plan, Target, surgery};
+use serde::{Deserialize, Serialize};
 use train::TrainConfig;
 
 use super::{Goal, Healing, Pipeline, Recipe, Stage, cut, standing};
+use crate::exit::Error;
 use crate::report::StageRow;
 use crate::speed::Speed;
-use crate::ui;
+use crate::training::Counter;
+use crate::{runs, ui};
 
-/// Share of the dense detector's mAP50-95 from which healing is to begin again rather than to lose it.
+/// Share of the dense detector's mAP50-95 from which what healing starts from is worth keeping: healing is to begin again rather than
+/// to lose it, and may go a part of the way only.
 const WORTH_KEEPING: f64 = 0.5;
+
+/// Shares of the healed weights in the averages that are tried, the others being those that healing started from.
+const SHARES: [f32; 3] = [0.25, 0.5, 0.75];
+
+/// An average of what healing started from and what it ended at.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Average {
+    /// Share of the latter.
+    share: f32,
+    map50_95: f64,
+}
 
 /// Which round of how many, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,14 +220,22 @@ impl Cutter<'_> {
         Ok((slim, standing))
     }
 
-    /// `slim`, of mAP50-95 `standing`, after this round's epochs, or as it is where those made it worse.
+    /// `slim`, of mAP50-95 `standing`, after this round's epochs; or their average, or as it is where those made it worse.
     fn heal(&mut self, round: Round, slim: Graph, standing: f64) -> miette::Result<Graph> {
         let heal = &self.recipe.heal;
         let config = TrainConfig { epochs: round.epochs(heal.epochs), ..heal.clone() };
+        // What was cut without regard to what it says has nothing to lose.
+        let worth = super::standing(self.rows.first()) * WORTH_KEEPING;
+        let worth_keeping = Some(standing).filter(|standing| *standing > worth);
         let healed = match config.epochs {
             0 => None,
-            _ => Some(self.train(round, &slim, &config, standing)?),
+            _ => Some(self.train(round, &slim, &config, worth_keeping)?),
         };
+        if let Some(healed) = healed.as_ref().filter(|_| worth_keeping.is_some())
+            && let Some(average) = self.average(round, &slim, healed, standing)?
+        {
+            return Ok(average);
+        }
         // What is shipped stands last. A few epochs undo more of the reconstruction than they mend, and recalibration may have been the
         // worse.
         if self.standing() < standing {
@@ -224,13 +247,48 @@ impl Cutter<'_> {
         Ok(healed.unwrap_or(slim))
     }
 
-    /// `slim`, of mAP50-95 `standing`, trained by `config`.
-    fn train(&mut self, round: Round, slim: &Graph, config: &TrainConfig, standing: f64) -> miette::Result<Graph> {
-        // What was cut without regard to what it says has nothing to lose.
-        let worth = super::standing(self.rows.first()) * WORTH_KEEPING;
-        let kept = Some(standing).filter(|standing| *standing > worth);
-        let (pipeline, healing) = (self.pipeline, Healing { dense: self.dense, standing: kept });
+    /// `slim` trained by `config`; `standing` is its mAP50-95, where that is worth keeping.
+    fn train(
+        &mut self,
+        round: Round,
+        slim: &Graph,
+        config: &TrainConfig,
+        standing: Option<f64>,
+    ) -> miette::Result<Graph> {
+        let (pipeline, healing) = (self.pipeline, Healing { dense: self.dense, standing });
         self.stage(round, "healed", || Ok(pipeline.train(&round.name("heal"), slim, config, Some(healing))?.best))
+    }
+
+    /// The best average of `slim`, of mAP50-95 `standing`, and `healed` on `val`, where it is better than both.
+    ///
+    /// Reconstruction and training err in different ways, and nothing lies between what they end at: where both are good, an average
+    /// is better (Wortsman et al., "Robust fine-tuning of zero-shot models", 2022).
+    fn average(&mut self, round: Round, slim: &Graph, healed: &Graph, standing: f64) -> miette::Result<Option<Graph>> {
+        let (slim, healed) = (slim.for_training(), healed.for_training());
+        let average = |share: f32| {
+            let mut average = slim.clone().into_owned();
+            average.mix(1.0 - share, &healed, share);
+            average
+        };
+        let folder = self.pipeline.out.join(round.name("heal"));
+        let file = folder.join("averages.json");
+        let tried: Vec<Average> = if file.is_file() {
+            runs::read_json(&file)?
+        } else {
+            let judge = &self.pipeline.judges[0];
+            let score = |share| judge.score(&average(share), &mut Counter::default()).map(|map| map.map50_95);
+            let tried = SHARES.map(|share| Ok(Average { share, map50_95: score(share)? }));
+            let tried = tried.into_iter().collect::<miette::Result<_>>()?;
+            std::fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, &e))?;
+            runs::write_json(&file, &tried)?;
+            tried
+        };
+        let best = tried.into_iter().max_by(|a, b| a.map50_95.total_cmp(&b.map50_95));
+        let Some(Average { share, .. }) = best.filter(|best| best.map50_95 > standing.max(self.standing())) else {
+            return Ok(None);
+        };
+        ui::note(format_args!("Better than either: {:.0} % of what healing did", 100.0 * share));
+        self.stage(round, "averaged", || Ok(average(share))).map(Some)
     }
 }
 

@@ -118,7 +118,7 @@ pub fn entries(runs: &[Finished], times: &[f64]) -> Vec<Entry> {
 /// mAP50-95 of what healing started from: the last stage before it, or the one before that where recalibration did harm and
 /// was dropped.
 fn unhealed(stages: &[StageRow]) -> Option<f64> {
-    let before: Vec<&StageRow> = stages.iter().filter(|r| r.stage != "healed").collect();
+    let before: Vec<&StageRow> = stages.iter().take_while(|r| r.stage != "healed").collect();
     match before[..] {
         [.., kept, last] if last.stage == "recalibrated" => Some(kept.map50_95.max(last.map50_95)),
         [.., last] => Some(last.map50_95),
