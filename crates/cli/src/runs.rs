@@ -1,9 +1,10 @@
 //! Folders of runs: one place for everything a run makes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
-use graph::format::write_whole;
+use graph::format::{UNFINISHED, write_whole};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -15,6 +16,9 @@ const TOLD: usize = 4;
 
 /// What folders of runs are known by.
 const MARKS: [&str; 3] = ["recipe.toml", "compare.toml", "analysis.json"];
+
+/// The file in a run's folder that is locked while somebody works there.
+const LOCK: &str = ".lock";
 
 /// Kinds of runs that `--resume` goes on with.
 const RESUMED: [&str; 2] = ["train", "compress"];
@@ -42,6 +46,54 @@ pub fn folder(asked: Option<&Path>, kind: &str, resume: bool) -> miette::Result<
     std::fs::create_dir_all(&out).map_err(|e| Error::io("create", &out, &e))?;
     files::try_folder(&out).map_err(|e| Error::io("write to", &out, &e))?;
     Ok(out)
+}
+
+/// Has the run's folder `out` to itself until what it gives is dropped, and clears away what a killed run was writing.
+///
+/// # Errors
+/// Another run is at work there.
+pub fn alone(out: &Path) -> miette::Result<Alone> {
+    let path = out.join(LOCK);
+    let file = File::create(&path).map_err(|e| Error::io("create", &path, &e))?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            let what = format!("another run is at work in `{}`", out.display());
+            return Err(Error::failed(what, "wait for it, stop it, or give another `--out`"));
+        }
+        // Not every file system knows locks.
+        Ok(()) | Err(TryLockError::Error(_)) => {}
+    }
+    sweep(out);
+    Ok(Alone { path, _file: file })
+}
+
+/// A folder that nobody else works in.
+pub struct Alone {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        // Where it stays, it does no harm.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Deletes what is unfinished in `folder` and the folders below, but for those that others work in.
+fn sweep(folder: &Path) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() && !path.join(LOCK).exists() => sweep(&path),
+            Ok(kind) if kind.is_file() && entry.file_name().to_string_lossy().starts_with(UNFINISHED) => {
+                // What cannot be deleted does no harm either.
+                let _ = std::fs::remove_file(path);
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Has Ctrl-C say how the run in `out`, whose recipe is there, is gone on with.
@@ -82,7 +134,8 @@ pub fn same_settings<T: Serialize>(out: &Path, stored: &T, asked: &T) -> miette:
     Err(Error::failed(what, "leave them out to go on with that run as it was begun, or give another `--out`"))
 }
 
-/// Every setting by which two recipes differ, in words; first those that both have: an optimiser has settings that the other lacks.
+/// Every setting by which two recipes differ, in words, what several trainings share once; first those that both have: an optimiser has
+/// settings that the other lacks.
 fn differences<T: Serialize>(stored: &T, asked: &T) -> miette::Result<Vec<String>> {
     let (stored, asked) = (settings(stored)?, settings(asked)?);
     let names: BTreeSet<&String> = stored.keys().chain(asked.keys()).collect();
@@ -90,11 +143,18 @@ fn differences<T: Serialize>(stored: &T, asked: &T) -> miette::Result<Vec<String
     let differing = names.into_iter().filter(|name| stored.get(*name) != asked.get(*name));
     let (of_both, of_one): (Vec<_>, Vec<_>) =
         differing.partition(|name| stored.contains_key(*name) && asked.contains_key(*name));
-    Ok(of_both
-        .into_iter()
-        .chain(of_one)
-        .map(|name| format!("`{name}` is {}, not {}", value(&stored, name), value(&asked, name)))
-        .collect())
+    // What `dense.optimizer.kind` and `heal.optimizer.kind` have in common.
+    let shared = |name| str::split_once(name, '.').map_or(name, |(_, rest)| rest);
+    let mut told: Vec<(&str, String)> = vec![];
+    for name in of_both.into_iter().chain(of_one) {
+        let differs = format!("is {}, not {}", value(&stored, name), value(&asked, name));
+        let known = told.iter_mut().find(|(other, differ)| shared(other) == shared(name) && *differ == differs);
+        match known {
+            Some((other, _)) => *other = shared(name),
+            None => told.push((name, differs)),
+        }
+    }
+    Ok(told.into_iter().map(|(name, differs)| format!("`{name}` {differs}")).collect())
 }
 
 /// The settings of a recipe by name, such as `heal.schedule.lr0`, as TOML has them.
@@ -169,6 +229,39 @@ mod tests {
         for (kind, resume) in [("compress", false), ("compare", true), ("analyze", false), ("predict", false)] {
             assert!(told(folder(Some(&out), kind, resume)).contains("holds another run"), "{kind}");
         }
+    }
+
+    #[test]
+    fn a_folder_is_worked_in_by_one_and_left_clean() {
+        let dir = tempfile::tempdir().unwrap();
+        let (own, other) = (dir.path().join("heal"), dir.path().join("other"));
+        for folder in [&own, &other] {
+            std::fs::create_dir(folder).unwrap();
+            std::fs::write(folder.join(".prunella-abc"), "half").unwrap();
+        }
+        std::fs::write(own.join("results.csv"), "whole").unwrap();
+        let others = alone(&other).unwrap();
+        std::fs::write(other.join(".prunella-abc"), "being written").unwrap();
+        let held = alone(dir.path()).unwrap();
+        let Err(refused) = alone(dir.path()) else { panic!("two at once") };
+        assert!(refused.to_string().contains("another run is at work in"), "{refused}");
+        drop(held);
+        assert!(alone(dir.path()).is_ok() && !dir.path().join(LOCK).exists());
+        assert!(!own.join(".prunella-abc").exists() && own.join("results.csv").exists());
+        assert!(other.join(".prunella-abc").exists(), "somebody is writing it");
+        drop(others);
+    }
+
+    #[test]
+    fn what_trainings_share_is_told_once() {
+        let recipe = |seed: u64, lr0: f32| {
+            let mut recipe = crate::pipeline::Recipe { seed, ..Default::default() };
+            recipe.each_training(|t| t.seed = seed);
+            recipe.heal.schedule.lr0 = lr0;
+            recipe
+        };
+        let told = differences(&recipe(0, 0.001), &recipe(1, 0.002)).unwrap();
+        assert_eq!(told, ["`seed` is 0, not 1", "`heal.schedule.lr0` is 0.001, not 0.002"]);
     }
 
     #[test]

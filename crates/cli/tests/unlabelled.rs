@@ -109,3 +109,25 @@ fn images_in_which_nothing_is_found_are_refused() {
     }
     assert!(!dir.join("run").exists());
 }
+
+#[test]
+fn a_folder_of_images_is_checked_as_one() {
+    let Some(shared) = testkit::shared() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let dir = dir.path();
+    photos(dir, &shared, 2);
+    let (code, out, err) = prunella(dir, "data check photos");
+    assert!(code == 0 && out.contains("nothing is wrong"), "{code} {out} {err}");
+    for (name, bytes) in [("broken.jpg", "no image"), ("worse.png", ""), ("other.tiff", "II*")] {
+        fs::write(dir.join("photos").join(name), bytes).expect("writable");
+    }
+    let (code, out, _) = prunella(dir, "data check photos");
+    assert!(code != 0 && !out.contains("nothing is wrong"), "{out}");
+    for name in ["photos/broken.jpg", "photos/worse.png", "photos/other.tiff"] {
+        assert!(out.contains(name), "{name}: {out}");
+    }
+    // `predict` says what it leaves out.
+    let (code, out, err) = prunella(dir, &format!("predict --model {MODEL} --imgsz 64 photos --out seen"));
+    assert!(code == 1 && err.contains("2 of 4 images cannot be read"), "{code} {out} {err}");
+    assert!(err.contains("1 images in `photos` are of kinds that are not read, such as `photos/other.tiff`"), "{err}");
+}

@@ -17,7 +17,7 @@ mod target;
 mod warp;
 
 pub use augment::Augment;
-pub use dataset::{Dataset, Format, Item, LabelBox, OpenOptions, Split, open, recognise, unlabelled};
+pub use dataset::{Dataset, Format, Item, LabelBox, OpenOptions, Split, is_unread, open, recognise, unlabelled};
 pub use error::{Error, Result};
 pub use letterbox::{FILL, Fit, Letterbox, letterbox};
 pub use loader::{Batch, Epoch, Loader, LoaderConfig, Mode};

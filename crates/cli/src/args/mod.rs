@@ -155,7 +155,7 @@ pub enum Data {
 /// Arguments of `data check`.
 #[derive(Debug, Args)]
 pub struct DataCheck {
-    /// Dataset: data.yaml, COCO JSON, or a folder that holds one of them or Pascal VOC annotations
+    /// Dataset: data.yaml, COCO JSON, or a folder that holds one of them or Pascal VOC annotations; or any folder of images
     #[arg(value_name = "DATA")]
     pub data: PathBuf,
     #[command(flatten)]

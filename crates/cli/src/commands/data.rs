@@ -4,6 +4,7 @@ use data::OpenOptions;
 use data::doctor::{self, Report};
 use data::problem::Kind;
 
+use crate::answers;
 use crate::args::{Data, DataCheck};
 use crate::exit::Exit;
 use crate::ui::{self, Column, Table};
@@ -16,10 +17,16 @@ pub fn run(args: &Data) -> miette::Result<Exit> {
 }
 
 fn check(args: &DataCheck) -> miette::Result<Exit> {
-    let dataset = data::open(&args.data, &OpenOptions { lenient: true, ..args.form.options() })?;
+    let options = OpenOptions { lenient: true, ..args.form.options() };
+    let is_bare = answers::is_bare(&args.data, options.format);
+    let dataset = if is_bare { data::unlabelled(&args.data, &[], true)? } else { data::open(&args.data, &options)? };
     let spinner = ui::spinner("Checking");
-    let report = doctor::check(&dataset);
+    let mut report = doctor::check(&dataset);
     spinner.finish_and_clear();
+    if is_bare {
+        // Nobody looks for labels there.
+        report.findings.retain(|kind, _| !matches!(kind, Kind::Unlabelled | Kind::NoBoxes | Kind::NoVal));
+    }
     if args.json {
         ui::print_json(&report);
     } else {

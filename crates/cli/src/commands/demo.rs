@@ -21,6 +21,7 @@ const SIZE: usize = 160;
 /// Runs the command.
 pub fn run(args: &Demo) -> miette::Result<Exit> {
     let out = runs::folder(Some(&args.out), "demo", true)?;
+    let _alone = runs::alone(&out)?;
     let recipe = recipe(&out, args.seed);
     let told = out.join("recipe.toml");
     if told.is_file() && Recipe::load(&told)? != recipe {

@@ -117,8 +117,13 @@ fn images(sources: &[PathBuf]) -> miette::Result<Vec<PathBuf>> {
             continue;
         }
         let entries = source.read_dir().map_err(|e| Error::io("list", source, &e))?;
-        let mut inside: Vec<PathBuf> =
-            entries.filter_map(|e| e.ok().map(|e| e.path())).filter(|p| is_image(p)).collect();
+        let files = entries.filter_map(|e| e.ok().map(|e| e.path())).filter(|p| p.is_file());
+        let (others, mut inside): (Vec<PathBuf>, Vec<PathBuf>) =
+            files.filter(|p| is_read(p) || data::is_unread(p)).partition(|p| data::is_unread(p));
+        if let Some(first) = others.iter().min() {
+            let (count, folder, first) = (others.len(), source.display(), first.display());
+            ui::warn(format_args!("{count} images in `{folder}` are of kinds that are not read, such as `{first}`"));
+        }
         if inside.is_empty() {
             let what = format!("`{}` holds no images", source.display());
             return Err(Error::failed(what, "JPEG, PNG, BMP and WebP are read, by their extension"));
@@ -129,8 +134,8 @@ fn images(sources: &[PathBuf]) -> miette::Result<Vec<PathBuf>> {
     Ok(images)
 }
 
-fn is_image(path: &Path) -> bool {
-    ImageFormat::from_path(path).is_ok_and(|f| f.reading_enabled()) && path.is_file()
+fn is_read(path: &Path) -> bool {
+    ImageFormat::from_path(path).is_ok_and(|f| f.reading_enabled())
 }
 
 /// What is written, and which names are taken.

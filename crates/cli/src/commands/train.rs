@@ -46,6 +46,7 @@ pub fn run(args: &Train) -> miette::Result<Exit> {
     let images = splits::labelled(&dataset, "train")?.len();
     recipe.config.check_for(&start.for_training(), images)?;
     let out = runs::folder(args.out.as_deref(), "train", args.resume)?;
+    let _alone = runs::alone(&out)?;
     has_its_state(&out)?;
     runs::write_toml(&out.join("recipe.toml"), &recipe)?;
     runs::tell_resume(&out);

@@ -75,7 +75,7 @@ pub const METHODS: &[Method] = &[
     },
     Method {
         name: "lamp",
-        about: "the same norms, layers weighed against each other (LAMP, Lee 2021)",
+        about: "norms over all coupled weights, as shares of what is left of their layer (LAMP, Lee 2021)",
         set: |r| plain(r, Criterion::Lamp),
     },
     Method { name: "bn-scale", about: "BatchNorm scales (Liu 2017)", set: |r| plain(r, Criterion::BnScale) },

@@ -140,9 +140,12 @@ impl Recipe {
 
     /// No dense training where `model` knows the classes `names` of the dataset, unless it has never been trained.
     pub fn skip_dense(&mut self, model: &Graph, names: &[String]) {
-        if model.meta.names == names && !model.is_untrained() {
-            self.dense.epochs = 0;
-        }
+        self.dense.epochs = self.dense_epochs(model, names);
+    }
+
+    /// The epochs that are left of dense training then.
+    pub fn dense_epochs(&self, model: &Graph, names: &[String]) -> usize {
+        if model.meta.names == names && !model.is_untrained() { 0 } else { self.dense.epochs }
     }
 
     /// Has every training on `images` images step more often than the recipe says, where steps would be few.

@@ -15,7 +15,9 @@ pub struct Comparison {
     pub data: String,
     /// Of the dense detector's images.
     pub imgsz: usize,
-    /// Of dense training and of healing, each.
+    /// Of dense training; none where the detector knew the classes.
+    pub dense_epochs: usize,
+    /// Of healing.
     pub epochs: usize,
     pub seeds: Vec<u64>,
     pub entries: Vec<Entry>,
@@ -161,10 +163,13 @@ pub fn picture(comparison: &Comparison) -> String {
 pub fn render(comparison: &Comparison) -> String {
     let c = comparison;
     let seeds: Vec<String> = c.seeds.iter().map(u64::to_string).collect();
+    let trained = match c.dense_epochs {
+        0 => String::new(),
+        epochs => format!("{epochs} dense, "),
+    };
     let lead = format!(
-        "{} · {px}×{px} px · {} epochs dense, {} healing · seeds {}",
+        "{} · {px}×{px} px · epochs: {trained}{} healing · seeds {}",
         escape(&c.data),
-        c.epochs,
         c.epochs,
         seeds.join(", "),
         px = c.imgsz
@@ -233,6 +238,7 @@ mod tests {
             model: "a&b.pt".into(),
             data: "d".into(),
             imgsz: 320,
+            dense_epochs: 0,
             epochs: 2,
             seeds: vec![0, 1],
             entries: vec![one("l1", 0.25), one("l1", 0.5), one("prunella", 0.5)],
@@ -240,6 +246,9 @@ mod tests {
         let page = render(&comparison);
         assert!(page.contains("a&amp;b.pt") && page.contains("a &lt;method&gt;") && !page.contains("<method>"));
         assert_eq!(page.matches("<svg").count(), 6);
+        assert!(page.contains("epochs: 2 healing") && !page.contains("dense, "), "nothing dense was trained");
+        comparison.dense_epochs = 25;
+        assert!(render(&comparison).contains("epochs: 25 dense, 2 healing"));
         assert!(picture(&comparison).starts_with("<svg viewBox=") && picture(&comparison).contains("<style>"));
         let table = table(&comparison);
         let rows: Vec<&str> = table.lines().skip(2).collect();

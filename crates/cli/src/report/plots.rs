@@ -180,7 +180,8 @@ pub struct Point {
 pub fn frontier(label: &str, clouds: &[Cloud]) -> String {
     let (width, height) = (520.0, 330.0);
     let points = || clouds.iter().flat_map(|c| &c.points).filter(|p| p.x.is_finite() && p.y.is_finite());
-    let right = points().map(|p| p.x).fold(f64::MIN_POSITIVE, f64::max) * 1.08;
+    let most = points().map(|p| p.x).fold(0.0, f64::max);
+    let right = if most > 0.0 { most * 1.08 } else { 1.0 };
     let low = points().map(|p| p.y - p.deviation).fold(f64::INFINITY, f64::min).clamp(0.0, 1.0);
     let high = points().map(|p| p.y + p.deviation).fold(low, f64::max);
     // From nought up, points that differ by what matters would lie on each other.
@@ -194,10 +195,9 @@ pub fn frontier(label: &str, clouds: &[Cloud]) -> String {
         let value = rule as f64 * step;
         frame.rule(&mut svg, value, &format!("{value:.2}"));
     }
-    for i in 0..=4 {
-        let value = right * f64::from(i) / 4.0;
+    for (value, text) in ticks(right) {
         let (x, y) = (frame.px(value), frame.py(frame.y[0]) + 16.0);
-        let _ = write!(svg, r#"<text x="{x:.1}" y="{y:.1}" text-anchor="middle">{value:.2}</text>"#);
+        let _ = write!(svg, r#"<text x="{x:.1}" y="{y:.1}" text-anchor="middle">{text}</text>"#);
     }
     let middle = frame.px(right / 2.0);
     let _ = write!(svg, r#"<text x="{middle:.1}" y="{:.1}" text-anchor="middle">{label}</text>"#, height - 18.0);
@@ -228,6 +228,20 @@ pub fn frontier(label: &str, clouds: &[Cloud]) -> String {
     }
     svg.push_str("</svg>");
     svg
+}
+
+/// Round values from 0 to `right`, five or so, with as many digits as tell them apart.
+fn ticks(right: f64) -> Vec<(f64, String)> {
+    let power = (right / 5.0).log10().floor() as i32;
+    let steps = [(1.0, power), (2.0, power), (5.0, power), (1.0, power + 1)];
+    let (lead, power) =
+        steps.into_iter().find(|&(lead, power)| lead * 10f64.powi(power) * 6.0 > right).unwrap_or(steps[3]);
+    let (step, digits) = (lead * 10f64.powi(power), (-power).max(0) as usize);
+    (0..)
+        .map(|i| f64::from(i) * step)
+        .take_while(|&value| value <= right)
+        .map(|v| (v, format!("{v:.digits$}")))
+        .collect()
 }
 
 /// A drawing as a file of its own, with the colours the page would have given it.
@@ -267,5 +281,26 @@ mod tests {
         assert!(wide.contains("end\">0.00<") && wide.contains(">0.60<"), "{wide}");
         assert!(!frontier("GMACs", &[cloud(&[[0.1, 0.5, 0.0]]), cloud(&[])]).contains("NaN"));
         assert!(!frontier("GMACs", &[]).contains("NaN"));
+    }
+
+    #[test]
+    fn ticks_are_round_and_told_apart() {
+        let told = |right: f64| ticks(right).into_iter().map(|(_, text)| text).collect::<Vec<_>>().join(" ");
+        assert_eq!(told(0.0268), "0.000 0.005 0.010 0.015 0.020 0.025");
+        assert_eq!(told(0.558), "0.0 0.1 0.2 0.3 0.4 0.5");
+        assert_eq!(told(13.0), "0 5 10");
+        for right in [1e-9, 0.011, 0.0999, 1.0, 1.9, 29.0, 31.0, 4e6] {
+            let ticks = ticks(right);
+            assert!((3..=7).contains(&ticks.len()), "{right}: {ticks:?}");
+            let step = ticks[1].0;
+            for (i, (value, text)) in ticks.iter().enumerate() {
+                let read: f64 = text.parse().unwrap();
+                assert!(
+                    (read - value).abs() < 1e-6 * step && (value - i as f64 * step).abs() < 1e-6 * step,
+                    "{ticks:?}"
+                );
+            }
+            assert!(right - ticks[ticks.len() - 1].0 < step, "{right}: {ticks:?}");
+        }
     }
 }

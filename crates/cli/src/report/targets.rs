@@ -6,18 +6,15 @@ use super::markup::{escape, section};
 use super::{Left, ReportData};
 use crate::ui;
 
-/// Writes the section, where there is anything to say.
+/// Writes the sections there is anything to say in.
 pub fn targets(page: &mut String, data: &ReportData) {
     let summary = &data.summary;
-    if summary.targets.is_empty() && summary.trials.is_none() && summary.sizes.is_empty() {
-        return;
-    }
-    section(
-        page,
-        "Targets",
-        "Predicted by the plan, measured on the slim detector in turns with the dense one; what it is off by counts both alike.",
-    );
     if !summary.targets.is_empty() {
+        section(
+            page,
+            "Targets",
+            "Predicted by the plan, measured on the slim detector in turns with the dense one; what it is off by counts both alike.",
+        );
         head(page, &["target", "dense", "asked", "predicted", "measured", "off by"]);
         for row in &summary.targets {
             let value = |v: f64| if row.unit == "bytes" { ui::bytes(v as u64) } else { format!("{v:.2} {}", row.unit) };
@@ -27,31 +24,31 @@ pub fn targets(page: &mut String, data: &ReportData) {
             line(page, &[&escape(&row.what), &dense, &asked, &predicted, &measured, &off]);
         }
         page.push_str("</tbody></table></div>");
-    }
-    if !data.times.is_empty() {
-        head(page, &["predicted ms by kind of operator", "dense", "slim"]);
-        for time in &data.times {
-            line(page, &[&escape(&time.kind), &format!("{:.2}", time.before), &format!("{:.2}", time.after)]);
+        if !data.times.is_empty() {
+            head(page, &["predicted ms by kind of operator", "dense", "slim"]);
+            for time in &data.times {
+                line(page, &[&escape(&time.kind), &format!("{:.2}", time.before), &format!("{:.2}", time.after)]);
+            }
+            page.push_str("</tbody></table></div>");
         }
-        page.push_str("</tbody></table></div>");
+        page.push_str("</section>\n");
     }
     if let Some(trials) = &summary.trials {
-        let _ = write!(
-            page,
-            "<p class=\"hint\">Cuts tried, each judged after reconstruction and before healing; mAP50-95 was {:.4}.</p>",
-            trials.dense
-        );
+        let hint = format!("Each judged after reconstruction and before healing; mAP50-95 was {:.4}.", trials.dense);
+        section(page, "Cuts tried", &hint);
         head(page, &["MACs kept", "mAP50-95", "drop"]);
         for trial in &trials.trials {
             let drop = trial.map50_95.map(|map| trials.dense - map);
             line(page, &[&format!("{:.3}", trial.macs), &ui::fixed(trial.map50_95, 4), &ui::fixed(drop, 4)]);
         }
-        page.push_str("</tbody></table></div>");
+        page.push_str("</tbody></table></div></section>\n");
     }
     if !summary.sizes.is_empty() {
-        page.push_str(
-            "<p class=\"hint\">Sizes of images tried, each judged after the cut and before healing, which gives back about half of what the cut took and nothing of what the size took.</p>",
+        let hint = format!(
+            "Each judged after the cut and before healing, which gives back about half of what the cut took and nothing of what the size took; {px}×{px} px were taken.",
+            px = summary.imgsz
         );
+        section(page, "Sizes of images tried", &hint);
         head(page, &["images", "parameters", "MACs", "mAP50-95 before the cut", "after it"]);
         for trial in &summary.sizes {
             let size = format!("{px}×{px} px", px = trial.imgsz);
@@ -61,9 +58,8 @@ pub fn targets(page: &mut String, data: &ReportData) {
                 .map(|what| ui::fixed(trial.left.as_ref().map(what), 4));
             line(page, &[&size, &params, &macs, &dense, &slim]);
         }
-        page.push_str("</tbody></table></div>");
+        page.push_str("</tbody></table></div></section>\n");
     }
-    page.push_str("</section>\n");
 }
 
 /// Writes what eight bits cost, where they were asked for.

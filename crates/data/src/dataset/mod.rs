@@ -202,26 +202,38 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Dataset> {
 /// The images in `folder` and the folders below as the split "train" of a dataset of the classes `names`, without boxes and without
 /// looking for any.
 ///
+/// Where `lenient`, images that cannot be read are left out and noted in [`Split::problems`].
+///
 /// # Errors
 /// There are none, or one cannot be read, naming it.
-pub fn unlabelled(folder: &Path, names: &[String]) -> Result<Dataset> {
-    let mut files = ultralytics::files_below(folder)?;
-    files.retain(|p| is_image(p));
-    if files.is_empty() {
+pub fn unlabelled(folder: &Path, names: &[String], lenient: bool) -> Result<Dataset> {
+    let files = ultralytics::files_below(folder)?;
+    let unread = files.iter().filter(|p| is_unread(p));
+    let mut problems: Vec<Problem> =
+        unread.map(|p| Problem::new(Kind::UnreadImage, p.display().to_string(), "")).collect();
+    let images: Vec<PathBuf> = files.into_iter().filter(|p| is_image(p)).collect();
+    if images.is_empty() {
         return Err(
             Error::dataset(folder, "holds no images").hint("JPEG, PNG, BMP and WebP are read, by their extension")
         );
     }
-    let item = |(id, image): (usize, PathBuf)| {
-        Ok(Item { size: crate::picture::size(&image)?, image, id: id as u64, boxes: vec![] })
-    };
-    let items = files.into_par_iter().enumerate().map(item).collect::<Result<Vec<_>>>()?;
+    let sizes: Vec<Result<(u32, u32)>> = images.par_iter().map(|image| crate::picture::size(image)).collect();
+    let mut items = vec![];
+    for (id, (image, size)) in images.into_iter().zip(sizes).enumerate() {
+        match size {
+            Ok(size) => items.push(Item { size, image, id: id as u64, boxes: vec![] }),
+            Err(e) if lenient => {
+                problems.push(Problem::new(Kind::Unreadable, image.display().to_string(), e.to_string()));
+            }
+            Err(e) => return Err(e),
+        }
+    }
     Ok(Dataset {
         path: folder.to_owned(),
         format: Format::Ultralytics,
         names: names.to_vec(),
         category_ids: (0..names.len() as u64).collect(),
-        splits: BTreeMap::from([("train".to_owned(), Split { items, problems: vec![] })]),
+        splits: BTreeMap::from([("train".to_owned(), Split { items, problems })]),
     })
 }
 
@@ -271,8 +283,16 @@ fn accept(mut found: LabelBox, size: (u32, u32), place: &str, problems: &mut Vec
 
 /// Whether the file name ends like an image we can read.
 fn is_image(path: &Path) -> bool {
-    const ENDINGS: [&str; 5] = ["jpg", "jpeg", "png", "bmp", "webp"];
-    path.extension().and_then(|e| e.to_str()).is_some_and(|e| ENDINGS.contains(&e.to_ascii_lowercase().as_str()))
+    ends_in(path, &["jpg", "jpeg", "png", "bmp", "webp"])
+}
+
+/// Whether the file name ends like an image that others read and we do not.
+pub fn is_unread(path: &Path) -> bool {
+    ends_in(path, &["tif", "tiff", "gif", "heic", "heif", "avif", "jp2", "jxl", "dng", "mpo"])
+}
+
+fn ends_in(path: &Path, endings: &[&str]) -> bool {
+    path.extension().and_then(|e| e.to_str()).is_some_and(|e| endings.contains(&e.to_ascii_lowercase().as_str()))
 }
 
 /// The files of a folder in order of name.

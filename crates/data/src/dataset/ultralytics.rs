@@ -7,7 +7,9 @@ use rayon::prelude::*;
 use saphyr::{LoadableYamlNode, Yaml};
 use saphyr_parser::{Event, Parser};
 
-use super::{Dataset, Format, Item, LabelBox, OpenOptions, Split, accept, asked, files_in, is_image, read_text};
+use super::{
+    Dataset, Format, Item, LabelBox, OpenOptions, Split, accept, asked, files_in, is_image, is_unread, read_text,
+};
 use crate::problem::{Kind, Problem};
 use crate::{Error, Result, picture};
 
@@ -195,12 +197,6 @@ fn strays(files: &[PathBuf]) -> Result<Vec<Problem>> {
         problems.extend(labels.map(|p| Problem::new(Kind::StrayLabel, p.display().to_string(), "")));
     }
     Ok(problems)
-}
-
-/// Whether the file name ends like an image that others read and we do not.
-fn is_unread(path: &Path) -> bool {
-    const ENDINGS: [&str; 10] = ["tif", "tiff", "gif", "heic", "heif", "avif", "jp2", "jxl", "dng", "mpo"];
-    path.extension().and_then(|e| e.to_str()).is_some_and(|e| ENDINGS.contains(&e.to_ascii_lowercase().as_str()))
 }
 
 /// The label file of an image: the last folder called `images` replaced by `labels`, the ending by `.txt`.

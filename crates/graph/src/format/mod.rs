@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use crate::error::visible;
 use crate::{Error, Graph, Result};
 
-pub use native::{from_bytes, save, to_bytes, write_whole};
+pub use native::{UNFINISHED, from_bytes, save, to_bytes, write_whole};
 
 /// What [`load`] needs beside the model file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

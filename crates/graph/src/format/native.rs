@@ -60,6 +60,9 @@ pub fn to_bytes(graph: &Graph, path: &Path) -> Result<Vec<u8>> {
         .map_err(|e| Error::format(path, format!("cannot be described: {e}")))
 }
 
+/// What files begin with that are not whole yet: such a one is left where a program is killed while it writes.
+pub const UNFINISHED: &str = ".prunella-";
+
 /// Writes `bytes` to `path` whole or not at all: beside it, to disk, then renamed over it.
 ///
 /// # Errors
@@ -67,7 +70,7 @@ pub fn to_bytes(graph: &Graph, path: &Path) -> Result<Vec<u8>> {
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let write = || {
-        let mut beside = share(tempfile::Builder::new().prefix(".prunella-")).tempfile_in(folder)?;
+        let mut beside = share(tempfile::Builder::new().prefix(UNFINISHED)).tempfile_in(folder)?;
         beside.write_all(bytes)?;
         beside.as_file().sync_all()?;
         beside.persist(path).map_err(|e| e.error)?;

@@ -44,6 +44,7 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
     let variants = within_reach(variants(&methods, &budgets, &sizes), &settings.recipe, &first, images)?;
     tell_head(&model, &first);
     let out = runs::folder(Some(&args.out), "compare", true)?;
+    let _alone = runs::alone(&out)?;
     check_folder(&out, &settings)?;
     ui::on_interrupt("the same command goes on with this comparison".into());
     let start = |&seed: &u64| {
@@ -71,6 +72,7 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
         model: args.model.model.display().to_string(),
         data: args.data.data.display().to_string(),
         imgsz,
+        dense_epochs: settings.recipe.dense_epochs(&model, &dataset.names),
         epochs: args.epochs,
         seeds: finished.iter().map(|r| r.seed).collect::<BTreeSet<_>>().into_iter().collect(),
         entries: finished::entries(&finished, &times),

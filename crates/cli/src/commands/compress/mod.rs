@@ -76,6 +76,7 @@ pub fn run(args: &Compress) -> miette::Result<Exit> {
         }
     }
     let out = runs::folder(args.out.as_deref(), "compress", args.resume)?;
+    let _alone = runs::alone(&out)?;
     speeds.iter().try_for_each(|speed| speed.keep(&out))?;
     runs::write_toml(&out.join("recipe.toml"), &recipe)?;
     runs::tell_resume(&out);

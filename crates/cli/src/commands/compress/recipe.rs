@@ -194,8 +194,8 @@ mod tests {
             ("--epochs 4", "`heal.epochs` is 3, not 4"),
             ("--seed 3", "`seed` is 2, not 3"),
             ("-m other.pt", "`model` is \"m.pt\", not \"other.pt\""),
-            ("--batch 4", "`heal.batch` is 8, not 4"),
-            ("--optimizer sgd", "`dense.optimizer.kind.name`"),
+            ("--batch 4", "`batch` is 8, not 4"),
+            ("--optimizer sgd", "`optimizer.kind.name`"),
             ("--max-drop 0.1", "`max_drop` is unset, not 0.1"),
         ] {
             let refused = resumed(&file, &args(other)).unwrap_err().to_string();
