@@ -275,7 +275,7 @@ fn methods_are_compared_on_images_of_every_size() {
     let compared: Value = serde_json::from_str(&compared).expect("JSON");
     assert_eq!(compared["entries"].as_array().map(Vec::len), Some(7));
     let (code, _, err) = prunella(dir.path(), &run.replace("96,64", "64,96"));
-    assert!(code == 1 && err.contains("`dense.imgsz` is 96, not 64"), "{err}");
+    assert!(code == 1 && err.contains("`imgsz` is 96, not 64"), "{err}");
     // What is out of reach on one size is left out there; on all of them it is an error.
     let far = |macs: &str| run.replace("0.3", macs).replace("longer,l1,prunella", "l1");
     let (code, out, err) = prunella(dir.path(), &far("0.05"));

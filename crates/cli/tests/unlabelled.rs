@@ -77,6 +77,17 @@ fn nothing_is_trained_where_no_epochs_are_asked_for() {
     assert_eq!(stages.last().and_then(|s| s["map50_95"].as_f64()), Some(best));
     assert_eq!(of("reconstructed", "ms_per_image"), of("recalibrated", "ms_per_image"), "one network");
     assert!(of("dense", "ms_per_image") > 0.0);
+
+    // A stage that is damaged is named; one that is gone is made again.
+    let slim = fs::read(dir.join("run/slim.safetensors")).expect("written");
+    let stage = dir.join("run/stages/reconstructed.safetensors");
+    fs::write(&stage, "half").expect("writable");
+    let (code, _, err) = prunella(dir, "compress --resume --out run");
+    assert!(code == 1 && err.contains("run/stages/reconstructed.safetensors`"), "{err}");
+    assert!(err.contains("delete it and resume the run"), "{err}");
+    fs::remove_file(&stage).expect("was there");
+    done(dir, "compress --resume --out run");
+    assert!(stage.exists() && fs::read(dir.join("run/slim.safetensors")).expect("written") == slim);
 }
 
 #[test]
@@ -117,7 +128,13 @@ fn a_folder_of_images_is_checked_as_one() {
     let dir = dir.path();
     photos(dir, &shared, 2);
     let (code, out, err) = prunella(dir, "data check photos");
-    assert!(code == 0 && out.contains("nothing is wrong"), "{code} {out} {err}");
+    assert!(
+        code == 0 && out.contains("nothing is wrong") && err.contains("`photos` is no dataset"),
+        "{code} {out} {err}"
+    );
+    fs::create_dir(dir.join("none")).expect("writable");
+    let (code, _, err) = prunella(dir, "data check none");
+    assert!(code == 1 && err.contains("not recognised as a dataset"), "{code} {err}");
     for (name, bytes) in [("broken.jpg", "no image"), ("worse.png", ""), ("other.tiff", "II*")] {
         fs::write(dir.join("photos").join(name), bytes).expect("writable");
     }

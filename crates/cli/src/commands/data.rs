@@ -18,13 +18,17 @@ pub fn run(args: &Data) -> miette::Result<Exit> {
 
 fn check(args: &DataCheck) -> miette::Result<Exit> {
     let options = OpenOptions { lenient: true, ..args.form.options() };
-    let is_bare = answers::is_bare(&args.data, options.format);
-    let dataset = if is_bare { data::unlabelled(&args.data, &[], true)? } else { data::open(&args.data, &options)? };
+    let images = match answers::is_bare(&args.data, options.format) {
+        true => data::unlabelled(&args.data, &[], true).ok(),
+        false => None,
+    };
+    let is_bare = images.is_some();
+    let dataset = images.map_or_else(|| data::open(&args.data, &options), Ok)?;
     let spinner = ui::spinner("Checking");
     let mut report = doctor::check(&dataset);
     spinner.finish_and_clear();
     if is_bare {
-        // Nobody looks for labels there.
+        ui::note(format_args!("`{}` is no dataset; its images are checked, without labels", args.data.display()));
         report.findings.retain(|kind, _| !matches!(kind, Kind::Unlabelled | Kind::NoBoxes | Kind::NoVal));
     }
     if args.json {

@@ -319,9 +319,11 @@ impl<'a> Pipeline<'a> {
     ) -> miette::Result<Graph> {
         let file = self.stage_file(name);
         let figures = file.with_extension("json");
-        if figures.is_file() {
+        if figures.is_file() && file.is_file() {
             rows.push(runs::read_json(&figures)?);
-            return Ok(load(&file, &LoadOptions::default())?);
+            return load(&file, &LoadOptions::default()).map_err(|e| {
+                Error::failed(e.to_string(), "the file is damaged; delete it and resume the run, which makes it anew")
+            });
         }
         let graph = make()?;
         save(&graph, &file)?;

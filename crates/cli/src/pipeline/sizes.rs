@@ -103,7 +103,10 @@ pub fn best_size(
         }
     }
     match best {
-        Some((imgsz, _)) => Ok((imgsz, known)),
+        Some((imgsz, _)) => {
+            ui::note(format_args!("{imgsz} px promise most"));
+            Ok((imgsz, known))
+        }
         None => {
             let listed = ui::listed(&sizes.iter().map(usize::to_string).collect::<Vec<_>>(), sizes.len());
             let what = format!("the budget cannot be met with images of any of these sizes: {listed}");

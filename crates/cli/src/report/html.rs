@@ -152,10 +152,12 @@ fn signed(value: f64, digits: usize) -> String {
 }
 
 fn stage_table(page: &mut String, stages: &[StageRow]) {
-    page.push_str(
-        "<div class=\"scroll\"><table><thead><tr><th>stage</th><th>parameters</th><th>MACs</th><th>file</th><th>mAP50</th>\
-         <th>mAP50-95</th>",
-    );
+    page.push_str("<div class=\"scroll\"><table><thead><tr><th>stage</th>");
+    let resized = stages.iter().any(|s| s.imgsz != stages[0].imgsz);
+    if resized {
+        page.push_str("<th>images</th>");
+    }
+    page.push_str("<th>parameters</th><th>MACs</th><th>file</th><th>mAP50</th><th>mAP50-95</th>");
     let tested = stages.iter().any(|s| s.test.is_some());
     if tested {
         page.push_str("<th>test mAP50</th><th>test mAP50-95</th>");
@@ -171,9 +173,10 @@ fn stage_table(page: &mut String, stages: &[StageRow]) {
             None if tested => "<td>–</td><td>–</td>".into(),
             None => String::new(),
         };
+        let images = if resized { format!("<td>{px}×{px} px</td>", px = row.imgsz) } else { String::new() };
         let _ = write!(
             page,
-            "<tr{}><td><span class=\"swatch\" style=\"background:{}\"></span>{}</td><td>{}{}</td><td>{}{}</td><td>{}{}</td>\
+            "<tr{}><td><span class=\"swatch\" style=\"background:{}\"></span>{}</td>{images}<td>{}{}</td><td>{}{}</td><td>{}{}</td>\
              <td>{}</td><td>{}</td>{test}<td>{}</td></tr>",
             if i + 1 == stages.len() { " class=\"last\"" } else { "" },
             plots::stage_colour(i, stages.len()),

@@ -134,6 +134,17 @@ fn text_from_outside_stays_text() {
 }
 
 #[test]
+fn sizes_are_told_where_they_differ() {
+    let mut data = sample();
+    assert!(!render(&data).contains("<th>images</th>"));
+    data.summary.stages[1].imgsz = 256;
+    data.summary.sizes = vec![SizeTrial { imgsz: 256, left: None }];
+    let page = render(&data);
+    assert!(page.contains("<th>images</th>") && page.contains("<td>256×256 px</td>"));
+    assert!(page.contains("<h2>Sizes of images tried</h2>") && page.contains("320×320 px were taken"));
+}
+
+#[test]
 fn an_empty_run_still_renders() {
     let mut data = sample();
     data.summary.stages.clear();
