@@ -142,6 +142,10 @@ fn sizes_are_told_where_they_differ() {
     let page = render(&data);
     assert!(page.contains("<th>images</th>") && page.contains("<td>256×256 px</td>"));
     assert!(page.contains("<h2>Sizes of images tried</h2>") && page.contains("320×320 px were taken"));
+    data.summary.targets.clear();
+    let page = render(&data);
+    assert!(page.contains("<h2>Sizes of images tried</h2>") && page.contains("<h2>Cuts tried</h2>"));
+    assert!(!page.contains("<h2>Targets</h2>") && !page.contains("Predicted by the plan"));
 }
 
 #[test]
