@@ -29,7 +29,7 @@ pub fn is_bare(path: &Path, format: Option<Format>) -> bool {
 /// The dataset at `path`, or the images of a bare folder as one without labels, of the classes `names`.
 pub fn open(path: &Path, options: &OpenOptions, names: &[String]) -> data::Result<Dataset> {
     match is_bare(path, options.format) {
-        true => data::unlabelled(path, names, false),
+        true => data::unlabelled(path, names, options.lenient),
         false => data::open(path, options),
     }
 }

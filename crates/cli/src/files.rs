@@ -3,6 +3,8 @@
 use std::io;
 use std::path::Path;
 
+use graph::format::UNFINISHED;
+
 use crate::exit::Error;
 
 /// Whether both paths lead to one file that is there.
@@ -39,7 +41,7 @@ pub fn spares(out: &Path, model: &Path) -> miette::Result<()> {
 
 /// Tries whether files can be written into `folder`: better found now than after hours.
 pub fn try_folder(folder: &Path) -> io::Result<()> {
-    let probe = folder.join(".prunella-probe");
+    let probe = folder.join(format!("{UNFINISHED}probe"));
     std::fs::write(&probe, b"")?;
     std::fs::remove_file(&probe)
 }

@@ -20,6 +20,9 @@ const MARKS: [&str; 3] = ["recipe.toml", "compare.toml", "analysis.json"];
 /// The file in a run's folder that is locked while somebody works there.
 const LOCK: &str = ".lock";
 
+/// What to do about a file of a run that does not load.
+pub const DAMAGED: &str = "the file is damaged; delete it and resume the run, which makes it anew";
+
 /// Kinds of runs that `--resume` goes on with.
 const RESUMED: [&str; 2] = ["train", "compress"];
 
@@ -207,7 +210,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> miette::Result<T> {
     let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, &e))?;
     serde_json::from_slice(&bytes).map_err(|e| {
         let what = format!("`{}`: {e}", path.display());
-        Error::failed(what, "the file is damaged; delete it and resume the run, which makes it anew")
+        Error::failed(what, DAMAGED)
     })
 }
 

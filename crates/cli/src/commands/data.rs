@@ -18,12 +18,16 @@ pub fn run(args: &Data) -> miette::Result<Exit> {
 
 fn check(args: &DataCheck) -> miette::Result<Exit> {
     let options = OpenOptions { lenient: true, ..args.form.options() };
+    // A folder without images is told what a dataset looks like.
     let images = match answers::is_bare(&args.data, options.format) {
-        true => data::unlabelled(&args.data, &[], true).ok(),
+        true => answers::open(&args.data, &options, &[]).ok(),
         false => None,
     };
     let is_bare = images.is_some();
-    let dataset = images.map_or_else(|| data::open(&args.data, &options), Ok)?;
+    let dataset = match images {
+        Some(images) => images,
+        None => data::open(&args.data, &options)?,
+    };
     let spinner = ui::spinner("Checking");
     let mut report = doctor::check(&dataset);
     spinner.finish_and_clear();

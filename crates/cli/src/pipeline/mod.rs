@@ -321,9 +321,8 @@ impl<'a> Pipeline<'a> {
         let figures = file.with_extension("json");
         if figures.is_file() && file.is_file() {
             rows.push(runs::read_json(&figures)?);
-            return load(&file, &LoadOptions::default()).map_err(|e| {
-                Error::failed(e.to_string(), "the file is damaged; delete it and resume the run, which makes it anew")
-            });
+            let loaded = load(&file, &LoadOptions::default());
+            return loaded.map_err(|e| Error::failed(e.to_string(), runs::DAMAGED));
         }
         let graph = make()?;
         save(&graph, &file)?;

@@ -10,7 +10,7 @@ use crate::int8::{CALIBRATION_IMAGES, Int8};
 use crate::onnx::export_verified;
 use crate::report::{
     KindTime, LayerChannels, PrCurve, PrPanel, ReportData, SizeTrial, StageRow, Summary, TargetRow, Trials, mean_curve,
-    render,
+    render, resized,
 };
 use crate::speed::Speed;
 use crate::ui::{Column, Table};
@@ -167,7 +167,7 @@ pub fn stage_table(stages: &[StageRow]) -> String {
         columns.extend([Column::number("test 50"), Column::number("test 50-95")]);
     }
     columns.push(Column::number("ms"));
-    let resized = stages.iter().any(|s| s.imgsz != stages[0].imgsz);
+    let resized = resized(stages);
     if resized {
         columns.insert(1, Column::number("imgsz"));
     }

@@ -153,7 +153,7 @@ fn signed(value: f64, digits: usize) -> String {
 
 fn stage_table(page: &mut String, stages: &[StageRow]) {
     page.push_str("<div class=\"scroll\"><table><thead><tr><th>stage</th>");
-    let resized = stages.iter().any(|s| s.imgsz != stages[0].imgsz);
+    let resized = super::resized(stages);
     if resized {
         page.push_str("<th>images</th>");
     }

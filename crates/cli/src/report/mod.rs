@@ -21,8 +21,9 @@ use train::sparse::GammaHistogram;
 /// The state of the detector after one stage: a row of the stage table, and of summary.json.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StageRow {
-    /// `dense`, `sparse`, `masked`, `folded`, `replaced`, `trimmed`, `reconstructed`, `restarted`, `recalibrated`, `healed`; and `kept`
-    /// where the last of those did harm and the detector before it is the outcome. With `-1` and so on in rounds before the last.
+    /// `dense`, `sparse`, `masked`, `folded`, `replaced`, `trimmed`, `reconstructed`, `restarted`, `recalibrated`, `healed`; `averaged`
+    /// where an average of that and the detector before it is better than both, and `kept` where the last of those did harm and the
+    /// detector before it is the outcome. With `-1` and so on in rounds before the last.
     pub stage: String,
     /// Height and width of its images in pixels.
     #[serde(default)]
@@ -47,6 +48,11 @@ pub struct StageRow {
 pub struct Accuracy {
     pub map50: f64,
     pub map50_95: f64,
+}
+
+/// Whether the stages are not all for images of one size.
+pub fn resized(stages: &[StageRow]) -> bool {
+    stages.iter().any(|s| s.imgsz != stages[0].imgsz)
 }
 
 /// summary.json: what a run came to.

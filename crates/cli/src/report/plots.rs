@@ -46,6 +46,14 @@ impl Frame {
         let _ = write!(svg, r#"<path class="grid" d="M{x0:.1} {py:.1}H{x1:.1}"/>"#);
         let _ = write!(svg, r#"<text x="{:.1}" y="{:.1}" text-anchor="end">{label}</text>"#, x0 - 8.0, py + 3.5);
     }
+
+    /// Round values of x, which begins at nought, on a line of text at `y` in the drawing.
+    fn ticks(&self, svg: &mut String, y: f64) {
+        for (value, text) in ticks(self.x[1]) {
+            let x = self.px(value);
+            let _ = write!(svg, r#"<text x="{x:.1}" y="{y:.1}" text-anchor="middle">{text}</text>"#);
+        }
+    }
 }
 
 fn open(width: f64, height: f64, title: &str) -> String {
@@ -99,7 +107,7 @@ pub fn gammas(histograms: &[GammaHistogram]) -> String {
         histograms.iter().rev().step_by(keep).collect::<Vec<_>>().into_iter().rev().collect();
     let (width, step, ridge) = (1000.0, 19.0, 58.0);
     let height = ridge + step * shown.len() as f64 + 34.0;
-    let max = shown.iter().map(|h| f64::from(h.top)).fold(f64::MIN_POSITIVE, f64::max);
+    let max = some(shown.iter().map(|h| f64::from(h.top)).fold(0.0, f64::max));
     let tallest = shown.iter().flat_map(|h| &h.counts).copied().max().map_or(1.0, f64::from).max(1.0);
     let mut svg = open(width, height, "Histogram of |gamma| after each epoch");
     let _ = write!(svg, r#"<text x="62" y="12" text-anchor="end">epoch</text>"#);
@@ -124,11 +132,7 @@ pub fn gammas(histograms: &[GammaHistogram]) -> String {
         let _ = write!(svg, r#"<text x="{width}" y="{:.1}" text-anchor="end">{zero:.0} %</text>"#, y + 1.0);
     }
     let frame = Frame { left: 76.0, top: 0.0, width: 840.0, height, x: [0.0, max], y: [0.0, 1.0] };
-    for i in 0..=4 {
-        let value = max * f64::from(i) / 4.0;
-        let (x, y) = (frame.px(value), height - 12.0);
-        let _ = write!(svg, r#"<text x="{x:.1}" y="{y:.1}" text-anchor="middle">{value:.2}</text>"#);
-    }
+    frame.ticks(&mut svg, height - 12.0);
     svg.push_str("</svg>");
     svg
 }
@@ -180,8 +184,7 @@ pub struct Point {
 pub fn frontier(label: &str, clouds: &[Cloud]) -> String {
     let (width, height) = (520.0, 330.0);
     let points = || clouds.iter().flat_map(|c| &c.points).filter(|p| p.x.is_finite() && p.y.is_finite());
-    let most = points().map(|p| p.x).fold(0.0, f64::max);
-    let right = if most > 0.0 { most * 1.08 } else { 1.0 };
+    let right = some(points().map(|p| p.x).fold(0.0, f64::max) * 1.08);
     let low = points().map(|p| p.y - p.deviation).fold(f64::INFINITY, f64::min).clamp(0.0, 1.0);
     let high = points().map(|p| p.y + p.deviation).fold(low, f64::max);
     // From nought up, points that differ by what matters would lie on each other.
@@ -195,10 +198,7 @@ pub fn frontier(label: &str, clouds: &[Cloud]) -> String {
         let value = rule as f64 * step;
         frame.rule(&mut svg, value, &format!("{value:.2}"));
     }
-    for (value, text) in ticks(right) {
-        let (x, y) = (frame.px(value), frame.py(frame.y[0]) + 16.0);
-        let _ = write!(svg, r#"<text x="{x:.1}" y="{y:.1}" text-anchor="middle">{text}</text>"#);
-    }
+    frame.ticks(&mut svg, frame.py(frame.y[0]) + 16.0);
     let middle = frame.px(right / 2.0);
     let _ = write!(svg, r#"<text x="{middle:.1}" y="{:.1}" text-anchor="middle">{label}</text>"#, height - 18.0);
     for (i, cloud) in clouds.iter().enumerate() {
@@ -228,6 +228,11 @@ pub fn frontier(label: &str, clouds: &[Cloud]) -> String {
     }
     svg.push_str("</svg>");
     svg
+}
+
+/// `most`, or 1 where there is nothing to draw: an axis has to have a length.
+fn some(most: f64) -> f64 {
+    if most > 0.0 { most } else { 1.0 }
 }
 
 /// Round values from 0 to `right`, five or so, with as many digits as tell them apart.
