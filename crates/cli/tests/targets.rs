@@ -147,8 +147,9 @@ fn the_largest_cut_within_a_drop_is_found_and_remembered() {
     }
     let dir = tempfile::tempdir().expect("a folder");
     squares(dir.path(), [6, 6], &["square"]);
-    let run =
-        format!("compress --model {{shared}}/{MODEL} --data ds --imgsz 64 --epochs 1 --batch 6 --max-drop 1 --out run");
+    let run = format!(
+        "compress --model {{shared}}/{MODEL} --data ds --imgsz 96,64 --epochs 1 --batch 6 --max-drop 1 --multiple 32 --out run"
+    );
     let (code, _, err) = prunella(dir.path(), &run);
     assert_eq!(code, 0, "{err}");
     let summary = fs::read_to_string(dir.path().join("run/summary.json")).expect("a summary");
@@ -161,6 +162,10 @@ fn the_largest_cut_within_a_drop_is_found_and_remembered() {
     let macs = |stage: &Value| stage["macs"].as_f64().expect("a number");
     let kept = macs(stages.last().expect("a stage")) / macs(&stages[0]);
     assert!(kept <= share && kept > share - 0.02, "{kept} kept, {share} found");
+    // The least that can be made is made with the smallest images.
+    let sizes = |of: &[Value]| of.iter().filter_map(|of| of["imgsz"].as_u64()).collect::<Vec<_>>();
+    assert!([96, 64].iter().all(|size| sizes(trials).contains(size)), "{trials:?}");
+    assert_eq!([sizes(stages)[0], *sizes(stages).last().expect("a stage")], [96, 64]);
     assert!(err.contains("before healing"), "{err}");
     let (code, _, err) = prunella(dir.path(), &format!("{run} --resume"));
     assert!(code == 0, "{err}");

@@ -114,7 +114,8 @@ pub struct Prune {
     #[command(flatten)]
     pub form: DataForm,
     /// Height and width in pixels of those images [default: the detector's own]. Several, such as 320,256,192: shares are of the
-    /// detector at the first of them, and what is written is cut for the one at which it is most accurate on `val`
+    /// detector at the first of them, and what is written is cut for the one at which it is most accurate on `val`, or needs least to
+    /// keep within `--max-drop`
     #[arg(long, value_name = "PIXELS", value_delimiter = ',', value_parser = positive)]
     pub imgsz: Vec<usize>,
     /// Seed of all randomness
@@ -157,7 +158,8 @@ pub struct Compress {
     #[arg(long, value_enum)]
     pub similarity: Option<SimilarityMode>,
     /// Height and width in pixels [default: the detector's own]. Several, such as 320,256,192: the first is the dense detector's, which
-    /// shares of a budget are of; the slim one has the one that promises most after cutting at each
+    /// shares of a budget are of; the slim one has the one that promises most after cutting at each, or needs least to keep within
+    /// `--max-drop`
     #[arg(long, value_name = "PIXELS", value_delimiter = ',', value_parser = positive)]
     pub imgsz: Vec<usize>,
     /// Epochs of dense fine-tuning (where the detector does not know the dataset's classes) and of healing; 0 trains

@@ -13,7 +13,7 @@ use crate::args::Prune;
 use crate::detector::image_sizes;
 use crate::exit::{Error, Exit};
 use crate::pipeline::cut::{CALIBRATION_IMAGES, Calibration, Cut, Outcome};
-use crate::pipeline::{Goal, best_size, search, size_of, suggest, with_images_of};
+use crate::pipeline::{Found, Goal, best_size, search, size_of, suggest, with_images_of};
 use crate::report::{Left, Trials};
 use crate::score::{Judge, by_place};
 use crate::speed::Speed;
@@ -68,13 +68,15 @@ pub fn run(args: &Prune) -> miette::Result<Exit> {
         _ => None,
     };
     let jobs = sizes.iter().map(|&imgsz| Job::new(args, &model, imgsz, dataset.as_ref(), share));
-    let jobs = jobs.collect::<miette::Result<Vec<_>>>()?;
+    let mut jobs = jobs.collect::<miette::Result<Vec<_>>>()?;
     let judged_by = labelled.as_ref().or(dataset.as_ref());
     let mut budget = args.budget.budget();
-    if let (Some(max_drop), Some(dataset)) = (args.budget.max_drop, judged_by) {
-        budget.macs = Some(jobs[0].largest_cut(dataset, max_drop)?);
-    }
     let reference = size_of(&jobs[0].model, jobs[0].speed.as_ref().map(|speed| &speed.latency))?;
+    if let (Some(max_drop), Some(dataset)) = (args.budget.max_drop, judged_by) {
+        let found = largest_cut(&jobs, reference, dataset, max_drop)?;
+        budget.macs = Some(found.macs);
+        jobs.retain(|job| job.imgsz() == found.imgsz);
+    }
     // What cannot be reached with the smallest images can be with none.
     if let Some(smallest) = jobs.iter().min_by_key(|job| job.model.meta.imgsz) {
         smallest.goal(&budget, reference)?.within_reach(smallest.cut())?;
@@ -106,10 +108,6 @@ fn sizes(args: &Prune, model: &Graph) -> miette::Result<Vec<usize>> {
     let sizes = image_sizes(model, &args.imgsz)?;
     if sizes.len() > 1 && args.data.is_none() {
         return Err(Error::usage("of several `--imgsz` the most accurate is measured on images", "give `--data`"));
-    }
-    if sizes.len() > 1 && args.budget.max_drop.is_some() {
-        let help = "give one `--imgsz`, or a budget such as `--macs 0.25`";
-        return Err(Error::usage("`--max-drop` looks for a cut on images of one size", help));
     }
     Ok(sizes)
 }
@@ -169,6 +167,11 @@ impl<'a> Job<'a> {
         })
     }
 
+    /// Height and width of its images in pixels.
+    fn imgsz(&self) -> usize {
+        self.model.meta.imgsz[0]
+    }
+
     fn cut(&self) -> Cut<'_> {
         Cut { importance: &self.importance, similarity: &self.similarity, similarity_share: self.share }
     }
@@ -199,31 +202,37 @@ impl<'a> Job<'a> {
 
     /// Who measures on `val`, on images of the job's size.
     fn judge<'d>(&self, dataset: &'d Dataset) -> miette::Result<Judge<'d>> {
-        Judge::new(dataset, "val", self.model.meta.imgsz[0], self.model.meta.family)
+        Judge::new(dataset, "val", self.imgsz(), self.model.meta.family)
     }
+}
 
-    /// The share of the multiply-accumulates to keep so that mAP50-95 on `val` falls by no more than `max_drop`.
-    fn largest_cut(&self, dataset: &Dataset, max_drop: f64) -> miette::Result<f64> {
-        tell_split(dataset, "val");
-        let judge = self.judge(dataset)?;
-        let score = |graph: &Graph| judge.score(graph, &mut Counter::default()).map(|map| map.map50_95);
-        let known = Trials { dense: score(&self.model)?, trials: vec![] };
-        let _held = self.cut().hold(&self.model, self.calibration.as_ref())?;
-        let cut = |macs: f64| {
-            let budget = Budget { macs: Some(macs), ..Budget::default() };
-            self.made(Goal::new(&budget, &self.model, None)?)?.map(|made| score(&made.slim)).transpose()
-        };
-        Ok(search(max_drop, known, cut, |_| Ok(()))?.0)
-    }
+/// The largest cut by one of `jobs` that costs no more than `max_drop` of the mAP50-95 that the model of the first has on `val`;
+/// `reference` is the size of that model.
+fn largest_cut(jobs: &[Job], reference: Size, dataset: &Dataset, max_drop: f64) -> miette::Result<Found> {
+    tell_split(dataset, "val");
+    let score = |judge: &Judge, graph: &Graph| judge.score(graph, &mut Counter::default()).map(|map| map.map50_95);
+    let known = Trials { dense: score(&jobs[0].judge(dataset)?, &jobs[0].model)?, trials: vec![] };
+    let sizes: Vec<usize> = jobs.iter().map(Job::imgsz).collect();
+    let at = |imgsz: usize| {
+        let job = jobs.iter().find(|job| job.imgsz() == imgsz).expect("a size of one of them");
+        let judge = job.judge(dataset)?;
+        let held = job.cut().hold(&job.model, job.calibration.as_ref())?;
+        Ok(move |macs: f64| {
+            let _held = &held;
+            let goal = job.goal(&Budget { macs: Some(macs), ..Budget::default() }, reference)?;
+            job.made(goal)?.map(|made| score(&judge, &made.slim)).transpose()
+        })
+    };
+    Ok(search(&sizes, max_drop, known, at, |_| Ok(()))?.0)
 }
 
 /// The cut of that one of `jobs` which leaves most accuracy.
 fn best(jobs: &[Job], budget: &Budget, reference: Size, dataset: &Dataset) -> miette::Result<Made> {
     tell_split(dataset, "val");
     let mut cuts = vec![];
-    let sizes: Vec<usize> = jobs.iter().map(|job| job.model.meta.imgsz[0]).collect();
+    let sizes: Vec<usize> = jobs.iter().map(Job::imgsz).collect();
     let cut = |imgsz: usize| {
-        let Some(job) = jobs.iter().find(|job| job.model.meta.imgsz[0] == imgsz) else { return Ok(None) };
+        let Some(job) = jobs.iter().find(|job| job.imgsz() == imgsz) else { return Ok(None) };
         let Some(made) = job.made(job.goal(budget, reference)?)? else { return Ok(None) };
         let left = left(&job.model, &made.slim, &job.judge(dataset)?)?;
         cuts.push((imgsz, made));

@@ -50,6 +50,7 @@ impl Goal {
     ///
     /// # Errors
     /// As for [`Goal::of`].
+    #[cfg(test)]
     pub fn new(budget: &Budget, dense: &Graph, latency: Option<Arc<Latency>>) -> miette::Result<Self> {
         Self::of(budget, size_of(dense, latency.as_deref())?, dense, latency)
     }

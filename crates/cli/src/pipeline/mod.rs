@@ -36,7 +36,7 @@ use crate::speed::{Speed, side_by_side};
 use crate::training::{Bars, Counter};
 use crate::{splits, ui};
 
-pub use drop::search;
+pub use drop::{Found, search};
 pub use goal::{Goal, size_of};
 pub use methods::{LONGER, METHODS, Method};
 pub use outcome::stage_table;
@@ -77,6 +77,17 @@ struct Healing<'a> {
     dense: &'a Graph,
     /// mAP50-95 of what it starts from, where that is worth keeping.
     standing: Option<f64>,
+}
+
+/// What the slim detector is to come down to, and how that was found.
+struct Aim {
+    /// Height and width of its images in pixels.
+    imgsz: usize,
+    budget: Budget,
+    /// What the budget leaves at each size, where there are several.
+    sizes: Vec<SizeTrial>,
+    /// The cuts that were tried, where the largest within a drop was looked for.
+    trials: Option<Trials>,
 }
 
 /// One stage, as its JSON file holds it.
@@ -152,20 +163,21 @@ impl<'a> Pipeline<'a> {
         self.ready()?;
         let mut rows = vec![];
         let dense = self.first(&mut rows, model)?;
-        let (imgsz, sizes) = self.size_of_slim(&dense, standing(rows.first()))?;
-        match imgsz == self.imgsz {
-            true => self.compress(&dense, rows, sizes),
-            false => self.at(imgsz)?.compress(&dense, rows, sizes),
+        let standing = standing(rows.first());
+        let aim = match self.recipe.max_drop {
+            Some(drop) => self.largest_cut(&dense, drop, standing)?,
+            None => self.size_of_slim(&dense, standing)?,
+        };
+        match aim.imgsz == self.imgsz {
+            true => self.compress(&dense, rows, aim),
+            false => self.at(aim.imgsz)?.compress(&dense, rows, aim),
         }
     }
 
-    /// Everything that comes after dense training, on images of one size: `rows` holds the stages there are, `sizes` what other
-    /// sizes came to.
-    fn compress(&self, dense: &Graph, rows: Vec<Stage>, sizes: Vec<SizeTrial>) -> miette::Result<Summary> {
+    /// Everything that comes after dense training, towards `aim` on images of its size: `rows` holds the stages there are.
+    fn compress(&self, dense: &Graph, rows: Vec<Stage>, aim: Aim) -> miette::Result<Summary> {
         let whole = &with_images_of(dense, self.imgsz);
-        let mut recipe = self.recipe.clone();
-        let trials = recipe.max_drop.map(|drop| self.largest_cut(whole, drop, &rows)).transpose()?;
-        recipe.budget.macs = trials.as_ref().map(|(macs, _)| *macs).or(recipe.budget.macs);
+        let mut recipe = Recipe { budget: aim.budget, ..self.recipe.clone() };
         let mut cutter = self.cutter(&mut recipe, dense, whole, rows)?;
         let sparse = match self.recipe.sparse.epochs {
             0 => whole.clone(),
@@ -182,7 +194,7 @@ impl<'a> Pipeline<'a> {
         let Cutter { goal, speed, mut rows, .. } = cutter;
         self.time(&mut rows)?;
         let targets = goal.outcome(&slim)?;
-        let targets = Targets { rows: targets, speed, trials: trials.map(|(_, trials)| trials), sizes };
+        let targets = Targets { rows: targets, speed, trials: aim.trials, sizes: aim.sizes };
         self.finish(dense, &slim, rows, targets)
     }
 
@@ -206,24 +218,24 @@ impl<'a> Pipeline<'a> {
         Ok(Cutter { pipeline: self, recipe, dense: whole, goal, speed, rows })
     }
 
-    /// The size of images that the slim detector is to have, and what all sizes came to where there are several; `standing` is
-    /// the mAP50-95 of `dense` at its own.
-    fn size_of_slim(&self, dense: &Graph, standing: f64) -> miette::Result<(usize, Vec<SizeTrial>)> {
+    /// The recipe's budget at the size of images where it leaves most; `standing` is the mAP50-95 of `dense` at its own.
+    fn size_of_slim(&self, dense: &Graph, standing: f64) -> miette::Result<Aim> {
         let sizes = self.recipe.sizes();
-        if let [only] = sizes[..] {
-            return Ok((only, vec![]));
+        let budget = self.recipe.budget;
+        if let [imgsz] = sizes[..] {
+            return Ok(Aim { imgsz, budget, sizes: vec![], trials: None });
         }
         let file = self.out.join("sizes.json");
         let known = if file.is_file() { runs::read_json(&file)? } else { vec![] };
         let own = self.imgsz;
         let cut = |imgsz| self.trial(imgsz)?.left(dense, Some(standing).filter(|_| imgsz == own));
         let healed = self.recipe.heal.epochs > 0;
-        let (best, trials) = best_size(&sizes, healed, known, cut, |trials| runs::write_json(&file, &trials))?;
+        let (imgsz, sizes) = best_size(&sizes, healed, known, cut, |trials| runs::write_json(&file, &trials))?;
         // Where the run would do what the trial has done, it goes on from there.
         if self.recipe.rounds == 1 && self.recipe.sparse.epochs == 0 {
-            self.trial(best)?.adopt()?;
+            self.trial(imgsz)?.adopt()?;
         }
-        Ok((best, trials))
+        Ok(Aim { imgsz, budget, sizes, trials: None })
     }
 
     /// What the budget leaves of `dense` on images of the run's size, before healing; nothing where it cannot be met. `standing`
@@ -255,8 +267,9 @@ impl<'a> Pipeline<'a> {
         Ok(())
     }
 
-    /// `dense` cut by `recipe` towards `goal` and reconstructed; nothing where that is out of reach.
-    fn unhealed(&self, recipe: &Recipe, dense: &Graph, goal: &mut Goal) -> miette::Result<Option<Graph>> {
+    /// `dense` cut towards `goal` and reconstructed; nothing where that is out of reach.
+    fn unhealed(&self, dense: &Graph, goal: &mut Goal) -> miette::Result<Option<Graph>> {
+        let recipe = self.recipe;
         let outcome = recipe.cut().towards(dense, goal, Some(&self.calibration))?;
         if !goal.met(&outcome.slim)? {
             return Ok(None);
@@ -265,22 +278,25 @@ impl<'a> Pipeline<'a> {
         Ok(Some(if recipe.reconstruct { mended(outcome)? } else { outcome.slim }))
     }
 
-    /// The share of the multiply-accumulates to keep so that `dense` loses no more than `max_drop` before healing.
-    fn largest_cut(&self, dense: &Graph, max_drop: f64, rows: &[Stage]) -> miette::Result<(f64, Trials)> {
+    /// The largest cut of `dense` that loses no more than `max_drop` of its mAP50-95 `standing` before healing.
+    fn largest_cut(&self, dense: &Graph, max_drop: f64, standing: f64) -> miette::Result<Aim> {
         let recipe = self.recipe;
         let file = self.out.join("drop.json");
-        let known = if file.is_file() {
-            runs::read_json(&file)?
-        } else {
-            Trials { dense: standing(rows.first()), trials: vec![] }
+        let known = if file.is_file() { runs::read_json(&file)? } else { Trials { dense: standing, trials: vec![] } };
+        let reference = size_of(dense, None)?;
+        let budget = |macs: f64| Budget { macs: Some(macs), ..Budget::default() };
+        let at = |imgsz: usize| {
+            let (pipeline, whole) = (self.at(imgsz)?, with_images_of(dense, imgsz));
+            let held = recipe.cut().hold(&whole, Some(&pipeline.calibration))?;
+            Ok(move |macs: f64| {
+                let _held = &held;
+                let slim = pipeline.unhealed(&whole, &mut Goal::of(&budget(macs), reference, &whole, None)?)?;
+                slim.map(|slim| Ok(pipeline.judges[0].score(&slim, &mut Counter::default())?.map50_95)).transpose()
+            })
         };
-        let _held = recipe.cut().hold(dense, Some(&self.calibration))?;
-        let trial = |macs: f64| {
-            let budget = Budget { macs: Some(macs), ..Budget::default() };
-            let slim = self.unhealed(recipe, dense, &mut Goal::new(&budget, dense, None)?)?;
-            slim.map(|slim| Ok(self.judges[0].score(&slim, &mut Counter::default())?.map50_95)).transpose()
-        };
-        search(max_drop, known, trial, |trials| runs::write_json(&file, trials))
+        let (Found { macs, imgsz }, trials) =
+            search(&recipe.sizes(), max_drop, known, at, |trials| runs::write_json(&file, trials))?;
+        Ok(Aim { imgsz, budget: budget(macs), sizes: vec![], trials: Some(trials) })
     }
 
     /// Sparse training towards the share of channels that stage 1 will remove, judged with fresh statistics: moving

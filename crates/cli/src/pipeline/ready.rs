@@ -26,10 +26,6 @@ impl Recipe {
         if !(0.0..=1.0).contains(&self.similarity_share) {
             return refused(format!("`similarity_share` is {}, not between 0 and 1", self.similarity_share));
         }
-        if self.sizes.len() > 1 && self.max_drop.is_some() {
-            let help = "give one `--imgsz`, or a budget such as `--macs 0.25`";
-            return Err(Error::usage("`--max-drop` looks for a cut on images of one size", help));
-        }
         self.importance.limits.check()?;
         self.similarity.check()?;
         for (name, training) in [("dense", &self.dense), ("sparse", &self.sparse), ("heal", &self.heal)] {
@@ -105,7 +101,6 @@ mod tests {
             ("`calibration_images` is 0", &|r| r.calibration_images = 0),
             ("`ridge` is -1", &|r| r.similarity.ridge = -1.0),
             ("`dense.imgsz` is 320", &|r| r.dense.imgsz = 320),
-            ("`--max-drop` looks for a cut", &|r| (r.sizes, r.max_drop) = (vec![64, 32], Some(0.1))),
             ("in the recipe's `heal`, `lr0` is -1", &|r| r.heal.schedule.lr0 = -1.0),
             ("in the recipe's `dense`, `nominal_batch` is 0", &|r| r.dense.nominal_batch = 0),
         ] {

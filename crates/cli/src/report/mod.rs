@@ -114,6 +114,8 @@ impl TargetRow {
 /// One cut that was tried.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trial {
+    /// Height and width of the images in pixels.
+    pub imgsz: usize,
     /// Share of the multiply-accumulates kept.
     pub macs: f64,
     /// mAP50-95 on `val` after the cut, before healing; none where the cut cannot be made.

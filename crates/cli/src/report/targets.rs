@@ -36,10 +36,11 @@ pub fn targets(page: &mut String, data: &ReportData) {
     if let Some(trials) = &summary.trials {
         let hint = format!("Each judged after reconstruction and before healing; mAP50-95 was {:.4}.", trials.dense);
         section(page, "Cuts tried", &hint);
-        head(page, &["MACs kept", "mAP50-95", "drop"]);
+        head(page, &["images", "MACs kept", "mAP50-95", "drop"]);
         for trial in &trials.trials {
+            let size = format!("{px}×{px} px", px = trial.imgsz);
             let drop = trial.map50_95.map(|map| trials.dense - map);
-            line(page, &[&format!("{:.3}", trial.macs), &ui::fixed(trial.map50_95, 4), &ui::fixed(drop, 4)]);
+            line(page, &[&size, &format!("{:.3}", trial.macs), &ui::fixed(trial.map50_95, 4), &ui::fixed(drop, 4)]);
         }
         page.push_str("</tbody></table></div></section>\n");
     }

@@ -76,7 +76,10 @@ fn sample() -> ReportData {
                 reference: 24.0,
             }],
             sizes: vec![],
-            trials: Some(Trials { dense: 0.561, trials: vec![Trial { macs: 0.525, map50_95: Some(0.55) }] }),
+            trials: Some(Trials {
+                dense: 0.561,
+                trials: vec![Trial { imgsz: 320, macs: 0.525, map50_95: Some(0.55) }],
+            }),
             int8: Some(Outcome {
                 calibration_images: 128,
                 validation_images: 87,
