@@ -115,6 +115,7 @@ impl TargetRow {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trial {
     /// Height and width of the images in pixels.
+    #[serde(default)]
     pub imgsz: usize,
     /// Share of the multiply-accumulates kept.
     pub macs: f64,

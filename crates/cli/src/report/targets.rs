@@ -36,11 +36,14 @@ pub fn targets(page: &mut String, data: &ReportData) {
     if let Some(trials) = &summary.trials {
         let hint = format!("Each judged after reconstruction and before healing; mAP50-95 was {:.4}.", trials.dense);
         section(page, "Cuts tried", &hint);
-        head(page, &["images", "MACs kept", "mAP50-95", "drop"]);
+        // The first column only where there are several sizes.
+        let from = usize::from(trials.trials.iter().all(|trial| trial.imgsz == trials.trials[0].imgsz));
+        head(page, &["images", "MACs kept", "mAP50-95", "drop"][from..]);
         for trial in &trials.trials {
             let size = format!("{px}×{px} px", px = trial.imgsz);
             let drop = trial.map50_95.map(|map| trials.dense - map);
-            line(page, &[&size, &format!("{:.3}", trial.macs), &ui::fixed(trial.map50_95, 4), &ui::fixed(drop, 4)]);
+            let macs = format!("{:.3}", trial.macs);
+            line(page, &[&size, &macs, &ui::fixed(trial.map50_95, 4), &ui::fixed(drop, 4)].map(String::as_str)[from..]);
         }
         page.push_str("</tbody></table></div></section>\n");
     }

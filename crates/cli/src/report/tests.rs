@@ -146,7 +146,11 @@ fn sizes_are_told_where_they_differ() {
     assert!(page.contains("<th>images</th>") && page.contains("<td>256×256 px</td>"));
     assert!(page.contains("<h2>Sizes of images tried</h2>") && page.contains("320×320 px were taken"));
     data.summary.targets.clear();
+    assert!(!page.contains("<td>320×320 px</td><td>0.525</td>"), "all cuts tried are for images of one size");
+    let trials = data.summary.trials.as_mut().expect("cuts");
+    trials.trials.push(Trial { imgsz: 256, macs: 0.4, map50_95: None });
     let page = render(&data);
+    assert!(page.contains("<td>320×320 px</td><td>0.525</td>") && page.contains("<td>256×256 px</td><td>0.400</td>"));
     assert!(page.contains("<h2>Sizes of images tried</h2>") && page.contains("<h2>Cuts tried</h2>"));
     assert!(!page.contains("<h2>Targets</h2>") && !page.contains("Predicted by the plan"));
 }
