@@ -20,7 +20,7 @@ use crate::{runs, ui};
 const WORTH_KEEPING: f64 = 0.5;
 
 /// Share of the multiply-accumulates below which what is left is healed faster than the recipe says, ...
-const SLIGHT: f64 = 0.25;
+const SLIGHT: f64 = 0.2;
 /// ... and by how much at most.
 const FASTEST: f32 = 2.0;
 
@@ -318,7 +318,7 @@ mod tests {
 
     #[test]
     fn the_less_is_left_the_faster_it_is_healed() {
-        assert_eq!([1.0, 0.25, 0.2, 0.125, 0.01].map(haste), [1.0, 1.0, 1.25, 2.0, 2.0]);
+        assert_eq!([1.0, 0.25, 0.2, 0.16, 0.1, 0.01].map(haste), [1.0, 1.0, 1.0, 1.25, 2.0, 2.0]);
     }
 
     #[test]
