@@ -257,6 +257,7 @@ fn methods_are_compared_on_images_of_every_size() {
     );
     let (code, out, err) = prunella(dir.path(), &run);
     assert_eq!(code, 0, "{err}");
+    assert!(err.contains("\n      healed  "), "{err}");
     let compared: Value = serde_json::from_str(&out).expect("JSON");
     let entries = compared["entries"].as_array().expect("entries");
     let told = entries.iter().map(|e| (e["method"].as_str().expect("a name"), e["imgsz"].as_u64().expect("a size")));
@@ -273,9 +274,13 @@ fn methods_are_compared_on_images_of_every_size() {
     }
     let page = fs::read_to_string(dir.path().join("cmp/report.html")).expect("a report");
     assert!(page.contains("<th>imgsz</th>") && page.contains("prunella, 64 px: "), "a column and points of their own");
-    // One size more joins what has been finished.
-    let (code, _, err) = prunella(dir.path(), &run.replace("96,64", "96,128"));
-    assert!(code == 0 && err.contains("Seed 0, prunella-0.3-128px"), "{err}");
+    // One size more joins what has been finished. Of several jobs every line says which it is of.
+    let (code, _, err) = prunella(dir.path(), &format!("{} --jobs 2", run.replace("96,64", "96,128")));
+    assert_eq!(code, 0, "{err}");
+    for name in ["l1-0.3-128px", "prunella-0.3-128px"] {
+        assert!(err.contains(&format!("\nSeed 0, {name}:       healed  ")), "{err}");
+    }
+    assert!(!err.contains("\n      healed  "), "{err}");
     let compared = fs::read_to_string(dir.path().join("cmp/compare.json")).expect("written");
     let compared: Value = serde_json::from_str(&compared).expect("JSON");
     assert_eq!(compared["entries"].as_array().map(Vec::len), Some(7));

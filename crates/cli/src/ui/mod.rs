@@ -6,6 +6,7 @@ mod number;
 mod progress;
 mod table;
 
+use std::cell::RefCell;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::Path;
@@ -20,6 +21,24 @@ pub use interrupt::on_interrupt;
 pub use number::{bytes, count, fixed, listed};
 pub use progress::{bar, spinner};
 pub use table::{Column, Table};
+
+thread_local! {
+    /// What this thread is at, where others are at something else.
+    static TASK: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Does `work`, all lines and bars of which say that they are of `task`.
+pub fn of_task<T>(task: &str, work: impl FnOnce() -> T) -> T {
+    TASK.set(Some(task.to_owned()));
+    let done = work();
+    TASK.set(None);
+    done
+}
+
+/// `text`, after the task it is of.
+fn told(text: impl Display) -> String {
+    TASK.with_borrow(|task| task.as_ref().map_or_else(|| text.to_string(), |task| format!("{task}: {text}")))
+}
 
 static QUIET: AtomicBool = AtomicBool::new(false);
 
@@ -60,21 +79,22 @@ pub fn json(value: &impl serde::Serialize) -> String {
 /// Writes a line about what is going on to stderr.
 pub fn note(text: impl Display) {
     if !is_quiet() {
-        progress::line(text);
+        progress::line(told(text));
     }
 }
 
 /// Writes a line that tells of something not as it should be, but not in the way either.
 pub fn warn(text: impl Display) {
     if !is_quiet() {
-        progress::line(format_args!("{} {text}", Style::new().for_stderr().yellow().bold().apply_to("warning:")));
+        let yellow = Style::new().for_stderr().yellow().bold();
+        progress::line(format_args!("{} {}", yellow.apply_to("warning:"), told(text)));
     }
 }
 
 /// Writes a line that says what to do.
 pub fn hint(text: impl Display) {
     if !is_quiet() {
-        progress::line(hint_line(text));
+        progress::line(hint_line(told(text)));
     }
 }
 

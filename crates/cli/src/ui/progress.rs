@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::fit::wrapped;
-use super::is_quiet;
+use super::{is_quiet, told};
 
 /// All bars there are: several jobs may show one each.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
@@ -56,7 +56,7 @@ fn shown(bar: ProgressBar) -> ProgressBar {
 
 fn finish(bar: ProgressBar, style: ProgressStyle, what: &str) -> ProgressBar {
     bar.set_style(style);
-    bar.set_prefix(what.to_owned());
+    bar.set_prefix(told(what));
     bar
 }
 

@@ -52,10 +52,12 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
         base.seed = seed;
         base.each_training(|t| t.seed = seed);
         base.skip_dense(&model, &dataset.names);
-        ui::note(format_args!("Seed {seed}: the dense detector"));
+        let task = format!("Seed {seed}");
+        ui::note(format_args!("{task}: the dense detector"));
         let folder = out.join(format!("seed{seed}"));
         let fitted = fit(&model, &dataset, imgsz, seed)?;
-        let dense = Pipeline::new(&base, &dataset, &folder, model.meta.family)?.dense(&fitted)?;
+        let dense = || Pipeline::new(&base, &dataset, &folder, model.meta.family)?.dense(&fitted);
+        let dense = told_apart(args.jobs, &task, dense)?;
         base.dense.epochs = 0;
         Ok(Start { base, folder, dense })
     };
@@ -63,8 +65,9 @@ pub fn run(args: &Compare) -> miette::Result<Exit> {
     let tasks: Vec<(&Start, &Variant)> = starts.iter().flat_map(|s| variants.iter().map(move |v| (s, v))).collect();
     side_by_side(args.jobs, &tasks, |&(start, variant)| {
         let (recipe, name) = (variant.recipe(&start.base), variant.folder_name(imgsz));
-        ui::note(format_args!("Seed {}, {name}: {}", recipe.seed, variant.method.about));
-        finish(&recipe, &dataset, &start.folder.join(name), &start.dense)
+        let task = format!("Seed {}, {name}", recipe.seed);
+        ui::note(format_args!("{task}: {}", variant.method.about));
+        told_apart(args.jobs, &task, || finish(&recipe, &dataset, &start.folder.join(name), &start.dense))
     })?;
     let finished = finished::finished(&out)?;
     let times = finished::times(&finished)?;
@@ -193,6 +196,11 @@ struct Start {
     base: Recipe,
     folder: PathBuf,
     dense: Graph,
+}
+
+/// Does `work`, which says of its lines that they are of `task` where several `jobs` write theirs.
+fn told_apart<T>(jobs: usize, task: &str, work: impl FnOnce() -> T) -> T {
+    if jobs > 1 { ui::of_task(task, work) } else { work() }
 }
 
 /// Runs `work` on every task, `jobs` of them at a time with equal shares of the threads; what came of them, in order. After
