@@ -178,8 +178,7 @@ pub struct Compress {
     /// How weights follow gradients; sparse training keeps to sgd [default: muon]
     #[arg(long, value_enum)]
     pub optimizer: Option<Optimizer>,
-    /// Learning rate at the start [default: 0.01 with sgd, 0.001 with the others; with muon up to twice as much in healing where
-    /// little of the multiply-accumulates is left]
+    /// Learning rate at the start [default: 0.01 with sgd, 0.001 with the others]
     #[arg(long, value_name = "RATE", value_parser = rate)]
     pub lr0: Option<f64>,
     /// Learning rate at the end, as a share of --lr0 [default: 0.01]

@@ -7,7 +7,6 @@ use graph::Graph;
 use prune::{Budget, Criterion, Importance, Similarity};
 use serde::{Deserialize, Serialize};
 use train::TrainConfig;
-use train::optim::OptimKind;
 
 use super::cut::{CALIBRATION_IMAGES, Cut};
 use crate::answers;
@@ -48,8 +47,6 @@ pub struct Recipe {
     pub rounds: usize,
     /// Forget the weights after the cut and train the architecture that is left from nothing.
     pub restart: bool,
-    /// Heal faster than `heal` says where the cut leaves little of the multiply-accumulates. Of Muon alone it is known how much faster.
-    pub raise_rate: bool,
     /// Passes over the training images, 1024 of them at most, in which BatchNorm statistics are estimated anew.
     pub recalibration_epochs: usize,
     /// Instead of a budget: how much of mAP50-95 on `val` the cut may cost before healing.
@@ -85,7 +82,6 @@ impl Default for Recipe {
             reconstruct: true,
             rounds: 1,
             restart: false,
-            raise_rate: true,
             recalibration_epochs: 2,
             max_drop: None,
             multiple_by_speed: true,
@@ -114,11 +110,6 @@ impl Recipe {
     /// How to read the dataset.
     pub fn form(&self) -> OpenOptions {
         OpenOptions { format: self.data_format, images: self.images.clone(), ..OpenOptions::default() }
-    }
-
-    /// Whether healing goes faster where the cut leaves little.
-    pub fn raises_rate(&self) -> bool {
-        self.raise_rate && matches!(self.heal.optimizer.kind, OptimKind::Muon { .. })
     }
 
     /// The sizes to choose from.

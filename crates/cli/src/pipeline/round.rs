@@ -3,7 +3,7 @@
 //! One is the rule. Where there are several, each cuts what the one before has healed by the same factor and is healed for its
 //! share of the epochs: iterative pruning (Han et al., "Learning both weights and connections", 2015) at equal budget.
 
-use graph::{Graph, cost};
+use graph::Graph;
 use prune::{Latency, Plan, Target, surgery};
 use serde::{Deserialize, Serialize};
 use train::TrainConfig;
@@ -18,11 +18,6 @@ use crate::{runs, ui};
 /// Share of the dense detector's mAP50-95 from which what healing starts from is worth keeping: healing is to begin again rather than
 /// to lose it, and may go a part of the way only.
 const WORTH_KEEPING: f64 = 0.5;
-
-/// Share of the multiply-accumulates below which what is left is healed faster than the recipe says, ...
-const SLIGHT: f64 = 0.2;
-/// ... and by how much at most.
-const FASTEST: f32 = 2.0;
 
 /// Shares of the healed weights in the averages that are tried, the others being those that healing started from.
 const SHARES: [f32; 3] = [0.25, 0.5, 0.75];
@@ -72,12 +67,6 @@ impl Round {
         let left = self.of - self.number;
         Ok(goal.target.part_of_the_way(goal.size(from)?, 1.0 / (left + 1) as f64))
     }
-}
-
-/// How many times as fast as the recipe says a detector is healed that has the share `left` of the multiply-accumulates: few channels
-/// have further to go in as many steps (docs/results/bccd-yolov5n.md, "The rate by what is left").
-fn haste(left: f64) -> f32 {
-    ((SLIGHT / left) as f32).clamp(1.0, FASTEST)
 }
 
 /// What rounds have in common.
@@ -234,16 +223,7 @@ impl Cutter<'_> {
     /// `slim`, of mAP50-95 `standing`, after this round's epochs; or their average, or as it is where those made it worse.
     fn heal(&mut self, round: Round, slim: Graph, standing: f64) -> miette::Result<Graph> {
         let heal = &self.recipe.heal;
-        let mut config = TrainConfig { epochs: round.epochs(heal.epochs), ..heal.clone() };
-        if self.recipe.raises_rate() && config.epochs > 0 {
-            let [left, all] = [&slim, self.dense].map(|graph| cost::total(graph, [self.pipeline.imgsz; 2]));
-            let left = left?.macs as f64 / all?.macs as f64;
-            config.schedule.lr0 *= haste(left);
-            if haste(left) > 1.0 {
-                let rate = config.schedule.lr0;
-                ui::note(format_args!("{:.0} % of the MACs are left: healing at a rate of {rate:.4}", 100.0 * left));
-            }
-        }
+        let config = TrainConfig { epochs: round.epochs(heal.epochs), ..heal.clone() };
         // What was cut without regard to what it says has nothing to lose.
         let worth = super::standing(self.rows.first()) * WORTH_KEEPING;
         let worth_keeping = Some(standing).filter(|standing| *standing > worth);
@@ -315,11 +295,6 @@ impl Cutter<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_less_is_left_the_faster_it_is_healed() {
-        assert_eq!([1.0, 0.25, 0.2, 0.16, 0.1, 0.01].map(haste), [1.0, 1.0, 1.0, 1.25, 2.0, 2.0]);
-    }
 
     #[test]
     fn rounds_share_the_epochs_and_the_last_has_the_names_of_an_only_one() {

@@ -84,8 +84,6 @@ fn over(mut recipe: Recipe, args: &Compress) -> Recipe {
     for t in [&mut recipe.dense, &mut recipe.heal] {
         follow(t, args.optimizer, args.lr0, args.lrf);
     }
-    // A rate that is asked for is the rate.
-    recipe.raise_rate &= args.lr0.is_none();
     recipe.dense.epochs = args.epochs.unwrap_or(recipe.dense.epochs);
     recipe.heal.epochs = args.epochs.unwrap_or(recipe.heal.epochs);
     recipe.sparse.epochs = args.sparse_epochs.unwrap_or(recipe.sparse.epochs);
@@ -163,7 +161,6 @@ mod tests {
         recipe.heal.optimizer.weight_decay = 0.1;
         let mut wanted = recipe.clone();
         (wanted.heal.schedule.lr0, wanted.dense.schedule.lr0) = (0.002, 0.002);
-        wanted.raise_rate = false;
         assert_eq!(over(recipe.clone(), &args("--lr0 0.002")), wanted);
         assert_eq!(over(recipe.clone(), &args("--lr0 0.002 --optimizer muon")), wanted, "it is followed already");
         let sgd = over(recipe, &args("--optimizer sgd"));
@@ -174,7 +171,6 @@ mod tests {
             "YOLOv5's, but for what heals"
         );
         assert_eq!(sgd.sparse, wanted.sparse);
-        assert!(wanted.heal.optimizer.kind != sgd.heal.optimizer.kind && sgd.raise_rate && !sgd.raises_rate());
         assert_eq!(over(Recipe::default(), &args("--epochs 0")).heal.epochs, 0, "no training is a training asked for");
     }
 
