@@ -101,10 +101,10 @@ impl TrainConfig {
         const NOT_NEGATIVE: &str = "at least 0";
         const SHARE: &str = "at least 0 and below 1";
         let Self { optimizer, schedule, .. } = self;
-        let (gain, beta2, eps) = match optimizer.kind {
+        let (spectral, beta2, eps) = match optimizer.kind {
             OptimKind::Sgd { .. } => (1.0, 0.0, 1.0),
             OptimKind::AdamW { beta2, eps } => (1.0, beta2, eps),
-            OptimKind::Muon { gain, beta2, eps } => (gain, beta2, eps),
+            OptimKind::Muon { spectral, beta2, eps } => (spectral, beta2, eps),
         };
         let settings = [
             ("batch", self.batch as f32, self.batch > 0, POSITIVE),
@@ -115,7 +115,7 @@ impl TrainConfig {
             ("boxes", self.boxes, above(self.boxes), POSITIVE),
             ("anchor_t", self.anchor_t, self.anchor_t >= 1.0 && self.anchor_t.is_finite(), "at least 1"),
             ("weight_decay", optimizer.weight_decay, least(optimizer.weight_decay), NOT_NEGATIVE),
-            ("gain", gain, above(gain), POSITIVE),
+            ("spectral", spectral, above(spectral), POSITIVE),
             ("beta2", beta2, share(beta2), SHARE),
             ("eps", eps, above(eps), POSITIVE),
             ("lr0", schedule.lr0, above(schedule.lr0), POSITIVE),
