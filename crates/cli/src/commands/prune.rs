@@ -206,6 +206,11 @@ impl<'a> Job<'a> {
     }
 }
 
+/// That one of `jobs` which is for images of `imgsz`, a size of theirs.
+fn job_at<'a, 'd>(jobs: &'a [Job<'d>], imgsz: usize) -> &'a Job<'d> {
+    jobs.iter().find(|job| job.imgsz() == imgsz).expect("a size of one of them")
+}
+
 /// The largest cut by one of `jobs` that costs no more than `max_drop` of the mAP50-95 that the model of the first has on `val`;
 /// `reference` is the size of that model.
 fn largest_cut(jobs: &[Job], reference: Size, dataset: &Dataset, max_drop: f64) -> miette::Result<Found> {
@@ -214,7 +219,7 @@ fn largest_cut(jobs: &[Job], reference: Size, dataset: &Dataset, max_drop: f64) 
     let known = Trials { dense: score(&jobs[0].judge(dataset)?, &jobs[0].model)?, trials: vec![] };
     let sizes: Vec<usize> = jobs.iter().map(Job::imgsz).collect();
     let at = |imgsz: usize| {
-        let job = jobs.iter().find(|job| job.imgsz() == imgsz).expect("a size of one of them");
+        let job = job_at(jobs, imgsz);
         let judge = job.judge(dataset)?;
         let held = job.cut().hold(&job.model, job.calibration.as_ref())?;
         Ok(move |macs: f64| {
@@ -232,7 +237,7 @@ fn best(jobs: &[Job], budget: &Budget, reference: Size, dataset: &Dataset) -> mi
     let mut cuts = vec![];
     let sizes: Vec<usize> = jobs.iter().map(Job::imgsz).collect();
     let cut = |imgsz: usize| {
-        let Some(job) = jobs.iter().find(|job| job.imgsz() == imgsz) else { return Ok(None) };
+        let job = job_at(jobs, imgsz);
         let Some(made) = job.made(job.goal(budget, reference)?)? else { return Ok(None) };
         let left = left(&job.model, &made.slim, &job.judge(dataset)?)?;
         cuts.push((imgsz, made));
